@@ -1,0 +1,186 @@
+//! Where to listen: how it is written, and what it stands for.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A place to listen at.
+///
+/// ```
+/// use echoserver::Address;
+///
+/// assert_eq!("5555".parse(), Ok(Address::Everywhere(5555)));
+/// assert_eq!(":5555".parse(), Ok(Address::Everywhere(5555)));
+/// assert_eq!("127.0.0.1:7".parse(), Ok(Address::Ip("127.0.0.1:7".parse().unwrap())));
+/// assert_eq!("[::1]:7".parse(), Ok(Address::Ip("[::1]:7".parse().unwrap())));
+/// assert_eq!("localhost:7".parse(), Ok(Address::Host("localhost".to_owned(), 7)));
+/// # #[cfg(unix)]
+/// assert_eq!("unix:/run/echo".parse(), Ok(Address::Path("/run/echo".into())));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Address {
+    /// Every interface, IPv6 and IPv4, at this TCP port. Where there is no IPv6: every IPv4 one.
+    Everywhere(u16),
+    /// One IP address and TCP port. Port 0 picks a free one.
+    Ip(SocketAddr),
+    /// Every IP address that a host name stands for, at this TCP port.
+    Host(String, u16),
+    /// A Unix-domain socket with a path in the file system. A stale socket there is replaced.
+    #[cfg(unix)]
+    Path(PathBuf),
+    /// A Unix-domain socket with a name in Linux's abstract space, which needs no file.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    Abstract(String),
+}
+
+impl Address {
+    /// The addresses to try: all of the first choice, or, where that is not supported, all of the
+    /// second.
+    pub(crate) fn resolve(&self) -> io::Result<(Vec<SocketAddr>, Option<SocketAddr>)> {
+        match self {
+            Self::Everywhere(port) => {
+                let (v6, v4) = (
+                    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+                    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                );
+                Ok((vec![(v6, *port).into()], Some((v4, *port).into())))
+            }
+            Self::Ip(address) => Ok((vec![*address], None)),
+            Self::Host(host, port) => {
+                let mut addresses: Vec<_> = (host.as_str(), *port).to_socket_addrs()?.collect();
+                addresses.sort_unstable();
+                addresses.dedup();
+                Ok((addresses, None))
+            }
+            #[cfg(unix)]
+            _ => Ok((Vec::new(), None)),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everywhere(port) => write!(f, "[::]:{port}"),
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
+            #[cfg(unix)]
+            Self::Path(path) => write!(f, "unix:{}", path.display()),
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Self::Abstract(name) => write!(f, "unix:@{name}"),
+        }
+    }
+}
+
+/// What is wrong with a written address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressError(String);
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    /// Reads `IP:PORT`, `HOST:PORT`, `[V6]:PORT`, `:PORT`, `PORT`, `unix:PATH` or `unix:@NAME`.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix(path);
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Ip(address));
+        }
+        let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(AddressError(format!(
+                "an IPv6 address needs brackets: [{host}]:{port}, or [{text}]:PORT"
+            )));
+        }
+        let port = port.parse().map_err(|_| {
+            let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+            AddressError(match is_number {
+                true => format!("port {port} is not between 0 and 65535"),
+                false => {
+                    "expected IP:PORT, HOST:PORT, [V6]:PORT, :PORT, PORT or unix:PATH".to_owned()
+                }
+            })
+        })?;
+        match host {
+            "" => Ok(Self::Everywhere(port)),
+            _ if host.starts_with('[') => Err(AddressError(format!(
+                "{host} is no IPv6 address in brackets"
+            ))),
+            _ => Ok(Self::Host(host.to_owned(), port)),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn unix(path: &str) -> Result<Address, AddressError> {
+    if path.is_empty() || path == "@" {
+        return Err(AddressError(
+            "unix: needs a path, or @ and a name".to_owned(),
+        ));
+    }
+    match path.strip_prefix('@') {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        Some(name) => Ok(Address::Abstract(name.to_owned())),
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        Some(_) => Err(AddressError(
+            "abstract Unix sockets exist on Linux only".to_owned(),
+        )),
+        None => Ok(Address::Path(path.into())),
+    }
+}
+
+#[cfg(not(unix))]
+fn unix(_path: &str) -> Result<Address, AddressError> {
+    Err(AddressError(
+        "Unix sockets are not supported on this system".to_owned(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, fault) in [
+            ("", "expected IP:PORT"),
+            ("99999", "port 99999 is not between 0 and 65535"),
+            ("localhost:99999", "port 99999"),
+            ("-1", "expected IP:PORT"),
+            ("localhost", "expected IP:PORT"),
+            ("127.0.0.1:", "expected IP:PORT"),
+            ("::1", "needs brackets"),
+            ("[zz]:1", "[zz] is no IPv6 address"),
+            #[cfg(unix)]
+            ("unix:", "needs a path"),
+            #[cfg(unix)]
+            ("unix:@", "needs a path"),
+        ] {
+            let error = text.parse::<Address>().expect_err(text);
+            assert!(error.to_string().contains(fault), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read() {
+        for text in ["[::]:5555", "127.0.0.1:0", "localhost:7", "[::1]:7"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        #[cfg(target_os = "linux")]
+        for text in ["unix:/run/echo.sock", "unix:@echo"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+}

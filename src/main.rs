@@ -1,0 +1,103 @@
+//! The program: arguments, log, signals and exit status round the library's server.
+
+mod cli;
+mod limits;
+mod logging;
+#[cfg(unix)]
+mod signals;
+
+use std::io::{self, Write};
+use std::panic;
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+use echoserver::{Config, Echo, Server};
+
+use crate::cli::Options;
+use crate::logging::Log;
+
+/// Exit statuses, as users expect them.
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = match Options::read() {
+        Ok(options) => options,
+        Err(asked) if !asked.use_stderr() => {
+            // Whether anyone reads the help is not our concern.
+            let _closed = asked.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return complain(&cli::one_line(&error), USAGE),
+    };
+    let log = match Log::start(options.log_level()) {
+        Ok(log) => log,
+        Err(error) => return complain(&format!("cannot start the log: {error}"), FAILURE),
+    };
+    panic::set_hook(Box::new(|panic| {
+        log::error!("{}", panic.to_string().replace('\n', " "));
+    }));
+    let outcome = serve(&options, &log);
+    log.finish();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error.to_string(), FAILURE),
+    }
+}
+
+/// Says what is wrong, in one line, to whoever listens.
+fn complain(what: &str, status: u8) -> ExitCode {
+    let _closed = writeln!(io::stderr(), "echoserver: {what}");
+    ExitCode::from(status)
+}
+
+fn serve(options: &Options, log: &Log) -> io::Result<()> {
+    #[cfg(unix)]
+    let signals = signals::Signals::catch()?;
+    let connections_max = limits::connections_max(options)?;
+    let config = options.config(connections_max);
+    let server = Server::bind(config.clone())?;
+    announce(&server, &config);
+    #[cfg(unix)]
+    let _signals = signals.obey(server.handle(), log.clone())?;
+
+    let stats = server.run(|_peer| Echo)?;
+
+    log::info!("ended: {stats}");
+    match stats.imbalance() {
+        None => {
+            log::info!("balanced: every connection and every byte is accounted for");
+            Ok(())
+        }
+        Some(fault) => {
+            log::error!("not balanced: {fault}");
+            Err(io::Error::other(format!("not balanced: {fault}")))
+        }
+    }
+}
+
+/// Says what is in force, so that the log of a server tells how it was run.
+fn announce(server: &Server, config: &Config) {
+    for address in server.addresses() {
+        log::info!("listening on {address}");
+    }
+    let idle = config
+        .idle_timeout
+        .map_or_else(|| "off".to_owned(), |idle| format!("{idle:?}"));
+    log::info!(
+        "workers: {}, connections: at most {}, buffers: {} each way, backlog: {}, idle timeout: {idle}, \
+         drain timeout: {:?}",
+        config.workers,
+        config.connections_max,
+        ByteSize(config.buffer_size as u64),
+        config.backlog,
+        config.drain_timeout,
+    );
+    log::info!(
+        "memory for connections: at most {} ({} x 2 x {}, and {} kept spare)",
+        ByteSize(config.memory_max()),
+        config.connections_max,
+        ByteSize(config.buffer_size as u64),
+        ByteSize(config.memory_spare_max()),
+    );
+}

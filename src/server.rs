@@ -1,0 +1,332 @@
+//! The server: what it is told, and who owns and joins every thread.
+
+use std::any::Any;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use mio::Poll;
+
+use crate::acceptor::{Acceptor, Gate};
+use crate::address::Address;
+use crate::buffer::{Buffer, Pool};
+use crate::connections::{Limits, millis};
+use crate::handler::Handler;
+use crate::socket::{Listener, Peer};
+use crate::stats::{Counters, Stats};
+use crate::work_queue::WorkQueue;
+use crate::worker::Worker;
+
+/// Connections that may wait in one worker's mailbox.
+const MAILBOX_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// How long a client may take to end its stream once the server has ended its own.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes that a connection may move per turn, in and out, or four of its buffers if that is more.
+const BUDGET_MIN: usize = 256 << 10;
+
+/// What a server is told: a plain struct, to be filled from its [`Default`].
+///
+/// ```
+/// use echoserver::Config;
+///
+/// let config = Config { buffer_size: 4096, connections_max: 1000, ..Config::default() };
+/// assert!(config.memory_max() > 1000 * 2 * 4096);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen. Default: every interface, port 5555.
+    pub listen: Vec<Address>,
+    /// Worker threads, at most [`Config::WORKERS_MAX`]. Default: the CPUs available.
+    pub workers: NonZeroUsize,
+    /// Connections open at once; at the limit accepting pauses, and clients wait in the kernel's
+    /// backlog. Default: 10,000.
+    pub connections_max: usize,
+    /// The most bytes held for one connection in each direction, from 1 to
+    /// [`Buffer::CAPACITY_MAX`]. Default: 64 KiB.
+    pub buffer_size: usize,
+    /// Connections that the kernel may hold until they are accepted; the system may have a lower
+    /// limit of its own. Default: 4096.
+    pub backlog: u32,
+    /// Close a connection that has moved no byte for this long. Default: never.
+    pub idle_timeout: Option<Duration>,
+    /// How long a shutdown may take; who is not done by then is cut off. Default: 5 s.
+    pub drain_timeout: Duration,
+    /// How long a worker without work polls on before it sleeps. It lowers latency and costs up to
+    /// one CPU per worker. Default: 0.
+    pub busy_poll: Duration,
+}
+
+impl Config {
+    /// The largest number of workers.
+    pub const WORKERS_MAX: usize = 1024;
+
+    /// The most bytes that connections can make the server hold in their buffers: two buffers each,
+    /// and what the workers keep spare.
+    #[must_use]
+    pub fn memory_max(&self) -> u64 {
+        let connections = (self.connections_max as u64).saturating_mul(2 * self.buffer_size as u64);
+        connections.saturating_add(self.memory_spare_max())
+    }
+
+    /// The part of [`memory_max`](Self::memory_max) that workers keep for connections to come.
+    #[must_use]
+    pub fn memory_spare_max(&self) -> u64 {
+        self.workers.get() as u64 * Pool::bytes_max(self.buffer_size) as u64
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let fault = if self.listen.is_empty() {
+            "nowhere to listen".to_owned()
+        } else if self.workers.get() > Self::WORKERS_MAX {
+            format!(
+                "{} workers are more than {}",
+                self.workers,
+                Self::WORKERS_MAX
+            )
+        } else if self.buffer_size == 0 || self.buffer_size > Buffer::CAPACITY_MAX {
+            format!(
+                "a buffer of {} bytes is not between 1 byte and 1 GiB",
+                self.buffer_size
+            )
+        } else if self.connections_max == 0 {
+            "a server of no connections".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, fault))
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            buffer_size: self.buffer_size,
+            budget: BUDGET_MIN.max(4 * self.buffer_size) as u64,
+            idle_max: self.idle_timeout.map(millis),
+            linger_max: millis(LINGER_MAX),
+            drain_max: millis(self.drain_timeout),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![Address::Everywhere(5555)],
+            workers: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            connections_max: 10_000,
+            buffer_size: 64 << 10,
+            backlog: 4096,
+            idle_timeout: None,
+            drain_timeout: Duration::from_secs(5),
+            busy_poll: Duration::ZERO,
+        }
+    }
+}
+
+/// A server that listens, and serves once it is [run](Server::run).
+///
+/// ```
+/// use std::thread;
+///
+/// use echoserver::{Config, Echo, Server};
+///
+/// let listen = vec!["127.0.0.1:0".parse()?];
+/// let server = Server::bind(Config { listen, ..Config::default() })?;
+/// println!("listening on {}", server.addresses()[0]);
+/// let handle = server.handle();
+/// let serving = thread::spawn(move || server.run(|_peer| Echo));
+/// handle.shut_down();
+/// let stats = serving.join().unwrap()?;
+/// assert_eq!(stats.accepted, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    listeners: Vec<Listener>,
+    addresses: Vec<Address>,
+    workers: Vec<Worker>,
+    poll: Poll,
+    handle: Handle,
+}
+
+impl Server {
+    /// Listens everywhere that `config` says. Clients can connect from here on; they are served
+    /// once the server [runs](Server::run).
+    ///
+    /// # Errors
+    ///
+    /// One line that names the culprit: an address that cannot be listened on, a value out of its
+    /// bounds ([`io::ErrorKind::InvalidInput`]), or a lack of descriptors for the workers.
+    pub fn bind(config: Config) -> io::Result<Self> {
+        config.check()?;
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            listeners.extend(Listener::bind(address, config.backlog)?);
+        }
+        let addresses = listeners
+            .iter()
+            .map(Listener::address)
+            .collect::<io::Result<_>>()?;
+        let count = config.workers.get();
+        let workers = (0..count)
+            .map(|index| {
+                Worker::new(index)
+                    .map_err(|error| about(&error, &format!("cannot set up worker {index}")))
+            })
+            .collect::<io::Result<_>>()?;
+        let poll = Poll::new()?;
+        let handle = Handle {
+            gate: Arc::new(Gate::new(&poll)?),
+            counters: Arc::new(Counters::new(count)),
+        };
+        Ok(Self {
+            config,
+            listeners,
+            addresses,
+            workers,
+            poll,
+            handle,
+        })
+    }
+
+    /// Where it listens in fact: with the ports that were picked, one entry per socket.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// A handle to reach the server from other threads while it runs.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Serves until [`Handle::shut_down`], then drains, and returns what was counted.
+    ///
+    /// This thread accepts; every worker is a thread of its own, joined before this returns. Each
+    /// connection gets a handler of its own from `handler`, on its worker's thread; a panic in it
+    /// ends that connection.
+    ///
+    /// # Errors
+    ///
+    /// If a thread can't be started, or a worker dies; connections are drained first in both cases.
+    pub fn run<H, F>(self, handler: F) -> io::Result<Stats>
+    where
+        H: Handler,
+        F: Fn(&Peer) -> H + Sync,
+    {
+        let Self {
+            config,
+            listeners,
+            workers,
+            poll,
+            handle: Handle { gate, counters },
+            ..
+        } = self;
+        let (queue, inboxes) = WorkQueue::bounded(MAILBOX_MAX, workers.iter().map(Worker::waker));
+        let (gate_ref, counters_ref, limits, handler) =
+            (&*gate, &counters, config.limits(), &handler);
+        thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for (index, (worker, inbox)) in workers.into_iter().zip(inboxes).enumerate() {
+                let serve = move || {
+                    let _ending = Ending(gate_ref);
+                    worker.run(
+                        inbox,
+                        limits,
+                        config.busy_poll,
+                        counters_ref,
+                        gate_ref,
+                        handler,
+                    )
+                };
+                let thread = thread::Builder::new().name(format!("worker-{index}"));
+                let thread = thread.spawn_scoped(scope, serve);
+                // Those who run already see the queue's end, and end too.
+                threads.push(
+                    thread
+                        .map_err(|error| about(&error, &format!("cannot start worker {index}")))?,
+                );
+            }
+            let acceptor = Acceptor::new(
+                listeners,
+                queue,
+                config.connections_max,
+                Arc::clone(&counters),
+                Arc::clone(&gate),
+            );
+            let accepted = acceptor.run(poll);
+            let mut served = Ok(());
+            for (index, thread) in threads.into_iter().enumerate() {
+                served = served.and(join(index, thread));
+            }
+            accepted.and(served)
+        })?;
+        Ok(counters.snapshot())
+    }
+}
+
+/// Ends the server when a worker ends, however it does: nobody may go on feeding a dead worker.
+struct Ending<'a>(&'a Gate);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.shut_down();
+    }
+}
+
+fn join(index: usize, thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+    match thread.join() {
+        Ok(served) => served.map_err(|error| about(&error, &format!("worker {index} failed"))),
+        Err(panic) => Err(io::Error::other(format!(
+            "worker {index} died: {}",
+            message(&*panic)
+        ))),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("it panicked")
+}
+
+fn about(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("{what}: {}", crate::socket::reason_of(error)),
+    )
+}
+
+/// Reaches a running [`Server`] from any thread. Clones reach the same one.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    gate: Arc<Gate>,
+    counters: Arc<Counters>,
+}
+
+impl Handle {
+    /// Asks the server to shut down: to stop listening, answer what has arrived, and close every
+    /// connection in order. Returns at once; further calls change nothing.
+    pub fn shut_down(&self) {
+        self.gate.shut_down();
+    }
+
+    /// Whether a shutdown was asked for, or a worker's death has caused one.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        self.gate.is_shut_down()
+    }
+
+    /// What the server has counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot()
+    }
+}

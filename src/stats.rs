@@ -1,0 +1,397 @@
+//! What the server counts: one writer each, and anyone may read.
+//!
+//! A counter is written by one thread only, so adding to it is a load, an addition and a store,
+//! without the bus lock of a read-modify-write; each thread's counters have cache lines of their
+//! own. Nothing is published per message: the counters *are* the published values.
+//!
+//! Two balances follow, and are checked when a server ends ([`Stats::imbalance`]):
+//! every connection accepted is open or closed for a reason, and every byte that came in went out,
+//! is still buffered, or was discarded for a reason.
+
+use std::fmt;
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The client ended its stream, and everything was answered.
+    Done,
+    /// The handler asked for it.
+    Handler,
+    /// The client reset the connection, or vanished.
+    Reset,
+    /// The operating system reported another error.
+    Error,
+    /// The handler panicked.
+    Panic,
+    /// The handler left a full input buffer untouched: its message exceeds the buffer.
+    Limit,
+    /// No byte had moved for the idle timeout.
+    Idle,
+    /// The server shut down, and what had arrived was answered.
+    Drain,
+    /// The server shut down, and the drain timeout ran out first.
+    Cut,
+}
+
+impl Reason {
+    /// Every reason, in the order of [`WorkerStats::closed`].
+    pub const ALL: [Reason; 9] = [
+        Self::Done,
+        Self::Handler,
+        Self::Reset,
+        Self::Error,
+        Self::Panic,
+        Self::Limit,
+        Self::Idle,
+        Self::Drain,
+        Self::Cut,
+    ];
+
+    /// The reason in one lower-case word, as logs and metrics show it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Handler => "handler",
+            Self::Reset => "reset",
+            Self::Error => "error",
+            Self::Panic => "panic",
+            Self::Limit => "limit",
+            Self::Idle => "idle",
+            Self::Drain => "drain",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A number that one thread writes and any thread reads.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`. Only the counter's one writer may call this: two would lose counts.
+    pub(crate) fn add(&self, count: u64) {
+        self.0.store(self.get().wrapping_add(count), Relaxed);
+    }
+
+    /// Moves a gauge from one of its parts' old value to the new one; same single writer.
+    pub(crate) fn shift(&self, from: usize, to: usize) {
+        self.add((to as u64).wrapping_sub(from as u64));
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What one worker counts; written by its thread only.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerCounters {
+    pub(crate) taken: Counter,
+    pub(crate) closed: [Counter; Reason::ALL.len()],
+    pub(crate) bytes_in: Counter,
+    pub(crate) bytes_out: Counter,
+    pub(crate) bytes_made: Counter,
+    pub(crate) buffered: Counter,
+    pub(crate) discarded: [Counter; Reason::ALL.len()],
+    pub(crate) wakes: Counter,
+    pub(crate) yields: Counter,
+}
+
+impl WorkerCounters {
+    pub(crate) fn closed(&self) -> u64 {
+        self.closed.iter().map(Counter::get).sum()
+    }
+
+    fn snapshot(&self) -> WorkerStats {
+        WorkerStats {
+            taken: self.taken.get(),
+            closed: self.closed.each_ref().map(Counter::get),
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            bytes_made: self.bytes_made.get().cast_signed(),
+            buffered: self.buffered.get(),
+            discarded: self.discarded.each_ref().map(Counter::get),
+            wakes: self.wakes.get(),
+            yields: self.yields.get(),
+        }
+    }
+}
+
+/// What the acceptor counts; written by its thread only.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptorCounters {
+    pub(crate) accepted: Counter,
+    pub(crate) errors: Counter,
+    pub(crate) pauses: Counter,
+    pub(crate) paused_us: Counter,
+}
+
+/// Every counter of one server.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    pub(crate) acceptor: CachePadded<AcceptorCounters>,
+    pub(crate) workers: Box<[CachePadded<WorkerCounters>]>,
+}
+
+impl Counters {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            acceptor: CachePadded::default(),
+            workers: (0..workers).map(|_| CachePadded::default()).collect(),
+        }
+    }
+
+    /// Connections accepted and not yet closed, those in a mailbox included.
+    pub(crate) fn open(&self) -> u64 {
+        let closed: u64 = self.workers.iter().map(|worker| worker.closed()).sum();
+        self.acceptor.accepted.get().saturating_sub(closed)
+    }
+
+    pub(crate) fn snapshot(&self) -> Stats {
+        Stats {
+            accepted: self.acceptor.accepted.get(),
+            accept_errors: self.acceptor.errors.get(),
+            accept_pauses: self.acceptor.pauses.get(),
+            accept_paused: Duration::from_micros(self.acceptor.paused_us.get()),
+            workers: self
+                .workers
+                .iter()
+                .map(|worker| worker.snapshot())
+                .collect(),
+        }
+    }
+}
+
+/// A snapshot of what a server has counted since it started.
+///
+/// Each number is exact; a snapshot of a *running* server is not taken at one instant, so sums of
+/// several numbers may be off by what moved meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Failed calls of accept, the passing ones included.
+    pub accept_errors: u64,
+    /// How often accepting was paused, for want of descriptors or at the connection limit.
+    pub accept_pauses: u64,
+    /// How long accepting has been paused in all; a pause counts once it is over.
+    pub accept_paused: Duration,
+    /// Each worker's own numbers.
+    pub workers: Vec<WorkerStats>,
+}
+
+impl Stats {
+    /// The sum over the workers.
+    #[must_use]
+    pub fn total(&self) -> WorkerStats {
+        let mut total = WorkerStats::default();
+        for worker in &self.workers {
+            total += worker;
+        }
+        total
+    }
+
+    /// Connections open now, those on their way to a worker included.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.accepted.saturating_sub(self.total().closed_in_all())
+    }
+
+    /// What does not add up, if anything, in one line. Meant for a server at rest or at its end.
+    #[must_use]
+    pub fn imbalance(&self) -> Option<String> {
+        let total = self.total();
+        if self.accepted != total.taken {
+            return Some(format!(
+                "{} connections accepted, but {} reached a worker",
+                self.accepted, total.taken
+            ));
+        }
+        let kept = total.bytes_in.wrapping_add_signed(total.bytes_made);
+        let gone = total.bytes_out + total.buffered + total.discarded_in_all();
+        (kept != gone).then(|| {
+            format!(
+                "{} bytes in, {:+} by handlers, but {} out, {} buffered, {} discarded",
+                total.bytes_in,
+                total.bytes_made,
+                total.bytes_out,
+                total.buffered,
+                total.discarded_in_all()
+            )
+        })
+    }
+}
+
+/// One worker's part of [`Stats`], or the sum of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Connections taken from the mailbox.
+    pub taken: u64,
+    /// Connections closed, by [reason](Reason::ALL).
+    pub closed: [u64; Reason::ALL.len()],
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Bytes that handlers put into the world, less those they took out of it: 0 for an echo.
+    pub bytes_made: i64,
+    /// Bytes in the buffers of open connections.
+    pub buffered: u64,
+    /// Bytes received or made but never sent, by the [reason](Reason::ALL) their connection ended.
+    pub discarded: [u64; Reason::ALL.len()],
+    /// How often the worker's poll returned.
+    pub wakes: u64,
+    /// How often a connection had spent its budget and went to the back of the queue.
+    pub yields: u64,
+}
+
+impl WorkerStats {
+    /// Connections closed, whatever the reason.
+    #[must_use]
+    pub fn closed_in_all(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    /// Connections closed for `reason`.
+    #[must_use]
+    pub fn closed_for(&self, reason: Reason) -> u64 {
+        self.closed[reason as usize]
+    }
+
+    /// Bytes discarded, whatever the reason.
+    #[must_use]
+    pub fn discarded_in_all(&self) -> u64 {
+        self.discarded.iter().sum()
+    }
+}
+
+impl AddAssign<&WorkerStats> for WorkerStats {
+    fn add_assign(&mut self, other: &WorkerStats) {
+        self.taken += other.taken;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.bytes_made += other.bytes_made;
+        self.buffered += other.buffered;
+        self.wakes += other.wakes;
+        self.yields += other.yields;
+        for index in 0..Reason::ALL.len() {
+            self.closed[index] += other.closed[index];
+            self.discarded[index] += other.discarded[index];
+        }
+    }
+}
+
+/// One line: what was accepted, moved and closed.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.total();
+        write!(
+            f,
+            "accepted={} open={} closed={}",
+            self.accepted,
+            self.open(),
+            total.closed_in_all()
+        )?;
+        for (reason, count) in Reason::ALL
+            .iter()
+            .zip(total.closed)
+            .filter(|(_, count)| *count > 0)
+        {
+            write!(f, " closed_{reason}={count}")?;
+        }
+        write!(
+            f,
+            " bytes_in={} bytes_out={} buffered={} discarded={}",
+            total.bytes_in,
+            total.bytes_out,
+            total.buffered,
+            total.discarded_in_all()
+        )?;
+        for (reason, bytes) in Reason::ALL
+            .iter()
+            .zip(total.discarded)
+            .filter(|(_, bytes)| *bytes > 0)
+        {
+            write!(f, " discarded_{reason}={bytes}")?;
+        }
+        write!(
+            f,
+            " accept_errors={} accept_pauses={} accept_paused={:?} wakes={} yields={}",
+            self.accept_errors, self.accept_pauses, self.accept_paused, total.wakes, total.yields
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_index_their_own_place() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+    }
+
+    #[test]
+    fn a_gauge_shifts_both_ways() {
+        let gauge = Counter::default();
+        gauge.shift(0, 7);
+        gauge.shift(7, 3);
+        assert_eq!(gauge.get(), 3);
+    }
+
+    #[test]
+    fn balances_are_found_wanting() {
+        let counters = Counters::new(2);
+        counters.acceptor.accepted.add(2);
+        counters.workers[0].taken.add(1);
+        let lost = counters
+            .snapshot()
+            .imbalance()
+            .expect("one connection is missing");
+        assert!(
+            lost.contains("2 connections accepted, but 1 reached"),
+            "{lost}"
+        );
+
+        counters.workers[1].taken.add(1);
+        counters.workers[1].bytes_in.add(10);
+        counters.workers[1].bytes_out.add(6);
+        counters.workers[0].discarded[Reason::Reset as usize].add(3);
+        let lost = counters
+            .snapshot()
+            .imbalance()
+            .expect("one byte is missing");
+        assert!(lost.contains("10 bytes in"), "{lost}");
+
+        counters.workers[0].buffered.add(1);
+        assert_eq!(counters.snapshot().imbalance(), None);
+        assert_eq!(counters.snapshot().open(), 2);
+    }
+
+    #[test]
+    fn the_line_names_only_what_happened() {
+        let counters = Counters::new(1);
+        counters.acceptor.accepted.add(3);
+        counters.workers[0].taken.add(3);
+        counters.workers[0].closed[Reason::Idle as usize].add(2);
+        let line = counters.snapshot().to_string();
+        assert!(
+            line.starts_with("accepted=3 open=1 closed=2 closed_idle=2 bytes_in=0"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,517 @@
+//! A work queue: items dealt round-robin into one bounded mailbox per worker, and the worker roused.
+//!
+//! With `W = mio::Waker` it is the server's dispatcher, after memcached's: the acceptor deals
+//! sockets, and a worker that sleeps in its poll is woken. With `W = ()` it is a plain multithreaded
+//! job queue, whose workers wait in `for job in inbox`.
+//!
+//! A wake must never be lost, and should be rare. So an item is placed first and the worker roused
+//! after; and a worker that has been roused and hasn't looked yet isn't roused again. [`Inbox::take_all`]
+//! takes that mark away *before* it empties the mailbox: an item placed in between is either seen
+//! by it or rouses anew.
+
+use std::fmt;
+use std::iter;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, TrySendError};
+
+/// Rouses a worker that waits somewhere else than in its mailbox.
+pub trait Wake {
+    /// Makes the worker look into its mailbox soon. May be called by any thread.
+    fn wake(&self);
+}
+
+/// For workers that wait in the mailbox itself, and need no rousing.
+impl Wake for () {
+    fn wake(&self) {}
+}
+
+/// For workers that wait in a [`mio::Poll`]. The waker only delivers while it is alive: the worker
+/// keeps an `Arc` of its own, so that the queue's last wake, at its drop, is not lost.
+impl Wake for Arc<mio::Waker> {
+    fn wake(&self) {
+        if let Err(error) = mio::Waker::wake(self) {
+            log::error!("cannot wake a worker: {error}");
+        }
+    }
+}
+
+/// The sending half: deals items of type `T` to its workers in turn.
+///
+/// Dropping it closes every mailbox; workers still get what is in theirs, and then see the end.
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::thread;
+///
+/// use echoserver::WorkQueue;
+///
+/// let (queue, inboxes) = WorkQueue::bounded(NonZeroUsize::new(16).unwrap(), [(), ()]);
+/// let sum: u64 = thread::scope(|scope| {
+///     let workers: Vec<_> = inboxes
+///         .into_iter()
+///         .map(|inbox| scope.spawn(move || inbox.sum::<u64>()))
+///         .collect();
+///     for job in 1..=100 {
+///         queue.push(job).expect("both workers are alive");
+///     }
+///     drop(queue);
+///     workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+/// });
+/// assert_eq!(sum, 5050);
+/// ```
+#[derive(Debug)]
+pub struct WorkQueue<T, W: Wake = ()> {
+    mailboxes: Vec<Mailbox<T, W>>,
+    next: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Mailbox<T, W> {
+    sender: Sender<T>,
+    state: Arc<State>,
+    waker: W,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The worker was roused, and hasn't looked into its mailbox since.
+    roused: AtomicBool,
+    /// The worker still has its inbox.
+    alive: AtomicBool,
+}
+
+/// The receiving half: one worker's mailbox.
+///
+/// As an iterator it waits for the next item, and ends when the queue was dropped and every mailbox
+/// is empty. Towards the end it also takes what others have left over: items dealt to a worker that
+/// died are not lost while another one lives.
+#[derive(Debug)]
+pub struct Inbox<T> {
+    receiver: Receiver<T>,
+    state: Arc<State>,
+    everyone: Arc<[Receiver<T>]>,
+    closed: bool,
+}
+
+/// An item that could not be placed, handed back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rejected<T> {
+    /// Every live worker's mailbox is full.
+    Full(T),
+    /// No worker is left.
+    Closed(T),
+}
+
+impl<T> Rejected<T> {
+    /// The item.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Full(item) | Self::Closed(item) => item,
+        }
+    }
+}
+
+impl<T> fmt::Debug for Rejected<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full(_) => "Full(..)",
+            Self::Closed(_) => "Closed(..)",
+        })
+    }
+}
+
+impl<T> fmt::Display for Rejected<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full(_) => "every mailbox is full",
+            Self::Closed(_) => "no worker is left",
+        })
+    }
+}
+
+impl<T> std::error::Error for Rejected<T> {}
+
+impl<T, W: Wake> WorkQueue<T, W> {
+    /// A queue with one worker per waker, each of whose mailboxes holds at most `mailbox_max` items;
+    /// and the workers' inboxes, in the order of their wakers.
+    pub fn bounded(
+        mailbox_max: NonZeroUsize,
+        wakers: impl IntoIterator<Item = W>,
+    ) -> (Self, Vec<Inbox<T>>) {
+        let (mut mailboxes, mut receivers) = (Vec::new(), Vec::new());
+        for waker in wakers {
+            let (sender, receiver) = crossbeam_channel::bounded(mailbox_max.get());
+            let state = Arc::new(State {
+                roused: AtomicBool::new(false),
+                alive: AtomicBool::new(true),
+            });
+            mailboxes.push(Mailbox {
+                sender,
+                state,
+                waker,
+            });
+            receivers.push(receiver);
+        }
+        let everyone: Arc<[Receiver<T>]> = receivers.into();
+        let inboxes = iter::zip(&mailboxes, everyone.iter())
+            .map(|(mailbox, receiver)| Inbox {
+                receiver: receiver.clone(),
+                state: Arc::clone(&mailbox.state),
+                everyone: Arc::clone(&everyone),
+                closed: false,
+            })
+            .collect();
+        (
+            Self {
+                mailboxes,
+                next: AtomicUsize::new(0),
+            },
+            inboxes,
+        )
+    }
+
+    /// Places `item` with the next worker, or the next after it that has room, and rouses it.
+    /// Never waits.
+    ///
+    /// # Errors
+    ///
+    /// Hands `item` back where every mailbox is full, or every worker gone.
+    pub fn try_push(&self, item: T) -> Result<(), Rejected<T>> {
+        self.place(item).map(Mailbox::rouse)
+    }
+
+    /// Like [`try_push`](Self::try_push), but waits until there is room.
+    ///
+    /// # Errors
+    ///
+    /// Hands `item` back where every worker is gone.
+    pub fn push(&self, item: T) -> Result<(), Rejected<T>> {
+        let mut attempt = self.try_push(item);
+        while let Err(Rejected::Full(item)) = attempt {
+            self.wait_for_room();
+            attempt = self.try_push(item);
+        }
+        attempt
+    }
+
+    /// Like [`try_push`](Self::try_push), but rouses nobody: for a batch, which ends in one
+    /// [`rouse`](Self::rouse). Until then a sleeping worker sleeps on.
+    ///
+    /// # Errors
+    ///
+    /// Hands `item` back where every mailbox is full, or every worker gone.
+    pub fn try_push_quietly(&self, item: T) -> Result<(), Rejected<T>> {
+        self.place(item).map(drop)
+    }
+
+    /// Rouses each worker that has something in its mailbox and was not roused for it yet.
+    pub fn rouse(&self) {
+        for mailbox in &self.mailboxes {
+            mailbox.rouse();
+        }
+    }
+
+    /// Whether an item pushed now would be taken: certain where there is one producer only.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.mailboxes
+            .iter()
+            .any(|mailbox| mailbox.is_alive() && !mailbox.sender.is_full())
+    }
+
+    fn place(&self, mut item: T) -> Result<&Mailbox<T, W>, Rejected<T>> {
+        let (count, first) = (
+            self.mailboxes.len(),
+            self.next.fetch_add(1, Ordering::Relaxed),
+        );
+        let mut any_alive = false;
+        for turn in 0..count {
+            let mailbox = &self.mailboxes[first.wrapping_add(turn) % count];
+            if !mailbox.is_alive() {
+                continue;
+            }
+            any_alive = true;
+            match mailbox.sender.try_send(item) {
+                Ok(()) => return Ok(mailbox),
+                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => item = back,
+            }
+        }
+        Err(if any_alive {
+            Rejected::Full(item)
+        } else {
+            Rejected::Closed(item)
+        })
+    }
+
+    /// Waits until a live worker has taken something, or none is left.
+    fn wait_for_room(&self) {
+        let mut room = Select::new();
+        for mailbox in self.mailboxes.iter().filter(|mailbox| mailbox.is_alive()) {
+            room.send(&mailbox.sender);
+        }
+        room.ready();
+    }
+}
+
+impl<T, W: Wake> Drop for WorkQueue<T, W> {
+    /// Closes the mailboxes, and only then rouses the workers, so that they see it.
+    fn drop(&mut self) {
+        for Mailbox { sender, waker, .. } in self.mailboxes.drain(..) {
+            drop(sender);
+            waker.wake();
+        }
+    }
+}
+
+impl<T, W: Wake> Mailbox<T, W> {
+    fn rouse(&self) {
+        if !self.sender.is_empty() && !self.state.roused.swap(true, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.state.alive.load(Ordering::Acquire)
+    }
+}
+
+impl<T> Inbox<T> {
+    /// Empties the mailbox without waiting: the way to look into it after having been roused.
+    pub fn take_all(&mut self) -> impl Iterator<Item = T> {
+        // Before the first look, and SeqCst as in `rouse`: whoever finds the mark still set has
+        // placed an item that this look will find.
+        self.state.roused.store(false, Ordering::SeqCst);
+        iter::from_fn(|| match self.receiver.try_recv() {
+            Ok(item) => Some(item),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                self.closed = true;
+                None
+            }
+        })
+    }
+
+    /// Whether [`take_all`](Self::take_all) has found that the queue was dropped, and nothing can come.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+}
+
+impl<T> Iterator for Inbox<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        let leftover = || {
+            self.everyone
+                .iter()
+                .find_map(|receiver| receiver.try_recv().ok())
+        };
+        self.receiver.recv().ok().or_else(leftover)
+    }
+}
+
+impl<T> Drop for Inbox<T> {
+    fn drop(&mut self) {
+        self.state.alive.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::thread;
+
+    use super::*;
+
+    fn at_most(count: usize) -> NonZeroUsize {
+        NonZeroUsize::new(count).expect("not zero")
+    }
+
+    /// Counts its wakes.
+    #[derive(Clone, Default)]
+    struct Bell(Arc<AtomicUsize>);
+
+    impl Bell {
+        fn rung(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    impl Wake for Bell {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn deals_in_turn() {
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [(), (), ()]);
+        for item in 0..7 {
+            queue.try_push(item).unwrap();
+        }
+        let dealt: Vec<Vec<i32>> = inboxes
+            .iter_mut()
+            .map(|inbox| inbox.take_all().collect())
+            .collect();
+        assert_eq!(dealt, [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
+    }
+
+    #[test]
+    fn skips_full_mailboxes_and_hands_back_what_fits_nowhere() {
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(1), [(), ()]);
+        assert!(queue.has_room());
+        queue.try_push('a').unwrap();
+        queue.try_push('b').unwrap();
+        assert!(!queue.has_room());
+        assert_eq!(queue.try_push('c'), Err(Rejected::Full('c')));
+        assert_eq!(inboxes[1].take_all().collect::<Vec<_>>(), ['b']);
+        queue.try_push('d').unwrap();
+        assert_eq!(
+            inboxes[1].take_all().collect::<Vec<_>>(),
+            ['d'],
+            "the only one with room"
+        );
+    }
+
+    #[test]
+    fn skips_the_dead_and_says_when_none_is_left() {
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(2), [(), ()]);
+        drop(inboxes.remove(0));
+        queue.try_push(1).unwrap();
+        queue.try_push(2).unwrap();
+        assert_eq!(queue.try_push(3), Err(Rejected::Full(3)));
+        assert_eq!(inboxes[0].take_all().collect::<Vec<_>>(), [1, 2]);
+        inboxes.clear();
+        assert!(!queue.has_room());
+        assert_eq!(queue.push(4), Err(Rejected::Closed(4)));
+    }
+
+    #[test]
+    fn a_batch_rouses_each_worker_once() {
+        let bells = [Bell::default(), Bell::default(), Bell::default()];
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), bells.clone());
+        for item in 0..5 {
+            queue.try_push_quietly(item).unwrap();
+        }
+        inboxes[2].take_all().for_each(drop);
+        queue.rouse();
+        assert_eq!(
+            bells.each_ref().map(Bell::rung),
+            [1, 1, 0],
+            "not roused for nothing"
+        );
+    }
+
+    #[test]
+    fn rouses_once_until_the_worker_looks() {
+        let bell = Bell::default();
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+        queue.try_push(1).unwrap();
+        queue.try_push(2).unwrap();
+        assert_eq!(bell.rung(), 1);
+        assert_eq!(inboxes[0].take_all().collect::<Vec<_>>(), [1, 2]);
+        queue.try_push(3).unwrap();
+        assert_eq!(bell.rung(), 2);
+    }
+
+    #[test]
+    fn an_item_placed_while_the_mailbox_is_emptied_rouses_anew() {
+        let bell = Bell::default();
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+        queue.try_push(1).unwrap();
+        let mut taking = inboxes[0].take_all();
+        assert_eq!((taking.next(), taking.next()), (Some(1), None));
+        queue.try_push(2).unwrap();
+        assert_eq!(
+            bell.rung(),
+            2,
+            "the mark was taken away before the first look"
+        );
+    }
+
+    #[test]
+    fn the_item_is_there_when_the_bell_rings() {
+        struct Look(Mutex<Option<Inbox<u32>>>, Arc<Mutex<Vec<u32>>>);
+        impl Wake for Arc<Look> {
+            fn wake(&self) {
+                if let Some(inbox) = &mut *self.0.lock().unwrap() {
+                    self.1.lock().unwrap().extend(inbox.take_all());
+                }
+            }
+        }
+        let seen = Arc::default();
+        let look = Arc::new(Look(Mutex::default(), Arc::clone(&seen)));
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [Arc::clone(&look)]);
+        *look.0.lock().unwrap() = inboxes.pop();
+        queue.try_push(7).unwrap();
+        assert_eq!(*seen.lock().unwrap(), [7]);
+        drop(queue);
+        assert!(
+            look.0.lock().unwrap().as_ref().unwrap().is_closed(),
+            "closed before the last ring"
+        );
+    }
+
+    #[test]
+    fn closes_when_dropped_but_loses_nothing() {
+        let bell = Bell::default();
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+        queue.try_push(1).unwrap();
+        drop(queue);
+        assert_eq!(bell.rung(), 2);
+        assert!(!inboxes[0].is_closed(), "nobody has looked");
+        assert_eq!(inboxes[0].take_all().collect::<Vec<_>>(), [1]);
+        assert!(inboxes[0].is_closed());
+    }
+
+    #[test]
+    fn push_waits_for_room() {
+        let (queue, inboxes) = WorkQueue::bounded(at_most(1), [(), ()]);
+        let total: u64 = thread::scope(|scope| {
+            let workers: Vec<_> = inboxes
+                .into_iter()
+                .map(|inbox| scope.spawn(move || inbox.sum::<u64>()))
+                .collect();
+            for job in 1..=10_000 {
+                queue.push(job).unwrap();
+            }
+            drop(queue);
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap())
+                .sum()
+        });
+        assert_eq!(total, 50_005_000);
+    }
+
+    #[test]
+    fn a_worker_that_dies_loses_no_other_job() {
+        let (queue, mut inboxes) = WorkQueue::bounded(at_most(100), [(), ()]);
+        for job in 0..100 {
+            queue.try_push(job).unwrap();
+        }
+        let (survivor, mut doomed) = (inboxes.remove(0), inboxes.remove(0));
+        let lost = doomed.next().expect("a job");
+        drop(doomed);
+        drop(queue);
+        let mut done: Vec<i32> = survivor.collect();
+        done.push(lost);
+        done.sort_unstable();
+        assert_eq!(done, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn all_workers_dying_ends_the_waiting_of_push() {
+        let (queue, inboxes) = WorkQueue::bounded(at_most(1), [()]);
+        queue.try_push(1).unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| queue.push(2));
+            drop(inboxes);
+            assert_eq!(waiting.join().unwrap(), Err(Rejected::Closed(2)));
+        });
+    }
+}

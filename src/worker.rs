@@ -1,0 +1,124 @@
+//! A worker: one thread, its poll, its mailbox and its clock; a thin shell round its connections.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token, Waker};
+
+use crate::acceptor::Gate;
+use crate::connections::{Connections, Limits, millis};
+use crate::handler::Handler;
+use crate::socket::{Peer, Socket, readiness};
+use crate::stats::{Counters, Reason};
+use crate::work_queue::Inbox;
+
+/// The waker's token; connections have the numbers of their places in the table.
+const WAKER: Token = Token(usize::MAX);
+
+/// Events taken per poll. A small number adds latency when many connections are busy.
+const EVENTS_MAX: usize = 1024;
+
+/// A worker that has not started yet.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    poll: Poll,
+    /// Held here too: a waker only delivers while it is alive, and the queue's last act is to wake.
+    waker: Arc<Waker>,
+    index: usize,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        Ok(Self { poll, waker, index })
+    }
+
+    pub(crate) fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
+    /// Serves connections until the mailbox is closed and all of them are drained.
+    pub(crate) fn run<H: Handler>(
+        mut self,
+        mut inbox: Inbox<(Socket, Peer)>,
+        limits: Limits,
+        busy_poll: Duration,
+        counters: &Arc<Counters>,
+        gate: &Gate,
+        handler: impl Fn(&Peer) -> H,
+    ) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut connections = Connections::new(limits, Arc::clone(counters), self.index);
+        let counters = &counters.workers[self.index];
+        let start = Instant::now();
+        let mut now = 0;
+        while !(inbox.is_closed() && connections.is_empty()) {
+            let sleep_max = connections.sleep_max(now).map(Duration::from_millis);
+            wait(&mut self.poll, &mut events, sleep_max, busy_poll)?;
+            now = millis(start.elapsed());
+            counters.wakes.add(1);
+            let closed = counters.closed();
+
+            let registry = self.poll.registry();
+            let open = |socket: &mut Socket, peer: &Peer, token| {
+                socket
+                    .register(registry, Token(token))
+                    .map_err(|_| Reason::Error)?;
+                Ok(handler(peer))
+            };
+            let roused = events.iter().any(|event| event.token() == WAKER);
+            let ready = events
+                .iter()
+                .filter(|event| event.token() != WAKER)
+                .map(|event| (event.token().0, readiness(event)));
+            connections.turn(
+                now,
+                ready,
+                roused.then(|| inbox.take_all()).into_iter().flatten(),
+                open,
+            );
+            if inbox.is_closed() {
+                connections.start_drain(now);
+            }
+
+            if counters.closed() != closed {
+                gate.freed();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for events: with `busy_poll`, first for that long without sleeping, which spares a busy
+/// connection the time that falling asleep and being woken takes.
+fn wait(
+    poll: &mut Poll,
+    events: &mut Events,
+    sleep_max: Option<Duration>,
+    busy_poll: Duration,
+) -> io::Result<()> {
+    if !busy_poll.is_zero() {
+        let patience = sleep_max.map_or(busy_poll, |sleep_max| sleep_max.min(busy_poll));
+        let start = Instant::now();
+        while start.elapsed() < patience {
+            poll_once(poll, events, Some(Duration::ZERO))?;
+            if !events.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+    poll_once(poll, events, sleep_max)
+}
+
+/// A signal that interrupts the poll is no event: the turn that follows finds nothing to do.
+fn poll_once(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    match poll.poll(events, timeout) {
+        Err(error) if error.kind() == ErrorKind::Interrupted => {
+            events.clear();
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
