@@ -1,9 +1,9 @@
 //! A byte queue of fixed capacity, and the pool its storage comes from.
 //!
 //! A buffer is contiguous: data is appended at one end and taken from the other, and whoever looks
-//! sees one slice. It never grows; the bound on a server's memory rests on that. A connection's
-//! buffers own storage only while they hold bytes: a worker lends it from its [`Pool`] and takes
-//! it back, last in first out, so the storage in use is the one that is still in the cache.
+//! sees one slice. It never grows; the bound on a server's memory rests on that. A connection has
+//! buffers only while they hold bytes: its worker lends it a pair from its [`Pool`] and takes it
+//! back, last in first out, so the pair in use is the one that is still in the cache.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -21,12 +21,13 @@ use std::mem;
 /// assert_eq!(buffer.data(), b"o");
 /// assert_eq!(buffer.room(), 7);
 /// ```
-#[derive(Default)]
 pub struct Buffer {
     storage: Box<[u8]>,
-    // Data is storage[start..end]; both are 0 whenever it is empty. 32 bits keep a connection small.
-    start: u32,
-    end: u32,
+    // Data is storage[start..end]; both are 0 whenever it is empty, so `end` alone tells.
+    start: usize,
+    end: usize,
+    /// Somebody wanted to append more than there was room for.
+    short: bool,
 }
 
 impl Buffer {
@@ -48,31 +49,32 @@ impl Buffer {
             storage: vec![0; capacity].into_boxed_slice(),
             start: 0,
             end: 0,
+            short: false,
         }
     }
 
     /// The bytes it holds, oldest first.
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        &self.storage[self.start as usize..self.end as usize]
+        &self.storage[self.start..self.end]
     }
 
     /// The bytes it holds, to be changed in place.
     #[must_use]
     pub fn data_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start as usize..self.end as usize]
+        &mut self.storage[self.start..self.end]
     }
 
     /// How many bytes it holds.
     #[must_use]
     pub fn len(&self) -> usize {
-        (self.end - self.start) as usize
+        self.end - self.start
     }
 
     /// Whether it holds none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.end == 0
     }
 
     /// The most bytes it can hold.
@@ -98,7 +100,7 @@ impl Buffer {
         if count == len {
             self.clear();
         } else {
-            self.start += offset(count);
+            self.start += count;
         }
     }
 
@@ -115,6 +117,7 @@ impl Buffer {
         if fits {
             self.extend(bytes);
         }
+        self.short |= !fits;
         fits
     }
 
@@ -129,14 +132,20 @@ impl Buffer {
         let count = other.len().min(self.room());
         self.extend(&other.data()[..count]);
         other.consume(count);
+        self.short |= !other.is_empty();
         count
+    }
+
+    /// Whether since the last call something did not fit.
+    pub(crate) fn take_short(&mut self) -> bool {
+        mem::take(&mut self.short)
     }
 
     /// Reads once into all the room there is; 0 is the stream's end, or no room.
     pub(crate) fn fill_from(&mut self, reader: &mut impl Read) -> io::Result<usize> {
         self.compact();
-        let count = reader.read(&mut self.storage[self.end as usize..])?;
-        self.end += offset(count);
+        let count = reader.read(&mut self.storage[self.end..])?;
+        self.end += count;
         Ok(count)
     }
 
@@ -149,29 +158,22 @@ impl Buffer {
 
     /// Appends `bytes`, which the caller knows to fit.
     fn extend(&mut self, bytes: &[u8]) {
-        if bytes.len() > self.capacity() - self.end as usize {
+        if bytes.len() > self.capacity() - self.end {
             self.compact();
         }
-        let end = self.end as usize;
+        let end = self.end;
         self.storage[end..end + bytes.len()].copy_from_slice(bytes);
-        self.end += offset(bytes.len());
+        self.end += bytes.len();
     }
 
     /// Moves the data to the front, so that all the room is behind it.
     fn compact(&mut self) {
         if self.start > 0 {
-            self.storage
-                .copy_within(self.start as usize..self.end as usize, 0);
+            self.storage.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
     }
-}
-
-/// A position within a storage, none of which is longer than [`Buffer::CAPACITY_MAX`].
-fn offset(position: usize) -> u32 {
-    debug_assert!(position <= Buffer::CAPACITY_MAX);
-    position as u32
 }
 
 /// For `write!`: takes as much as fits, so an answer that must not be cut short is measured first,
@@ -180,6 +182,7 @@ impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = bytes.len().min(self.room());
         self.extend(&bytes[..count]);
+        self.short |= count < bytes.len();
         Ok(count)
     }
 
@@ -194,52 +197,92 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// A worker's spare storage.
+/// What a connection has while it holds bytes.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    pub(crate) input: Buffer,
+    pub(crate) output: Buffer,
+}
+
+impl Buffers {
+    /// Bytes in both.
+    pub(crate) fn len(&self) -> usize {
+        self.input.len() + self.output.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.input.is_empty() && self.output.is_empty()
+    }
+}
+
+/// A worker's buffers: a pair at hand for the connection that is running, and spare ones for those
+/// that are left with bytes when they stop.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    spare: Vec<Box<[u8]>>,
+    hand: Box<Buffers>,
+    // Boxed, because pairs change hands: one pointer moves.
+    #[allow(clippy::vec_box)]
+    spare: Vec<Box<Buffers>>,
     spare_max: usize,
-    size: usize,
+    capacity: usize,
 }
 
 impl Pool {
     /// The most bytes kept spare; above it storage goes back to the allocator.
     const SPARE_BYTES_MAX: usize = 8 << 20;
 
-    /// A pool of storages of `size` bytes each, empty at first.
-    pub(crate) fn new(size: usize) -> Self {
+    /// A pool of buffers of `capacity` bytes each.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let spare_max = (Self::SPARE_BYTES_MAX / (2 * capacity)).clamp(1, 1024);
         Self {
+            hand: pair(capacity),
             spare: Vec::new(),
-            spare_max: (Self::SPARE_BYTES_MAX / size).clamp(2, 1024),
-            size,
+            spare_max,
+            capacity,
         }
     }
 
-    /// The most bytes that a pool of storages of `size` bytes keeps.
-    pub(crate) fn bytes_max(size: usize) -> usize {
-        Self::new(size).spare_max * size
+    /// The most bytes that a pool of buffers of `capacity` bytes keeps.
+    pub(crate) fn bytes_max(capacity: usize) -> usize {
+        let spare_max = (Self::SPARE_BYTES_MAX / (2 * capacity)).clamp(1, 1024);
+        (spare_max + 1) * 2 * capacity
     }
 
-    /// Gives `buffer` storage where it has none.
-    pub(crate) fn lend(&mut self, buffer: &mut Buffer) {
-        if buffer.storage.is_empty() {
-            buffer.storage = self
-                .spare
-                .pop()
-                .unwrap_or_else(|| vec![0; self.size].into_boxed_slice());
+    /// The pair at hand. It is empty, and is to be left empty, or [taken away](Self::take_hand).
+    pub(crate) fn hand(&mut self) -> &mut Buffers {
+        &mut self.hand
+    }
+
+    /// Whether the pair at hand is as the next connection needs it: a connection may have left bytes
+    /// in it, and a handler a buffer of its own.
+    pub(crate) fn is_hand_free(&self) -> bool {
+        self.hand.is_empty() && self.is_own(&self.hand)
+    }
+
+    /// Gives the pair at hand away, with what is in it, and puts another in its place.
+    pub(crate) fn take_hand(&mut self) -> Box<Buffers> {
+        let next = self.spare.pop().unwrap_or_else(|| pair(self.capacity));
+        mem::replace(&mut self.hand, next)
+    }
+
+    /// Takes an empty pair back.
+    pub(crate) fn reclaim(&mut self, buffers: Box<Buffers>) {
+        if self.spare.len() < self.spare_max && self.is_own(&buffers) {
+            self.spare.push(buffers);
         }
     }
 
-    /// Takes the storage of `buffer` back if it holds no byte.
-    pub(crate) fn reclaim(&mut self, buffer: &mut Buffer) {
-        if buffer.is_empty() {
-            let storage = mem::take(&mut buffer.storage);
-            // A handler may have put a buffer of its own in place of the one it was lent.
-            if storage.len() == self.size && self.spare.len() < self.spare_max {
-                self.spare.push(storage);
-            }
-        }
+    fn is_own(&self, buffers: &Buffers) -> bool {
+        buffers.input.capacity() == self.capacity && buffers.output.capacity() == self.capacity
     }
+}
+
+fn pair(capacity: usize) -> Box<Buffers> {
+    let buffer = || Buffer::with_capacity(capacity);
+    Box::new(Buffers {
+        input: buffer(),
+        output: buffer(),
+    })
 }
 
 #[cfg(test)]
@@ -341,35 +384,56 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_reuses_the_latest_storage() {
+    fn what_did_not_fit_is_remembered_until_told() {
+        let mut buffer = filled(4, b"abc");
+        assert!(!buffer.take_short());
+        assert!(!buffer.push(b"de"));
+        assert!(buffer.take_short());
+        assert!(!buffer.take_short());
+        assert_eq!(buffer.append(&mut filled(4, b"de")), 1);
+        assert!(buffer.take_short());
+        assert_eq!(buffer.write(b"f").unwrap(), 0);
+        assert!(buffer.take_short());
+    }
+
+    #[test]
+    fn the_hand_is_given_away_with_its_bytes_and_comes_back() {
         let mut pool = Pool::new(16);
-        let (mut one, mut other) = (Buffer::default(), Buffer::default());
-        pool.lend(&mut one);
-        assert_eq!(one.capacity(), 16);
-        let storage = one.storage.as_ptr();
-        pool.reclaim(&mut one);
-        assert_eq!(one.capacity(), 0);
-        pool.lend(&mut other);
-        assert_eq!(other.storage.as_ptr(), storage);
-        assert!(other.push(b"x"));
-        pool.reclaim(&mut other);
-        assert_eq!(
-            other.data(),
-            b"x",
-            "a buffer that holds bytes keeps its storage"
-        );
+        assert!(pool.is_hand_free());
+        assert!(pool.hand().output.push(b"stuck"));
+        assert!(!pool.is_hand_free());
+        let mut taken = pool.take_hand();
+        assert!(pool.is_hand_free());
+        assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
+        taken.output.clear();
+        let latest: *const Buffers = &raw const *taken;
+        pool.reclaim(taken);
+        pool.take_hand();
+        assert_eq!(&raw const *pool.hand(), latest);
     }
 
     #[test]
     fn the_pool_keeps_a_bounded_number_of_its_own_size() {
-        let size = Pool::SPARE_BYTES_MAX / 4;
-        assert_eq!(Pool::bytes_max(size), Pool::SPARE_BYTES_MAX);
-        let mut pool = Pool::new(size);
+        let capacity = Pool::SPARE_BYTES_MAX / 8;
+        assert_eq!(
+            Pool::bytes_max(capacity),
+            5 * 2 * capacity,
+            "four, and the one at hand"
+        );
+        let mut pool = Pool::new(capacity);
         for _ in 0..6 {
-            pool.reclaim(&mut Buffer::with_capacity(size));
-            pool.reclaim(&mut Buffer::with_capacity(size - 1));
+            pool.reclaim(pair(capacity));
+            let mut foreign = pair(capacity);
+            foreign.output = Buffer::with_capacity(capacity - 1);
+            pool.reclaim(foreign);
         }
         assert_eq!(pool.spare.len(), 4);
-        assert!(pool.spare.iter().all(|storage| storage.len() == size));
+        assert!(
+            pool.spare
+                .iter()
+                .all(|pair| pair.output.capacity() == capacity)
+        );
+        pool.hand().input = Buffer::with_capacity(0);
+        assert!(!pool.is_hand_free());
     }
 }

@@ -12,9 +12,10 @@
 //! that never reads costs at most two buffers, and in an echo no byte is ever copied between them.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::buffer::{Buffer, Pool};
+use crate::buffer::{Buffer, Buffers, Pool};
 use crate::handler::{Action, Handler};
 use crate::stats::{Reason, WorkerCounters};
 
@@ -51,7 +52,7 @@ pub(crate) struct Readiness {
 pub(crate) enum Status {
     /// Nothing can move until the stream's readiness changes.
     Idle,
-    /// The budget is spent, and there may be more to move.
+    /// Its rounds are spent, and there may be more to move.
     Runnable,
     /// It has ended; the stream is to be dropped.
     Closed(Reason),
@@ -62,6 +63,11 @@ pub(crate) enum Status {
 enum Stage {
     /// Bytes are read and handled.
     Serving,
+    /// The server shuts down: what has arrived already is read and handled, up to the first moment
+    /// that finds the stream drained.
+    Draining,
+    /// The same, but nothing more is read.
+    Deaf,
     /// Nothing more is handled; what is in `output` is to be sent, and then the stream ended.
     Finishing(Reason),
     /// The stream was ended from this side. What still arrives is read and discarded until the
@@ -70,31 +76,20 @@ enum Stage {
     Lingering(Reason),
 }
 
-/// How much more a connection takes in once the server shuts down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Drain {
-    No,
-    /// What has arrived already: up to the first moment that finds the stream drained.
-    Arrived,
-    /// Nothing.
-    Deaf,
-}
-
 #[derive(Debug)]
 pub(crate) struct Connection<S, H> {
     stream: S,
     handler: H,
-    input: Buffer,
-    output: Buffer,
+    /// Only while they hold bytes.
+    buffers: Option<Box<Buffers>>,
     bytes_in: u64,
     bytes_out: u64,
-    ready: Readiness,
-    /// The handler has seen all there is: it neither took nor put a byte when last called.
-    settled: bool,
-    /// The client has ended its stream.
-    ended: bool,
-    drain: Drain,
     stage: Stage,
+    ready: Readiness,
+    /// The handler has nothing to do until input comes.
+    settled: bool,
+    /// A byte has moved since [`Connection::take_active`] was asked.
+    active: bool,
 }
 
 impl<S: Stream, H: Handler> Connection<S, H> {
@@ -103,18 +98,16 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Self {
             stream,
             handler,
-            input: Buffer::default(),
-            output: Buffer::default(),
+            buffers: None,
             bytes_in: 0,
             bytes_out: 0,
+            stage: Stage::Serving,
             ready: Readiness {
                 writable: true,
                 ..Readiness::default()
             },
             settled: false,
-            ended: false,
-            drain: Drain::No,
-            stage: Stage::Serving,
+            active: false,
         }
     }
 
@@ -127,23 +120,35 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// From here on only what has arrived already is read, answered and flushed.
     pub(crate) fn drain(&mut self) {
-        self.drain = Drain::Arrived;
-        // Only a read that would block tells that nothing more has arrived.
-        self.notice(Readiness {
-            readable: true,
-            writable: false,
-            to_the_end: true,
-        });
+        if self.stage == Stage::Serving {
+            self.stage = Stage::Draining;
+            // Only a read that would block tells that nothing more has arrived.
+            self.notice(Readiness {
+                readable: true,
+                writable: false,
+                to_the_end: true,
+            });
+        }
     }
 
     /// Ends a drain's reading, for a client that never stops sending.
     pub(crate) fn deafen(&mut self) {
-        self.drain = Drain::Deaf;
+        if let Stage::Serving | Stage::Draining = self.stage {
+            self.stage = Stage::Deaf;
+        }
+    }
+
+    /// Ends it from this side: nothing more is read, and what is in `output` is still sent.
+    pub(crate) fn finish(&mut self, reason: Reason) {
+        if let Stage::Serving | Stage::Draining | Stage::Deaf = self.stage {
+            self.stage = Stage::Finishing(reason);
+            self.settled = true;
+        }
     }
 
     /// Bytes in its buffers.
     pub(crate) fn buffered(&self) -> usize {
-        self.input.len() + self.output.len()
+        self.buffers.as_ref().map_or(0, |buffers| buffers.len())
     }
 
     pub(crate) fn bytes_in(&self) -> u64 {
@@ -154,184 +159,239 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_out
     }
 
-    /// Bytes that it has moved in all, in and out.
-    pub(crate) fn moved(&self) -> u64 {
-        self.bytes_in + self.bytes_out
+    /// Whether a byte has moved since this was last asked.
+    pub(crate) fn take_active(&mut self) -> bool {
+        mem::take(&mut self.active)
     }
 
     /// Whether all is sent, and only the client's own end is awaited; for what reason it will close.
     pub(crate) fn lingers(&self) -> Option<Reason> {
         match self.stage {
             Stage::Lingering(reason) => Some(reason),
-            Stage::Serving | Stage::Finishing(_) => None,
+            _ => None,
         }
     }
 
-    /// Ends it from this side: what is in `output` is still sent, as far as it is taken at once.
-    pub(crate) fn finish(&mut self, reason: Reason) {
-        if self.stage == Stage::Serving {
-            self.stage = Stage::Finishing(reason);
-        }
-    }
-
-    /// Moves bytes until nothing more can move or `budget` of them have moved.
+    /// Moves bytes until nothing more can move, or for `rounds` rounds, in each of which at most one
+    /// buffer is read and one sent.
     pub(crate) fn run(
         &mut self,
         pool: &mut Pool,
-        budget: u64,
+        rounds: u32,
         counters: &WorkerCounters,
     ) -> Status {
-        pool.lend(&mut self.input);
-        pool.lend(&mut self.output);
+        let mut own = self.buffers.take();
+        let buffers = own.as_deref_mut().unwrap_or_else(|| pool.hand());
+        let before = buffers.len();
         let status = self
-            .advance(budget, counters)
+            .advance(buffers, rounds, counters)
             .unwrap_or_else(Status::Closed);
-        pool.reclaim(&mut self.input);
-        pool.reclaim(&mut self.output);
+        if own.is_some() || !pool.is_hand_free() {
+            self.keep(own, before, pool, counters);
+        }
         status
     }
 
-    /// The state machine: all the branching is here. An error is the reason to close at once.
-    fn advance(&mut self, budget: u64, counters: &WorkerCounters) -> Result<Status, Reason> {
-        let enough = self.moved() + budget;
-        loop {
-            if !self.flush(counters)? {
-                return Ok(Status::Idle);
-            }
-            if self.moved() >= enough {
-                return Ok(Status::Runnable);
-            }
-            match self.stage {
-                Stage::Serving if !self.settled => {
-                    self.process(counters)?;
-                    continue;
-                }
-                Stage::Serving if self.ended => return Err(Reason::Done),
-                Stage::Serving if self.is_drained() => {
-                    self.stage = Stage::Finishing(Reason::Drain);
-                    continue;
-                }
-                // Everything was read up to the client's end: a close now ends the stream in order.
-                Stage::Finishing(reason) if self.ended => return Err(reason),
-                Stage::Finishing(reason) => {
-                    self.stream.end().map_err(|error| broken(&error))?;
-                    self.stage = Stage::Lingering(reason);
-                    self.ready.readable = true;
-                }
-                Stage::Lingering(reason) if self.ended => return Err(reason),
-                Stage::Serving | Stage::Lingering(_) => {}
-            }
-            if !self.receive(counters)? {
-                return Ok(Status::Idle);
-            }
+    /// Keeps buffers that are left with bytes, and only those.
+    #[cold]
+    fn keep(
+        &mut self,
+        own: Option<Box<Buffers>>,
+        before: usize,
+        pool: &mut Pool,
+        counters: &WorkerCounters,
+    ) {
+        let buffers = own.unwrap_or_else(|| pool.take_hand());
+        counters.buffered.shift(before, buffers.len());
+        if buffers.is_empty() {
+            pool.reclaim(buffers);
+        } else {
+            self.buffers = Some(buffers);
         }
     }
 
+    /// The state machine, from what was stuck to the end. An error is the reason to close at once.
+    #[inline(always)]
+    fn advance(
+        &mut self,
+        buffers: &mut Buffers,
+        rounds: u32,
+        counters: &WorkerCounters,
+    ) -> Result<Status, Reason> {
+        if !buffers.output.is_empty() && !self.flush(&mut buffers.output, counters)? {
+            return Ok(Status::Idle);
+        }
+        match self.serve(buffers, rounds, counters)? {
+            Some(status) => Ok(status),
+            None => self.wind_up(&mut buffers.input, rounds, counters),
+        }
+    }
+
+    /// Reads, handles and sends; `None` where all of that is done for good.
+    #[inline(always)]
+    fn serve(
+        &mut self,
+        buffers: &mut Buffers,
+        rounds: u32,
+        counters: &WorkerCounters,
+    ) -> Result<Option<Status>, Reason> {
+        for _ in 0..rounds {
+            if self.settled {
+                if self.stage != Stage::Serving && self.is_served() {
+                    return Ok(None);
+                }
+                if !self.receive(&mut buffers.input, counters)? {
+                    let drained = self.stage == Stage::Draining;
+                    return Ok(if drained { None } else { Some(Status::Idle) });
+                }
+            }
+            self.process(buffers, counters)?;
+            if !self.flush(&mut buffers.output, counters)? {
+                return Ok(Some(Status::Idle));
+            }
+        }
+        Ok(Some(Status::Runnable))
+    }
+
+    /// Ends the stream from this side, then discards what still comes until the client ends its own.
+    #[cold]
+    fn wind_up(
+        &mut self,
+        input: &mut Buffer,
+        rounds: u32,
+        counters: &WorkerCounters,
+    ) -> Result<Status, Reason> {
+        let reason = match self.stage {
+            Stage::Lingering(reason) => reason,
+            Stage::Finishing(reason) => self.end(reason)?,
+            Stage::Serving | Stage::Draining | Stage::Deaf => self.end(Reason::Drain)?,
+        };
+        discard(input, reason, counters);
+        for _ in 0..rounds {
+            if !self.receive(input, counters)? {
+                return Ok(Status::Idle);
+            }
+            discard(input, reason, counters);
+        }
+        Ok(Status::Runnable)
+    }
+
+    /// Whether nothing more is to be read and handled.
+    #[cold]
+    fn is_served(&self) -> bool {
+        match self.stage {
+            Stage::Serving => false,
+            Stage::Draining => !self.ready.readable,
+            Stage::Deaf | Stage::Finishing(_) | Stage::Lingering(_) => true,
+        }
+    }
+
+    fn end(&mut self, reason: Reason) -> Result<Reason, Reason> {
+        self.stream
+            .end()
+            .map_err(|error| is_retry(&error).err().unwrap_or(Reason::Error))?;
+        self.stage = Stage::Lingering(reason);
+        self.ready.readable = true;
+        Ok(reason)
+    }
+
     /// Sends what is in `output`; says whether all of it is gone.
-    fn flush(&mut self, counters: &WorkerCounters) -> Result<bool, Reason> {
-        while !self.output.is_empty() {
+    #[inline(always)]
+    fn flush(&mut self, output: &mut Buffer, counters: &WorkerCounters) -> Result<bool, Reason> {
+        while !output.is_empty() {
             if !self.ready.writable {
                 return Ok(false);
             }
-            match self.output.flush_into(&mut self.stream) {
+            match output.flush_into(&mut self.stream) {
                 Ok(0) => return Err(Reason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
+                    self.active = true;
                     counters.bytes_out.add(count as u64);
-                    self.settled = false;
                 }
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => self.ready.writable = false,
-                    ErrorKind::Interrupted => {}
-                    _ => return Err(broken(&error)),
-                },
+                Err(error) => {
+                    self.ready.writable = is_retry(&error)?;
+                }
             }
         }
         Ok(true)
     }
 
     /// Lets the handler work. `output` is empty: [`flush`](Self::flush) went before.
-    fn process(&mut self, counters: &WorkerCounters) -> Result<(), Reason> {
-        let before = self.input.len();
-        let (handler, input, output) = (&mut self.handler, &mut self.input, &mut self.output);
+    fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) -> Result<(), Reason> {
+        let Buffers { input, output } = buffers;
+        let before = input.len();
         // After a panic the handler is never called again, only dropped.
-        let action = catch_unwind(AssertUnwindSafe(|| handler.process(input, output)));
-        let (after, made) = (self.input.len(), self.output.len());
-        counters.bytes_made.shift(before, after + made);
+        let action = catch_unwind(AssertUnwindSafe(|| self.handler.process(input, output)));
+        let (left, made) = (input.len(), output.len());
+        counters.bytes_made.shift(before, left + made);
         match action {
-            Ok(Action::Continue) => self.settled = after == before && made == 0,
+            Ok(Action::Continue) => {
+                let (idle, short) = (left == before && made == 0, output.take_short());
+                self.settled = idle || (left == 0 && !short);
+            }
             Ok(Action::Close) => self.finish(Reason::Handler),
             Err(_) => return Err(Reason::Panic),
         }
         Ok(())
     }
 
-    /// Reads once, if the stream may be readable; says whether anything came, be it the end.
-    fn receive(&mut self, counters: &WorkerCounters) -> Result<bool, Reason> {
-        if self.stage != Stage::Serving {
-            self.discard(counters);
-        }
-        let room = self.input.room();
-        if room == 0 {
-            return Err(Reason::Limit);
-        }
+    /// Reads once, if the stream may be readable; says whether bytes came.
+    #[inline(always)]
+    fn receive(&mut self, input: &mut Buffer, counters: &WorkerCounters) -> Result<bool, Reason> {
         while self.ready.readable {
-            match self.input.fill_from(&mut self.stream) {
-                Ok(0) => {
-                    self.ended = true;
-                    self.ready.readable = false;
-                    return Ok(true);
-                }
+            let room = input.room();
+            match input.fill_from(&mut self.stream) {
+                Ok(0) => return Err(self.reason_of_end(room)),
                 Ok(count) => {
                     self.bytes_in += count as u64;
+                    self.active = true;
                     counters.bytes_in.add(count as u64);
                     self.ready.readable = count == room || self.ready.to_the_end;
                     self.settled = false;
                     return Ok(true);
                 }
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => {
-                        self.ready.readable = false;
-                        self.ready.to_the_end = false;
-                        // To a drain, "nothing more has arrived" is news.
-                        return Ok(self.drain == Drain::Arrived && self.stage == Stage::Serving);
-                    }
-                    ErrorKind::Interrupted => {}
-                    _ => return Err(broken(&error)),
-                },
+                Err(error) => {
+                    self.ready.readable = is_retry(&error)?;
+                    self.ready.to_the_end &= self.ready.readable;
+                }
             }
         }
         Ok(false)
     }
 
-    /// Drops the input that no handler will see.
-    fn discard(&mut self, counters: &WorkerCounters) {
-        if let Stage::Finishing(reason) | Stage::Lingering(reason) = self.stage {
-            counters.discarded[reason as usize].add(self.input.len() as u64);
-            self.input.clear();
-        }
-    }
-
-    /// Whether a drain has taken in all that it should.
-    fn is_drained(&self) -> bool {
-        match self.drain {
-            Drain::No => false,
-            Drain::Arrived => !self.ready.readable,
-            Drain::Deaf => true,
+    /// Why it ends when nothing could be read into so much room.
+    #[cold]
+    fn reason_of_end(&self, room: usize) -> Reason {
+        match self.stage {
+            // The handler has left a full buffer as it was.
+            _ if room == 0 => Reason::Limit,
+            Stage::Lingering(reason) => reason,
+            // Everything before the end is handled and sent: a close now ends the stream in order.
+            _ => Reason::Done,
         }
     }
 }
 
-/// The reason that an error of the stream is to a connection.
-fn broken(error: &io::Error) -> Reason {
+/// Drops input that no handler will see.
+fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
+    counters.discarded[reason as usize].add(input.len() as u64);
+    input.clear();
+}
+
+/// What a failed call means: to try again now, to wait for an edge (`false`), or the end.
+#[cold]
+fn is_retry(error: &io::Error) -> Result<bool, Reason> {
     match error.kind() {
+        ErrorKind::Interrupted => Ok(true),
+        ErrorKind::WouldBlock => Ok(false),
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
         | ErrorKind::BrokenPipe
         | ErrorKind::NotConnected
         | ErrorKind::TimedOut
         | ErrorKind::HostUnreachable
-        | ErrorKind::NetworkUnreachable => Reason::Reset,
-        _ => Reason::Error,
+        | ErrorKind::NetworkUnreachable => Err(Reason::Reset),
+        _ => Err(Reason::Error),
     }
 }

@@ -12,17 +12,20 @@
 //! table, at most eight times per timeout, finds those whose time is over.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
 use slab::Slab;
 
 use crate::buffer::Pool;
 use crate::connection::{Connection, Readiness, Status, Stream};
 use crate::handler::Handler;
 use crate::socket::Peer;
-use crate::stats::{Counters, Reason};
+use crate::stats::{Reason, WorkerCounters};
+use crate::work_queue::Inbox;
 
 /// Milliseconds since a moment that the caller fixed once.
 pub(crate) type Millis = u64;
@@ -32,8 +35,8 @@ pub(crate) type Millis = u64;
 pub(crate) struct Limits {
     /// Most bytes a buffer holds; each connection has two.
     pub(crate) buffer_size: usize,
-    /// Bytes a connection may move, in and out, before others get their turn.
-    pub(crate) budget: u64,
+    /// Buffers a connection may read and send before others get their turn.
+    pub(crate) rounds: u32,
     /// How long a connection may move no byte.
     pub(crate) idle_max: Option<Millis>,
     /// How long a client may take to end its stream once the server has ended its own.
@@ -59,13 +62,24 @@ pub(crate) fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(Millis::MAX)
 }
 
+/// What a worker's poll can tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// There may be something in the mailbox.
+    Roused,
+    /// The stream with this token may be ready.
+    Ready(usize, Readiness),
+}
+
 #[derive(Debug)]
 struct Entry<S, H> {
     connection: Connection<S, H>,
     peer: Peer,
     opened: Millis,
-    /// When it last moved a byte; once it lingers outside a drain, when that began.
+    /// When it last moved a byte; or when its lingering began, which is bounded from its start,
+    /// whatever still comes. (In a drain every byte counts: there the drain is the bound.)
     active: Millis,
+    lingering: bool,
     queued: bool,
 }
 
@@ -87,13 +101,19 @@ pub(crate) struct Connections<S, H> {
     limits: Limits,
     next_sweep: Option<Millis>,
     drain: Option<Drain>,
-    counters: Arc<Counters>,
-    /// Which worker's counters are written here.
+    counters: Arc<CachePadded<WorkerCounters>>,
+    /// A connection was closed since [`Connections::take_closed`] was asked.
+    closed: bool,
+    /// The worker's number, for the log.
     worker: usize,
 }
 
 impl<S: Stream, H: Handler> Connections<S, H> {
-    pub(crate) fn new(limits: Limits, counters: Arc<Counters>, worker: usize) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        counters: Arc<CachePadded<WorkerCounters>>,
+        worker: usize,
+    ) -> Self {
         Self {
             table: Slab::new(),
             run_queue: VecDeque::new(),
@@ -102,6 +122,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             next_sweep: None,
             drain: None,
             counters,
+            closed: false,
             worker,
         }
     }
@@ -115,21 +136,30 @@ impl<S: Stream, H: Handler> Connections<S, H> {
     pub(crate) fn turn(
         &mut self,
         now: Millis,
-        events: impl Iterator<Item = (usize, Readiness)>,
-        arrivals: impl Iterator<Item = (S, Peer)>,
+        events: impl Iterator<Item = Event>,
+        inbox: &mut Inbox<(S, Peer)>,
         mut open: impl FnMut(&mut S, &Peer, usize) -> Result<H, Reason>,
     ) {
-        for (token, readiness) in events {
-            self.notice(token, readiness, now);
+        let mut roused = false;
+        for event in events {
+            match event {
+                Event::Roused => roused = true,
+                Event::Ready(token, readiness) => self.run(token, readiness, now),
+            }
         }
         for _ in 0..self.run_queue.len() {
             if let Some(token) = self.run_queue.pop_front() {
                 self.table[token].queued = false;
-                self.run(token, now);
+                self.run_on(token, now);
             }
         }
-        for (stream, peer) in arrivals {
-            self.admit(stream, peer, now, &mut open);
+        if roused {
+            for (stream, peer) in inbox.take_all() {
+                self.admit(stream, peer, now, &mut open);
+            }
+            if inbox.is_closed() && self.drain.is_none() {
+                self.start_drain(now);
+            }
         }
         self.keep_time(now);
     }
@@ -142,38 +172,14 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         self.next_sweep.map(|at| at.saturating_sub(now))
     }
 
-    /// Answers what has arrived, then closes every connection; those that come from here on too.
-    pub(crate) fn start_drain(&mut self, now: Millis) {
-        if self.drain.is_some() {
-            return;
-        }
-        let drain_max = self.limits.drain_max;
-        self.drain = Some(Drain {
-            deaf_at: now.saturating_add(drain_max / 2),
-            cut_at: now.saturating_add(drain_max),
-        });
-        for (_, entry) in &mut self.table {
-            entry.connection.drain();
-        }
-        self.run_everyone(now);
-        self.sweep_by(now);
-        self.keep_time(now);
+    /// Whether a connection was closed since this was last asked.
+    pub(crate) fn take_closed(&mut self) -> bool {
+        mem::take(&mut self.closed)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
-
-    /// Takes note of an event, and runs its connection unless its turn comes anyhow. A token that
-    /// nobody has belongs to a connection that ended within this batch.
-    fn notice(&mut self, token: usize, readiness: Readiness, now: Millis) {
-        let Some(entry) = self.table.get_mut(token) else {
-            return;
-        };
-        entry.connection.notice(readiness);
-        if !entry.queued {
-            self.run(token, now);
-        }
+    /// Whether the drain is over: nobody is left, and nobody can come.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drain.is_some() && self.table.is_empty()
     }
 
     fn admit(
@@ -184,7 +190,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         open: &mut impl FnMut(&mut S, &Peer, usize) -> Result<H, Reason>,
     ) {
         self.reserve_place();
-        let counters = &self.counters.workers[self.worker];
+        let counters = &self.counters;
         counters.taken.add(1);
         let place = self.table.vacant_entry();
         let token = place.key();
@@ -194,6 +200,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             Ok(handler) => handler,
             Err(reason) => {
                 counters.closed[reason as usize].add(1);
+                self.closed = true;
                 return;
             }
         };
@@ -206,12 +213,13 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             peer,
             opened: now,
             active: now,
+            lingering: false,
             queued: false,
         });
         if let Some(idle_max) = self.limits.idle_max {
             self.sweep_by(now.saturating_add(idle_max));
         }
-        self.run(token, now);
+        self.run_on(token, now);
     }
 
     /// Grows the table by a quarter where it is full: doubling would waste up to half of it.
@@ -222,34 +230,41 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 
-    /// Runs one connection, and does what its state then asks for.
-    fn run(&mut self, token: usize, now: Millis) {
-        let counters = &self.counters.workers[self.worker];
-        let entry = &mut self.table[token];
+    /// Takes note of an event, runs its connection unless its turn comes anyhow, and does what its
+    /// state then asks for. A token that nobody has belongs to one that ended within this batch.
+    #[inline(always)]
+    fn run(&mut self, token: usize, readiness: Readiness, now: Millis) {
+        let Some(entry) = self.table.get_mut(token) else {
+            return;
+        };
         let connection = &mut entry.connection;
-        let (moved, buffered) = (connection.moved(), connection.buffered());
-        let lingered = connection.lingers().is_some();
-
-        let status = connection.run(&mut self.pool, self.limits.budget, counters);
-
-        counters.buffered.shift(buffered, connection.buffered());
-        let moved = connection.moved() != moved;
-        let lingers = connection.lingers().is_some();
-        // Lingering is bounded from its start, whatever still comes; in a drain the drain bounds it.
-        if lingers != lingered || (moved && (!lingers || self.drain.is_some())) {
+        connection.notice(readiness);
+        if entry.queued {
+            return;
+        }
+        let status = connection.run(&mut self.pool, self.limits.rounds, &self.counters);
+        if connection.take_active() && (!entry.lingering || self.drain.is_some()) {
             entry.active = now;
         }
-        if status == Status::Runnable {
-            counters.yields.add(1);
-            entry.queued = true;
-            self.run_queue.push_back(token);
+        match status {
+            Status::Idle => {}
+            Status::Runnable => {
+                self.counters.yields.add(1);
+                entry.queued = true;
+                self.run_queue.push_back(token);
+            }
+            Status::Closed(reason) => return self.close(token, reason, now),
         }
-        if lingers && !lingered {
+        if connection.lingers().is_some() && !entry.lingering {
+            entry.lingering = true;
+            entry.active = now;
             self.sweep_by(now.saturating_add(self.limits.linger_max));
         }
-        if let Status::Closed(reason) = status {
-            self.close(token, reason, now);
-        }
+    }
+
+    /// Runs a connection without news of it.
+    fn run_on(&mut self, token: usize, now: Millis) {
+        self.run(token, Readiness::default(), now);
     }
 
     /// Runs all who are not about to run anyhow.
@@ -260,7 +275,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             .filter(|(_, entry)| !entry.queued)
             .map(|(token, _)| token);
         for token in waiting.collect::<Vec<_>>() {
-            self.run(token, now);
+            self.run_on(token, now);
         }
     }
 
@@ -275,7 +290,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         if queued {
             self.run_queue.retain(|&runnable| runnable != token);
         }
-        let counters = &self.counters.workers[self.worker];
+        let counters = &self.counters;
         counters.buffered.shift(connection.buffered(), 0);
         counters.discarded[reason as usize].add(connection.buffered() as u64);
         log::debug!(
@@ -290,6 +305,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         let _panic = catch_unwind(AssertUnwindSafe(|| drop(connection)));
         // Last: who reads that it is closed may rely on its descriptor being free.
         counters.closed[reason as usize].add(1);
+        self.closed = true;
     }
 
     fn sweep_by(&mut self, at: Millis) {
@@ -340,7 +356,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             return self.close(token, reason, now);
         }
         connection.finish(Reason::Idle);
-        self.run(token, now);
+        self.run_on(token, now);
         if self
             .table
             .get(token)
@@ -348,6 +364,20 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         {
             self.close(token, Reason::Idle, now);
         }
+    }
+
+    /// Answers what has arrived, then closes every connection; those that come from here on too.
+    fn start_drain(&mut self, now: Millis) {
+        let drain_max = self.limits.drain_max;
+        self.drain = Some(Drain {
+            deaf_at: now.saturating_add(drain_max / 2),
+            cut_at: now.saturating_add(drain_max),
+        });
+        for (_, entry) in &mut self.table {
+            entry.connection.drain();
+        }
+        self.run_everyone(now);
+        self.sweep_by(now);
     }
 
     fn keep_drain_time(&mut self, drain: Drain, now: Millis) {

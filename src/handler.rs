@@ -14,8 +14,9 @@ pub trait Handler {
     /// `input`, when the connection opens (the place of a greeting).
     ///
     /// * An unfinished message is left in `input`; the next call sees it again with more behind it.
-    /// * It is called again until it neither takes nor puts a byte. An answer that does not fit is
-    ///   left for the next call: by then everything in `output` has been sent.
+    /// * An answer that does not fit is left for the next call: `process` is called again, with an
+    ///   empty `output`, once everything in it has been sent, if it has left input behind or has
+    ///   found too little room (a push was refused, an append or a write cut short).
     /// * Both buffers hold at most the server's `buffer_size` bytes. A message that fills `input`
     ///   and still isn't taken closes the connection ([`Reason::Limit`](crate::Reason::Limit)).
     /// * What is left in `input` when the client has ended its stream is discarded.

@@ -25,8 +25,8 @@ const MAILBOX_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// How long a client may take to end its stream once the server has ended its own.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
-/// Bytes that a connection may move per turn, in and out, or four of its buffers if that is more.
-const BUDGET_MIN: usize = 256 << 10;
+/// Bytes that a connection may receive per turn, in whole buffers, of which it gets at least two.
+const TURN_BYTES: usize = 256 << 10;
 
 /// What a server is told: a plain struct, to be filled from its [`Default`].
 ///
@@ -103,7 +103,7 @@ impl Config {
     fn limits(&self) -> Limits {
         Limits {
             buffer_size: self.buffer_size,
-            budget: BUDGET_MIN.max(4 * self.buffer_size) as u64,
+            rounds: (TURN_BYTES / self.buffer_size).clamp(2, 1024) as u32,
             idle_max: self.idle_timeout.map(millis),
             linger_max: millis(LINGER_MAX),
             drain_max: millis(self.drain_timeout),
@@ -228,21 +228,14 @@ impl Server {
             ..
         } = self;
         let (queue, inboxes) = WorkQueue::bounded(MAILBOX_MAX, workers.iter().map(Worker::waker));
-        let (gate_ref, counters_ref, limits, handler) =
-            (&*gate, &counters, config.limits(), &handler);
+        let (gate_ref, limits, handler) = (&*gate, config.limits(), &handler);
         thread::scope(|scope| {
             let mut threads = Vec::new();
             for (index, (worker, inbox)) in workers.into_iter().zip(inboxes).enumerate() {
+                let own = Arc::clone(&counters.workers[index]);
                 let serve = move || {
                     let _ending = Ending(gate_ref);
-                    worker.run(
-                        inbox,
-                        limits,
-                        config.busy_poll,
-                        counters_ref,
-                        gate_ref,
-                        handler,
-                    )
+                    worker.run(inbox, limits, config.busy_poll, &own, gate_ref, handler)
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);

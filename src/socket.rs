@@ -4,8 +4,13 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::os::fd::AsFd;
+
 use mio::event::{Event, Source};
 use mio::{Interest, Registry, Token};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use crate::address::Address;
@@ -173,7 +178,7 @@ impl Socket {
 impl Read for Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(bytes),
+            Self::Tcp(stream) => receive(stream, bytes),
         }
     }
 }
@@ -181,7 +186,7 @@ impl Read for Socket {
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.write(bytes),
+            Self::Tcp(stream) => send(stream, bytes),
         }
     }
 
@@ -196,6 +201,41 @@ impl Stream for Socket {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
         }
     }
+}
+
+/// On Linux the system calls are made without libc, whose wrappers are points of cancellation and
+/// cost a small message more than all of this crate does.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn receive(stream: &impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    match rustix::net::recv(stream, bytes, RecvFlags::empty()) {
+        Ok((count, _)) => Ok(count),
+        Err(code) => Err(failed(code)),
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn send(stream: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    match rustix::net::send(stream, bytes, SendFlags::NOSIGNAL) {
+        Ok(count) => Ok(count),
+        Err(code) => Err(failed(code)),
+    }
+}
+
+/// Out of the way of calls that succeed.
+#[cold]
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn failed(code: rustix::io::Errno) -> io::Error {
+    code.into()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn receive(stream: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
+    stream.read(bytes)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn send(stream: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    stream.write(bytes)
 }
 
 /// What an event tells of a stream.

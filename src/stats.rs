@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -142,14 +143,14 @@ pub(crate) struct AcceptorCounters {
 #[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) acceptor: CachePadded<AcceptorCounters>,
-    pub(crate) workers: Box<[CachePadded<WorkerCounters>]>,
+    pub(crate) workers: Box<[Arc<CachePadded<WorkerCounters>>]>,
 }
 
 impl Counters {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             acceptor: CachePadded::default(),
-            workers: (0..workers).map(|_| CachePadded::default()).collect(),
+            workers: (0..workers).map(|_| Arc::default()).collect(),
         }
     }
 

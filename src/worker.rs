@@ -4,13 +4,14 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use mio::{Events, Poll, Token, Waker};
 
 use crate::acceptor::Gate;
-use crate::connections::{Connections, Limits, millis};
+use crate::connections::{Connections, Event, Limits, Millis};
 use crate::handler::Handler;
 use crate::socket::{Peer, Socket, readiness};
-use crate::stats::{Counters, Reason};
+use crate::stats::{Reason, WorkerCounters};
 use crate::work_queue::Inbox;
 
 /// The waker's token; connections have the numbers of their places in the table.
@@ -45,21 +46,19 @@ impl Worker {
         mut inbox: Inbox<(Socket, Peer)>,
         limits: Limits,
         busy_poll: Duration,
-        counters: &Arc<Counters>,
+        counters: &Arc<CachePadded<WorkerCounters>>,
         gate: &Gate,
         handler: impl Fn(&Peer) -> H,
     ) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut connections = Connections::new(limits, Arc::clone(counters), self.index);
-        let counters = &counters.workers[self.index];
         let start = Instant::now();
         let mut now = 0;
-        while !(inbox.is_closed() && connections.is_empty()) {
+        while !connections.is_drained() {
             let sleep_max = connections.sleep_max(now).map(Duration::from_millis);
             wait(&mut self.poll, &mut events, sleep_max, busy_poll)?;
-            now = millis(start.elapsed());
+            now = start.elapsed().as_millis() as Millis;
             counters.wakes.add(1);
-            let closed = counters.closed();
 
             let registry = self.poll.registry();
             let open = |socket: &mut Socket, peer: &Peer, token| {
@@ -68,22 +67,13 @@ impl Worker {
                     .map_err(|_| Reason::Error)?;
                 Ok(handler(peer))
             };
-            let roused = events.iter().any(|event| event.token() == WAKER);
-            let ready = events
-                .iter()
-                .filter(|event| event.token() != WAKER)
-                .map(|event| (event.token().0, readiness(event)));
-            connections.turn(
-                now,
-                ready,
-                roused.then(|| inbox.take_all()).into_iter().flatten(),
-                open,
-            );
-            if inbox.is_closed() {
-                connections.start_drain(now);
-            }
+            let events = events.iter().map(|event| match event.token() {
+                WAKER => Event::Roused,
+                Token(token) => Event::Ready(token, readiness(event)),
+            });
+            connections.turn(now, events, &mut inbox, open);
 
-            if counters.closed() != closed {
+            if connections.take_closed() {
                 gate.freed();
             }
         }
