@@ -220,8 +220,6 @@ impl Buffers {
 #[derive(Debug)]
 pub(crate) struct Pool {
     hand: Box<Buffers>,
-    // Boxed, because pairs change hands: one pointer moves.
-    #[allow(clippy::vec_box)]
     spare: Vec<Box<Buffers>>,
     spare_max: usize,
     capacity: usize,
