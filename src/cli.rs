@@ -19,8 +19,8 @@ use log::LevelFilter;
     ECHOSERVER_MAX_CONNECTIONS=1000. SIGTERM and SIGINT drain and exit 0; a second one exits at once."
 )]
 pub(crate) struct Options {
-    /// Where to listen: IP:PORT, HOST:PORT, [V6]:PORT, :PORT or PORT (every interface); port 0 picks
-    /// a free one; repeatable [default: [::]:5555, IPv4 included]
+    /// Where to listen: IP:PORT, HOST:PORT, [V6]:PORT, :PORT or PORT (every interface), unix:PATH or
+    /// unix:@NAME; port 0 picks a free one; repeatable [default: [::]:5555, IPv4 included]
     #[arg(
         short,
         long,
@@ -41,6 +41,11 @@ pub(crate) struct Options {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     #[arg(help_heading = "Network", hide_env = true)]
     backlog: u32,
+
+    /// Permissions of a Unix-domain socket's file, in octal, as 0660 [default: the umask's]
+    #[arg(long, value_name = "MODE", env = "ECHOSERVER_UNIX_MODE", value_parser = mode)]
+    #[arg(help_heading = "Network", hide_env = true)]
+    unix_mode: Option<u32>,
 
     /// Worker threads, 1 to 1024 [default: the CPUs available]
     #[arg(short, long, value_name = "N", env = "ECHOSERVER_WORKERS", value_parser = workers)]
@@ -118,6 +123,7 @@ impl Options {
             workers: self.workers(),
             buffer_size: self.buffer_size,
             backlog: self.backlog,
+            unix_mode: self.unix_mode,
             idle_timeout: self.idle_timeout.filter(|timeout| !timeout.is_zero()),
             drain_timeout: self.drain_timeout,
             busy_poll: self.busy_poll.unwrap_or_default(),
@@ -165,6 +171,13 @@ fn buffer_size(text: &str) -> Result<usize, String> {
         1..=Buffer::CAPACITY_MAX => Ok(size),
         _ => Err("expected a size from 1B to 1GiB".to_owned()),
     }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "expected permissions in octal, as 0660".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

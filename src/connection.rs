@@ -29,6 +29,12 @@ pub(crate) trait Stream: Read + Write {
     ///
     /// Where the peer is gone already.
     fn end(&mut self) -> io::Result<()>;
+
+    /// Whether a read that does not fill the buffer has drained the stream; see
+    /// [`Readiness::to_the_end`].
+    fn is_drained_by_short_read(&self) -> bool {
+        true
+    }
 }
 
 /// What a stream may be ready for.
@@ -43,7 +49,8 @@ pub(crate) struct Readiness {
     /// Otherwise a read that does not fill the buffer has drained the stream, and an edge announces
     /// whatever comes next: one system call in three is saved. That does not hold where something
     /// else cuts a read short: the stream's end, which comes in one event with the last data; TCP's
-    /// urgent mark, at which every read stops; or a kind of stream that promises nothing.
+    /// urgent mark, at which every read stops. (And some kinds of stream promise nothing at all:
+    /// [`Stream::is_drained_by_short_read`].)
     pub(crate) to_the_end: bool,
 }
 
@@ -347,7 +354,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     self.bytes_in += count as u64;
                     self.active = true;
                     counters.bytes_in.add(count as u64);
-                    self.ready.readable = count == room || self.ready.to_the_end;
+                    let drained = count < room && self.stream.is_drained_by_short_read();
+                    self.ready.readable = !drained || self.ready.to_the_end;
                     self.settled = false;
                     return Ok(true);
                 }

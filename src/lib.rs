@@ -8,6 +8,8 @@ mod handler;
 mod server;
 mod socket;
 mod stats;
+#[cfg(unix)]
+mod unix;
 mod work_queue;
 mod worker;
 

@@ -14,7 +14,7 @@ use crate::address::Address;
 use crate::buffer::{Buffer, Pool};
 use crate::connections::{Limits, millis};
 use crate::handler::Handler;
-use crate::socket::{Listener, Peer};
+use crate::socket::{Listener, Peer, about};
 use crate::stats::{Counters, Stats};
 use crate::work_queue::WorkQueue;
 use crate::worker::Worker;
@@ -38,7 +38,8 @@ const TURN_BYTES: usize = 256 << 10;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen. Default: every interface, port 5555.
+    /// Where to listen; may be empty if the server is to [adopt](Server::adopt_tcp) listeners.
+    /// Default: every interface, port 5555.
     pub listen: Vec<Address>,
     /// Worker threads, at most [`Config::WORKERS_MAX`]. Default: the CPUs available.
     pub workers: NonZeroUsize,
@@ -51,6 +52,8 @@ pub struct Config {
     /// Connections that the kernel may hold until they are accepted; the system may have a lower
     /// limit of its own. Default: 4096.
     pub backlog: u32,
+    /// The permissions of a Unix-domain socket's file, as `0o660`. Default: as the umask leaves them.
+    pub unix_mode: Option<u32>,
     /// Close a connection that has moved no byte for this long. Default: never.
     pub idle_timeout: Option<Duration>,
     /// How long a shutdown may take; who is not done by then is cut off. Default: 5 s.
@@ -79,9 +82,7 @@ impl Config {
     }
 
     fn check(&self) -> io::Result<()> {
-        let fault = if self.listen.is_empty() {
-            "nowhere to listen".to_owned()
-        } else if self.workers.get() > Self::WORKERS_MAX {
+        let fault = if self.workers.get() > Self::WORKERS_MAX {
             format!(
                 "{} workers are more than {}",
                 self.workers,
@@ -119,6 +120,7 @@ impl Default for Config {
             connections_max: 10_000,
             buffer_size: 64 << 10,
             backlog: 4096,
+            unix_mode: None,
             idle_timeout: None,
             drain_timeout: Duration::from_secs(5),
             busy_poll: Duration::ZERO,
@@ -165,7 +167,7 @@ impl Server {
         config.check()?;
         let mut listeners = Vec::new();
         for address in &config.listen {
-            listeners.extend(Listener::bind(address, config.backlog)?);
+            listeners.extend(Listener::bind(address, config.backlog, config.unix_mode)?);
         }
         let addresses = listeners
             .iter()
@@ -191,6 +193,32 @@ impl Server {
             poll,
             handle,
         })
+    }
+
+    /// Listens at a socket that was made elsewhere too, by a service manager for example.
+    ///
+    /// # Errors
+    ///
+    /// If the socket is none that can listen.
+    pub fn adopt_tcp(&mut self, listener: std::net::TcpListener) -> io::Result<()> {
+        self.adopt(Listener::from_tcp(listener)?)
+    }
+
+    /// Listens at a Unix-domain socket that was made elsewhere too. Its file, if it has one, stays
+    /// when the server ends.
+    ///
+    /// # Errors
+    ///
+    /// If the socket is none that can listen.
+    #[cfg(unix)]
+    pub fn adopt_unix(&mut self, listener: std::os::unix::net::UnixListener) -> io::Result<()> {
+        self.adopt(Listener::from_unix(listener)?)
+    }
+
+    fn adopt(&mut self, listener: Listener) -> io::Result<()> {
+        self.addresses.push(listener.address()?);
+        self.listeners.push(listener);
+        Ok(())
     }
 
     /// Where it listens in fact: with the ports that were picked, one entry per socket.
@@ -288,13 +316,6 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("it panicked")
-}
-
-fn about(error: &io::Error, what: &str) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("{what}: {}", crate::socket::reason_of(error)),
-    )
 }
 
 /// Reaches a running [`Server`] from any thread. Clones reach the same one.

@@ -15,6 +15,8 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use crate::address::Address;
 use crate::connection::{Readiness, Stream};
+#[cfg(unix)]
+use crate::unix::UnixListener;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,38 +41,54 @@ impl fmt::Display for Peer {
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(mio::net::TcpListener),
+    #[cfg(unix)]
+    Unix(UnixListener),
 }
 
 impl Listener {
-    /// Listens at every place that `address` stands for.
+    /// Listens at every place that `address` stands for; a path's file gets `mode`, if there is one.
     ///
     /// # Errors
     ///
     /// Name the place: `cannot listen on 127.0.0.1:5555: address in use`.
-    pub(crate) fn bind(address: &Address, backlog: u32) -> io::Result<Vec<Self>> {
-        let named = |error: io::Error| {
-            io::Error::new(
-                error.kind(),
-                format!("cannot listen on {address}: {}", reason_of(&error)),
-            )
-        };
-        let (places, fallback) = address.resolve().map_err(named)?;
-        let bound: io::Result<Vec<_>> = places
-            .iter()
-            .map(|place| bind_tcp(*place, backlog))
-            .collect();
-        match (bound, fallback) {
-            (Err(error), Some(place)) if lacks_ipv6(&error) => {
-                Ok(vec![bind_tcp(place, backlog).map_err(named)?])
+    pub(crate) fn bind(
+        address: &Address,
+        backlog: u32,
+        mode: Option<u32>,
+    ) -> io::Result<Vec<Self>> {
+        let bound = match address {
+            #[cfg(unix)]
+            Address::Path(path) => {
+                UnixListener::bind(path, backlog, mode).map(|one| vec![Self::Unix(one)])
             }
-            (bound, _) => bound.map_err(named),
-        }
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Address::Abstract(name) => {
+                UnixListener::bind_abstract(name, backlog).map(|one| vec![Self::Unix(one)])
+            }
+            _ => bind_all(address, backlog),
+        };
+        bound.map_err(|error| about(&error, &format!("cannot listen on {address}")))
+    }
+
+    /// Takes over a socket that listens already.
+    pub(crate) fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        set_options(&SockRef::from(&listener))?;
+        Ok(Self::Tcp(mio::net::TcpListener::from_std(listener)))
+    }
+
+    /// Takes over a socket that listens already; its file, if it has one, is somebody else's.
+    #[cfg(unix)]
+    pub(crate) fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        UnixListener::adopt(listener).map(Self::Unix)
     }
 
     /// Where it listens in fact, with the port that was picked.
     pub(crate) fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Ip),
+            #[cfg(unix)]
+            Self::Unix(listener) => Ok(listener.address()),
         }
     }
 
@@ -85,13 +103,30 @@ impl Listener {
                 address.set_ip(address.ip().to_canonical());
                 Ok((Socket::Tcp(stream), Peer::Ip(address)))
             }
+            #[cfg(unix)]
+            Self::Unix(listener) => Ok((Socket::Unix(listener.accept()?), Peer::Unix)),
         }
     }
 
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
+            #[cfg(unix)]
+            Self::Unix(listener) => listener.register(registry, token),
         }
+    }
+}
+
+/// Listens at every IP address of `address`, or at its fallback where this system has no IPv6.
+fn bind_all(address: &Address, backlog: u32) -> io::Result<Vec<Listener>> {
+    let (places, fallback) = address.resolve()?;
+    let bound: io::Result<Vec<_>> = places
+        .iter()
+        .map(|place| bind_tcp(*place, backlog))
+        .collect();
+    match (bound, fallback) {
+        (Err(error), Some(place)) if lacks_ipv6(&error) => Ok(vec![bind_tcp(place, backlog)?]),
+        (bound, _) => bound,
     }
 }
 
@@ -151,10 +186,17 @@ pub(crate) fn reason_of(error: &io::Error) -> String {
     text
 }
 
+/// An error that says what it is about.
+pub(crate) fn about(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {}", reason_of(error)))
+}
+
 /// A connection's socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(mio::net::TcpStream),
+    #[cfg(unix)]
+    Unix(mio::net::UnixStream),
 }
 
 impl Socket {
@@ -171,6 +213,8 @@ impl Socket {
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Tcp(stream) => stream,
+            #[cfg(unix)]
+            Self::Unix(stream) => stream,
         }
     }
 }
@@ -179,6 +223,8 @@ impl Read for Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => receive(stream, bytes),
+            #[cfg(unix)]
+            Self::Unix(stream) => receive(stream, bytes),
         }
     }
 }
@@ -187,6 +233,8 @@ impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => send(stream, bytes),
+            #[cfg(unix)]
+            Self::Unix(stream) => send(stream, bytes),
         }
     }
 
@@ -199,6 +247,27 @@ impl Stream for Socket {
     fn end(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            #[cfg(unix)]
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+
+    fn is_drained_by_short_read(&self) -> bool {
+        match self {
+            // With epoll and kqueue, say their manuals.
+            Self::Tcp(_) => cfg!(any(
+                target_os = "linux",
+                target_os = "android",
+                target_os = "macos",
+                target_os = "ios",
+                target_os = "freebsd",
+                target_os = "netbsd",
+                target_os = "openbsd",
+                target_os = "dragonfly"
+            )),
+            // Descriptors and credentials in the stream cut reads short too.
+            #[cfg(unix)]
+            Self::Unix(_) => false,
         }
     }
 }
@@ -244,18 +313,6 @@ pub(crate) fn readiness(event: &Event) -> Readiness {
     Readiness {
         readable: event.is_readable() || event.is_read_closed() || gone,
         writable: event.is_writable() || gone,
-        to_the_end: gone || event.is_read_closed() || event.is_priority() || !SHORT_READ_DRAINS,
+        to_the_end: gone || event.is_read_closed() || event.is_priority(),
     }
 }
-
-/// Whether a short read says that a stream is drained: with epoll and kqueue, says their manual.
-const SHORT_READ_DRAINS: bool = cfg!(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "macos",
-    target_os = "ios",
-    target_os = "freebsd",
-    target_os = "netbsd",
-    target_os = "openbsd",
-    target_os = "dragonfly"
-));

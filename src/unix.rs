@@ -1,0 +1,144 @@
+//! Listening on a Unix-domain socket: the file that it needs, and who may remove it.
+
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use mio::net::UnixListener as MioListener;
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use crate::address::Address;
+
+/// A listener on a Unix-domain socket. Dropping it removes the file that it has made.
+#[derive(Debug)]
+pub(crate) struct UnixListener {
+    listener: MioListener,
+    address: Address,
+    /// Held for its drop.
+    _file: Option<File>,
+}
+
+/// A socket's file: its path, and which file it was, so that another's is not taken for it.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl UnixListener {
+    /// Listens at `path`, in place of a socket that nobody listens at any more.
+    pub(crate) fn bind(path: &Path, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
+        remove_stale(path)?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        let file = File::at(path)?;
+        if let Some(mode) = mode {
+            // Before anyone can connect: that takes a listen.
+            fs::set_permissions(path, Permissions::from_mode(mode))?;
+        }
+        Self::listen(socket, backlog, Address::Path(path.to_owned()), Some(file))
+    }
+
+    /// Listens at a name that needs no file.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(crate) fn bind_abstract(name: &str, backlog: u32) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
+        Self::listen(socket, backlog, Address::Abstract(name.to_owned()), None)
+    }
+
+    /// Takes over a socket that listens already. Its file stays when this is dropped.
+    pub(crate) fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let bound = listener.local_addr()?;
+        let path = bound.as_pathname().unwrap_or(Path::new("")).to_owned();
+        let address = Address::Path(path);
+        #[cfg(target_os = "linux")]
+        let address = match std::os::linux::net::SocketAddrExt::as_abstract_name(&bound) {
+            Some(name) => Address::Abstract(String::from_utf8_lossy(name).into_owned()),
+            None => address,
+        };
+        Ok(Self {
+            listener: MioListener::from_std(listener),
+            address,
+            _file: None,
+        })
+    }
+
+    fn listen(
+        socket: Socket,
+        backlog: u32,
+        address: Address,
+        file: Option<File>,
+    ) -> io::Result<Self> {
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            listener: MioListener::from_std(OwnedFd::from(socket).into()),
+            address,
+            _file: file,
+        })
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    pub(crate) fn accept(&self) -> io::Result<mio::net::UnixStream> {
+        let (stream, _unnamed) = self.listener.accept()?;
+        // Where the system knows no urgent bytes here, there is nothing to keep in line.
+        let _unsupported = SockRef::from(&stream).set_out_of_band_inline(true);
+        Ok(stream)
+    }
+
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.listener, token, Interest::READABLE)
+    }
+}
+
+impl File {
+    fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            identity: identity(path)?,
+        })
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// The device and the number of the file at `path`.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|data| (data.dev(), data.ino()))
+}
+
+/// Removes a socket at `path` if nobody listens at it.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let Ok(data) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !data.file_type().is_socket() {
+        return Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "there is a file, and it is no socket",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "address in use")),
+    }
+}
