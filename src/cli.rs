@@ -11,6 +11,8 @@ use clap::{ArgAction, Parser};
 use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
 
+use crate::logging::Format;
+
 /// A TCP echo server: every byte comes back, in order, from a pool of event-loop threads.
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
@@ -104,6 +106,22 @@ pub(crate) struct Options {
     #[arg(short, long, action = ArgAction::Count, env = "ECHOSERVER_QUIET")]
     #[arg(help_heading = "Logging", hide_env = true)]
     quiet: u8,
+
+    /// How the log is written
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "ECHOSERVER_LOG_FORMAT",
+        value_enum,
+        default_value = "text"
+    )]
+    #[arg(help_heading = "Logging", hide_env = true)]
+    pub(crate) log_format: Format,
+
+    /// Log what was counted this often; SIGUSR1 logs it at once [default: only at the end]
+    #[arg(long, value_name = "DURATION", env = "ECHOSERVER_STATS_INTERVAL", value_parser = interval)]
+    #[arg(help_heading = "Logging", hide_env = true)]
+    pub(crate) stats_interval: Option<Duration>,
 }
 
 impl Options {
@@ -183,6 +201,14 @@ fn mode(text: &str) -> Result<u32, String> {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("expected a duration, as 500ms, 30s or 5m: {error}"))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    let bounds = "expected a duration of at least 1ms".to_owned();
+    Some(interval)
+        .filter(|interval| *interval >= Duration::from_millis(1))
+        .ok_or(bounds)
 }
 
 /// An error of the command line as one line that names the culprit, and where it stands if that is

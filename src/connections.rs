@@ -295,11 +295,9 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         counters.discarded[reason as usize].add(connection.buffered() as u64);
         log::debug!(
             target: "echoserver::access",
-            "closed peer={peer} worker={} seconds={:.3} bytes_in={} bytes_out={} reason={reason}",
-            self.worker,
-            Duration::from_millis(now.saturating_sub(opened)).as_secs_f64(),
-            connection.bytes_in(),
-            connection.bytes_out(),
+            peer:%, worker = self.worker, ms = now.saturating_sub(opened),
+            bytes_in = connection.bytes_in(), bytes_out = connection.bytes_out(), reason:%;
+            "closed"
         );
         // The handler is somebody else's code, its drop included. The panic hook has told of it.
         let _panic = catch_unwind(AssertUnwindSafe(|| drop(connection)));

@@ -1,6 +1,7 @@
 //! The log: to stderr, by a thread of its own, so that a reader who stalls can't stall the server.
 //!
-//! Lines wait in a bounded queue; what finds it full is dropped, counted, and told of later.
+//! Lines wait in a bounded queue; what finds it full is dropped, counted, and told of later. What a
+//! record says besides its message stands behind it as `key=value`, or in JSON as fields of its own.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -8,14 +9,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use log::LevelFilter;
+use echoserver::Stats;
+use log::kv::{self, Key, Source, Value, VisitSource};
+use log::{Level, LevelFilter, Record};
+use serde_json::Map;
 
 /// Lines that wait for a slow reader.
 const LINES_MAX: usize = 1024;
 
 /// How long the end of the process waits for a slow reader.
 const FLUSH_MAX: Duration = Duration::from_millis(200);
+
+/// How a record is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 enum Message {
     Line(Vec<u8>),
@@ -25,15 +39,17 @@ enum Message {
 /// The log's end for writing.
 #[derive(Clone)]
 pub(crate) struct Log {
+    format: Format,
     queue: Sender<Message>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Log {
     /// Starts logging at `level`, or as `RUST_LOG` says.
-    pub(crate) fn start(level: LevelFilter) -> io::Result<Self> {
+    pub(crate) fn start(level: LevelFilter, format: Format) -> io::Result<Self> {
         let (queue, lines) = bounded(LINES_MAX);
         let log = Self {
+            format,
             queue,
             dropped: Arc::default(),
         };
@@ -41,12 +57,33 @@ impl Log {
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || print(&lines, &dropped))?;
-        env_logger::Builder::new()
+        let mut logger = env_logger::Builder::new();
+        logger
             .filter_module("echoserver", level)
-            .parse_default_env()
-            .target(env_logger::Target::Pipe(Box::new(log.clone())))
-            .init();
+            .parse_default_env();
+        logger.target(env_logger::Target::Pipe(Box::new(log.clone())));
+        if format == Format::Json {
+            logger.format(|line, record| {
+                let time = line.timestamp_millis().to_string();
+                writeln!(line, "{}", json(record, time))
+            });
+        }
+        logger.init();
         Ok(log)
+    }
+
+    /// Logs the numbers of a server.
+    pub(crate) fn stats(&self, what: &str, stats: &Stats) {
+        if self.format == Format::Text {
+            return log::info!(target: "echoserver", "{what}: {stats}");
+        }
+        let fields = Fields(stats.fields());
+        let mut record = Record::builder();
+        record
+            .level(Level::Info)
+            .target("echoserver")
+            .key_values(&fields);
+        log::logger().log(&record.args(format_args!("{what}")).build());
     }
 
     /// Waits until what was logged is written, but not for long.
@@ -75,6 +112,44 @@ impl Write for Log {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The numbers of a server, each as a field of its own.
+struct Fields(Vec<(String, i64)>);
+
+impl Source for Fields {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
+        self.0.iter().try_for_each(|(name, value)| {
+            visitor.visit_pair(Key::from_str(name), Value::from(*value))
+        })
+    }
+}
+
+/// A record as a JSON object: its own fields, then those it carries.
+fn json(record: &Record<'_>, time: String) -> serde_json::Value {
+    struct Object(Map<String, serde_json::Value>);
+
+    impl<'kvs> VisitSource<'kvs> for Object {
+        fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+            let number = value.to_i64().map(serde_json::Value::from);
+            let value = number.unwrap_or_else(|| value.to_string().into());
+            self.0.insert(key.to_string(), value);
+            Ok(())
+        }
+    }
+
+    let mut object = Object(Map::new());
+    for (name, value) in [
+        ("time", time),
+        ("level", record.level().to_string()),
+        ("target", record.target().to_owned()),
+        ("message", record.args().to_string()),
+    ] {
+        object.0.insert(name.to_owned(), value.into());
+    }
+    // This visitor never fails.
+    let _infallible = record.key_values().visit(&mut object);
+    serde_json::Value::Object(object.0)
 }
 
 /// Writes lines as they come. Whether stderr takes them is not the server's concern.

@@ -3,6 +3,7 @@
 mod cli;
 mod limits;
 mod logging;
+mod reports;
 #[cfg(unix)]
 mod signals;
 
@@ -15,6 +16,7 @@ use echoserver::{Config, Echo, Server};
 
 use crate::cli::Options;
 use crate::logging::Log;
+use crate::reports::Reports;
 
 /// Exit statuses, as users expect them.
 const FAILURE: u8 = 1;
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
         }
         Err(error) => return complain(&cli::one_line(&error), USAGE),
     };
-    let log = match Log::start(options.log_level()) {
+    let log = match Log::start(options.log_level(), options.log_format) {
         Ok(log) => log,
         Err(error) => return complain(&format!("cannot start the log: {error}"), FAILURE),
     };
@@ -60,10 +62,12 @@ fn serve(options: &Options, log: &Log) -> io::Result<()> {
     announce(&server, &config);
     #[cfg(unix)]
     let _signals = signals.obey(server.handle(), log.clone())?;
+    let report = |interval| Reports::start(interval, server.handle(), log.clone());
+    let _reports = options.stats_interval.map(report).transpose()?;
 
     let stats = server.run(|_peer| Echo)?;
 
-    log::info!("ended: {stats}");
+    log.stats("ended", &stats);
     match stats.imbalance() {
         None => {
             log::info!("balanced: every connection and every byte is accounted for");

@@ -1,11 +1,12 @@
-//! Signals: the first SIGTERM or SIGINT drains, the second one ends the process at once.
+//! Signals: the first SIGTERM or SIGINT drains, the second one ends the process at once; SIGUSR1 logs
+//! what was counted.
 
 use std::io;
 use std::process;
 use std::thread::{self, JoinHandle};
 
 use echoserver::Handle;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator;
 use signal_hook::low_level::signal_name;
 
@@ -23,7 +24,7 @@ pub(crate) struct Obedience {
 impl Signals {
     /// Catches the signals from here on: one that comes before the server is up is not lost.
     pub(crate) fn catch() -> io::Result<Self> {
-        iterator::Signals::new([SIGTERM, SIGINT]).map(Self)
+        iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1]).map(Self)
     }
 
     /// Starts a thread that does what the signals say.
@@ -32,6 +33,10 @@ impl Signals {
         let obey = move || {
             let mut told = false;
             for signal in self.0.forever() {
+                if signal == SIGUSR1 {
+                    log.stats("stats", &server.stats());
+                    continue;
+                }
                 let name = signal_name(signal).unwrap_or("signal");
                 if told {
                     log::warn!("{name} again: ending at once, {}", server.stats());

@@ -210,6 +210,45 @@ impl Stats {
         self.accepted.saturating_sub(self.total().closed_in_all())
     }
 
+    /// Every number with its name, as logs show them: `bytes_in`, `closed_idle`. Bytes are in bytes,
+    /// `accept_paused_ms` in milliseconds.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(String, i64)> {
+        let total = self.total();
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let by_reason = |what: &str, counts: [u64; Reason::ALL.len()]| -> Vec<_> {
+            Reason::ALL
+                .iter()
+                .zip(counts)
+                .map(|(reason, count)| (format!("{what}_{reason}"), number(count)))
+                .collect()
+        };
+        let named = |name: &str, value| (name.to_owned(), number(value));
+        let mut fields = vec![
+            named("accepted", self.accepted),
+            named("open", self.open()),
+            named("closed", total.closed_in_all()),
+        ];
+        fields.extend(by_reason("closed", total.closed));
+        fields.extend([
+            named("bytes_in", total.bytes_in),
+            named("bytes_out", total.bytes_out),
+            ("bytes_made".to_owned(), total.bytes_made),
+            named("buffered", total.buffered),
+            named("discarded", total.discarded_in_all()),
+        ]);
+        fields.extend(by_reason("discarded", total.discarded));
+        let paused_ms = u64::try_from(self.accept_paused.as_millis()).unwrap_or(u64::MAX);
+        fields.extend([
+            named("accept_errors", self.accept_errors),
+            named("accept_pauses", self.accept_pauses),
+            named("accept_paused_ms", paused_ms),
+            named("wakes", total.wakes),
+            named("yields", total.yields),
+        ]);
+        fields
+    }
+
     /// What does not add up, if anything, in one line. Meant for a server at rest or at its end.
     #[must_use]
     pub fn imbalance(&self) -> Option<String> {
@@ -294,44 +333,24 @@ impl AddAssign<&WorkerStats> for WorkerStats {
     }
 }
 
-/// One line: what was accepted, moved and closed.
+/// One line: what was accepted, moved and closed, and what else happened at all.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total = self.total();
-        write!(
-            f,
-            "accepted={} open={} closed={}",
-            self.accepted,
-            self.open(),
-            total.closed_in_all()
-        )?;
-        for (reason, count) in Reason::ALL
-            .iter()
-            .zip(total.closed)
-            .filter(|(_, count)| *count > 0)
-        {
-            write!(f, " closed_{reason}={count}")?;
+        const ALWAYS: [&str; 7] = [
+            "accepted",
+            "open",
+            "closed",
+            "bytes_in",
+            "bytes_out",
+            "buffered",
+            "discarded",
+        ];
+        let told = |(name, value): &(String, i64)| *value != 0 || ALWAYS.contains(&name.as_str());
+        for (index, (name, value)) in self.fields().into_iter().filter(told).enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            write!(f, "{space}{name}={value}")?;
         }
-        write!(
-            f,
-            " bytes_in={} bytes_out={} buffered={} discarded={}",
-            total.bytes_in,
-            total.bytes_out,
-            total.buffered,
-            total.discarded_in_all()
-        )?;
-        for (reason, bytes) in Reason::ALL
-            .iter()
-            .zip(total.discarded)
-            .filter(|(_, bytes)| *bytes > 0)
-        {
-            write!(f, " discarded_{reason}={bytes}")?;
-        }
-        write!(
-            f,
-            " accept_errors={} accept_pauses={} accept_paused={:?} wakes={} yields={}",
-            self.accept_errors, self.accept_pauses, self.accept_paused, total.wakes, total.yields
-        )
+        Ok(())
     }
 }
 
