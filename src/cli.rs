@@ -2,12 +2,14 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
 use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
 
@@ -97,14 +99,20 @@ pub(crate) struct Options {
     #[arg(value_parser = duration, help_heading = "Timeouts", hide_env = true)]
     drain_timeout: Duration,
 
+    /// Serve what was counted, for Prometheus at /metrics, and /healthz for load balancers
+    #[cfg(feature = "metrics")]
+    #[arg(long, value_name = "ADDR", env = "ECHOSERVER_METRICS")]
+    #[arg(help_heading = "Logging and metrics", hide_env = true)]
+    pub(crate) metrics: Option<Address>,
+
     /// Log more: -v each connection at its end, -vv everything; RUST_LOG wins
     #[arg(short, long, action = ArgAction::Count, env = "ECHOSERVER_VERBOSE")]
-    #[arg(help_heading = "Logging", hide_env = true)]
+    #[arg(help_heading = "Logging and metrics", hide_env = true)]
     verbose: u8,
 
     /// Log less: -q warnings, -qq errors, -qqq nothing
     #[arg(short, long, action = ArgAction::Count, env = "ECHOSERVER_QUIET")]
-    #[arg(help_heading = "Logging", hide_env = true)]
+    #[arg(help_heading = "Logging and metrics", hide_env = true)]
     quiet: u8,
 
     /// How the log is written
@@ -115,13 +123,42 @@ pub(crate) struct Options {
         value_enum,
         default_value = "text"
     )]
-    #[arg(help_heading = "Logging", hide_env = true)]
+    #[arg(help_heading = "Logging and metrics", hide_env = true)]
     pub(crate) log_format: Format,
 
     /// Log what was counted this often; SIGUSR1 logs it at once [default: only at the end]
     #[arg(long, value_name = "DURATION", env = "ECHOSERVER_STATS_INTERVAL", value_parser = interval)]
-    #[arg(help_heading = "Logging", hide_env = true)]
+    #[arg(help_heading = "Logging and metrics", hide_env = true)]
     pub(crate) stats_interval: Option<Duration>,
+
+    /// Print a man page or a shell's completions, and exit
+    #[arg(long, value_name = "WHAT", value_enum, hide = true)]
+    pub(crate) generate: Option<Page>,
+}
+
+/// What can be made from the command line's own description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Page {
+    Man,
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl Page {
+    /// Writes it out.
+    pub(crate) fn write(self, out: &mut impl Write) -> io::Result<()> {
+        let mut command = Options::command();
+        let shell = match self {
+            Self::Man => return clap_mangen::Man::new(command).render(out),
+            Self::Bash => Shell::Bash,
+            Self::Zsh => Shell::Zsh,
+            Self::Fish => Shell::Fish,
+        };
+        let mut page = Vec::new();
+        clap_complete::generate(shell, &mut command, "echoserver", &mut page);
+        out.write_all(&page)
+    }
 }
 
 impl Options {
@@ -134,8 +171,9 @@ impl Options {
         Self::try_parse()
     }
 
-    /// What the library is to be told, for at most `connections_max` connections.
-    pub(crate) fn config(&self, connections_max: usize) -> Config {
+    /// What the library is to be told, for at most `connections_max` connections. Where sockets are
+    /// `inherited`, they take the place of the default one.
+    pub(crate) fn config(&self, connections_max: usize, inherited: bool) -> Config {
         let mut config = Config {
             connections_max,
             workers: self.workers(),
@@ -147,7 +185,7 @@ impl Options {
             busy_poll: self.busy_poll.unwrap_or_default(),
             ..Config::default()
         };
-        if !self.listen.is_empty() {
+        if inherited || !self.listen.is_empty() {
             config.listen.clone_from(&self.listen);
         }
         config
@@ -250,8 +288,6 @@ fn variable_of(error: &clap::Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parsed(words: &[&str]) -> Result<Options, String> {
@@ -266,7 +302,11 @@ mod tests {
 
     #[test]
     fn every_option_has_its_variable() {
-        for argument in Options::command().get_arguments() {
+        let command = Options::command();
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !argument.is_hide_set())
+        {
             let long = argument.get_long().expect("every option has a long name");
             let variable = format!("ECHOSERVER_{}", long.replace('-', "_").to_uppercase());
             assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{long}");
@@ -286,7 +326,7 @@ mod tests {
             "--drain-timeout=1m",
         ])
         .unwrap();
-        let config = options.config(3);
+        let config = options.config(3, false);
         assert_eq!(
             (config.workers.get(), config.connections_max, config.backlog),
             (7, 3, 9)
@@ -301,7 +341,7 @@ mod tests {
         assert_eq!(
             parsed(&["--idle-timeout=0s"])
                 .unwrap()
-                .config(1)
+                .config(1, true)
                 .idle_timeout,
             None
         );

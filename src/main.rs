@@ -3,7 +3,10 @@
 mod cli;
 mod limits;
 mod logging;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod reports;
+mod service;
 #[cfg(unix)]
 mod signals;
 
@@ -12,11 +15,16 @@ use std::panic;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
+#[cfg(feature = "metrics")]
+use echoserver::Address;
 use echoserver::{Config, Echo, Server};
 
 use crate::cli::Options;
 use crate::logging::Log;
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
 use crate::reports::Reports;
+use crate::service::Inherited;
 
 /// Exit statuses, as users expect them.
 const FAILURE: u8 = 1;
@@ -32,6 +40,16 @@ fn main() -> ExitCode {
         }
         Err(error) => return complain(&cli::one_line(&error), USAGE),
     };
+    if let Some(page) = options.generate {
+        return match page.write(&mut io::stdout()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                complain(&error.to_string(), FAILURE)
+            }
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    // Before any thread starts.
+    let inherited = Inherited::take();
     let log = match Log::start(options.log_level(), options.log_format) {
         Ok(log) => log,
         Err(error) => return complain(&format!("cannot start the log: {error}"), FAILURE),
@@ -39,7 +57,7 @@ fn main() -> ExitCode {
     panic::set_hook(Box::new(|panic| {
         log::error!("{}", panic.to_string().replace('\n', " "));
     }));
-    let outcome = serve(&options, &log);
+    let outcome = serve(&options, &log, inherited);
     log.finish();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,17 +71,24 @@ fn complain(what: &str, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn serve(options: &Options, log: &Log) -> io::Result<()> {
+fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     #[cfg(unix)]
     let signals = signals::Signals::catch()?;
     let connections_max = limits::connections_max(options)?;
-    let config = options.config(connections_max);
-    let server = Server::bind(config.clone())?;
+    let config = options.config(connections_max, !inherited.is_empty());
+    let mut server = Server::bind(config.clone())?;
+    inherited.give_to(&mut server)?;
     announce(&server, &config);
+    #[cfg(feature = "metrics")]
+    let watch = |address: &Address| Metrics::start(address.clone(), server.handle());
+    #[cfg(feature = "metrics")]
+    let _metrics = options.metrics.as_ref().map(watch).transpose()?;
     #[cfg(unix)]
     let _signals = signals.obey(server.handle(), log.clone())?;
     let report = |interval| Reports::start(interval, server.handle(), log.clone());
     let _reports = options.stats_interval.map(report).transpose()?;
+
+    service::ready(&server);
 
     let stats = server.run(|_peer| Echo)?;
 

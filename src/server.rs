@@ -255,6 +255,12 @@ impl Server {
             handle: Handle { gate, counters },
             ..
         } = self;
+        if listeners.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "nowhere to listen",
+            ));
+        }
         let (queue, inboxes) = WorkQueue::bounded(MAILBOX_MAX, workers.iter().map(Worker::waker));
         let (gate_ref, limits, handler) = (&*gate, config.limits(), &handler);
         thread::scope(|scope| {

@@ -11,6 +11,7 @@ use signal_hook::iterator;
 use signal_hook::low_level::signal_name;
 
 use crate::logging::Log;
+use crate::service;
 
 /// Signals that are caught, and obeyed once there is a server to obey them.
 pub(crate) struct Signals(iterator::Signals);
@@ -45,6 +46,7 @@ impl Signals {
                 }
                 told = true;
                 log::info!("{name}: draining");
+                service::stopping();
                 server.shut_down();
             }
         };
