@@ -2,9 +2,9 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::load::{self, Client, Echoes, Pace, Tally, Visits};
+use crate::load::{self, Client, Echoes, PATIENCE, Pace, Tally, Visits};
 use crate::process::{CpuTime, Machine, Running, Server, TICK_NS, cpu_time};
 
 /// A question, and the cases that answer it.
@@ -278,7 +278,9 @@ fn drive(case: &Case, running: &Running, effort: Effort) -> io::Result<Sample> {
     };
     let mut clients = clients(case, running, effort.threads)?;
     let effort = effort.at_least(case.load.connections());
-    load::run(&mut clients, effort.warm_up)?;
+    // On a machine that is busy with something else even the first answer may take a while.
+    let patience = Instant::now() + PATIENCE;
+    while load::run(&mut clients, effort.warm_up)?.operations == 0 && Instant::now() < patience {}
 
     let (own, machine, before) = (own_time(), Machine::now(), running.cpu_time());
     let tally = load::run(&mut clients, effort.sample)?;

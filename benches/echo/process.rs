@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -28,7 +28,8 @@ pub(crate) enum Kind {
     Echoserver(Vec<String>),
     /// This very binary, become a peer.
     Peer,
-    /// A command of the user's, with `{port}` in it.
+    /// A command of the user's, with `{port}` in it. Its CPU time and memory are those of all the
+    /// processes in its group.
     Command(String),
     /// A server that somebody else has started.
     Remote(String),
@@ -186,33 +187,53 @@ impl CpuTime {
 pub(crate) const TICK_NS: u64 = 10_000_000;
 
 impl Running {
-    fn proc(&self) -> Option<String> {
-        let process = self.process.as_ref()?;
-        Some(format!("/proc/{}", process.0.id()))
+    /// The directories in `/proc` of the server and of what it has started.
+    fn processes(&self) -> Option<Vec<PathBuf>> {
+        let group = self.process.as_ref()?.0.id().to_string();
+        let is_ours = |proc: &PathBuf| stat(proc).is_some_and(|fields| fields[2] == group);
+        let all = fs::read_dir("/proc").ok()?.flatten();
+        Some(all.map(|entry| entry.path()).filter(is_ours).collect())
     }
 
     pub(crate) fn cpu_time(&self) -> Option<CpuTime> {
-        cpu_time(Path::new(&self.proc()?))
+        let processes = self.processes()?;
+        let times = processes.iter().filter_map(|proc| cpu_time(proc));
+        times.reduce(|sum, time| CpuTime {
+            alive_ns: sum.alive_ns + time.alive_ns,
+            ever_ns: sum.ever_ns + time.ever_ns,
+        })
     }
 
     /// Bytes of memory that it has touched and still holds.
     pub(crate) fn memory(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("{}/status", self.proc()?)).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-        Some(kib << 10)
+        let resident = |proc: PathBuf| {
+            let status = fs::read_to_string(proc.join("status")).ok()?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:"))?;
+            let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+            Some(kib << 10)
+        };
+        Some(self.processes()?.into_iter().filter_map(resident).sum())
     }
+}
+
+/// The fields of a process's `stat`, from its state on; before that stands a name that may hold
+/// anything.
+fn stat(proc: &Path) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(proc.join("stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(str::to_owned).collect())
 }
 
 /// CPU time of a process, by its directory in `/proc`.
 pub(crate) fn cpu_time(proc: &Path) -> Option<CpuTime> {
-    let stat = fs::read_to_string(proc.join("stat")).ok()?;
-    // Behind the name, which may hold anything, utime and stime are the 12th and 13th fields.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    let ticks: u64 = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();
+    let fields = stat(proc)?;
+    let utime_and_stime = &fields[11..13];
+    let ticks: u64 = utime_and_stime
+        .iter()
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
     let mut alive_ns = 0;
     for task in fs::read_dir(proc.join("task")).ok()?.flatten() {
         // A thread may end meanwhile; a kernel without these statistics leaves the coarse clock.

@@ -74,7 +74,16 @@ impl Results {
         self.entries[case][server].spread(|sample| Some(sample.value))
     }
 
-    /// The same as a ratio to the reference.
+    /// Why samples are missing: the server's name, and what happened.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let of =
+            |(name, entry): (&String, &Entry)| Some(format!("{name}: {}", entry.fault.as_ref()?));
+        let rows = self.entries.iter();
+        rows.flat_map(|row| self.servers.iter().zip(row).filter_map(of))
+            .collect()
+    }
+
+    /// The rate or the memory as a ratio to the reference's.
     pub(crate) fn ratio(&self, case: usize, server: usize) -> Option<Spread> {
         let entries = &self.entries[case];
         entries[server].ratio(&entries[REFERENCE], |sample| Some(sample.value))
