@@ -254,17 +254,8 @@ impl Stream for Socket {
 
     fn is_drained_by_short_read(&self) -> bool {
         match self {
-            // With epoll and kqueue, say their manuals.
-            Self::Tcp(_) => cfg!(any(
-                target_os = "linux",
-                target_os = "android",
-                target_os = "macos",
-                target_os = "ios",
-                target_os = "freebsd",
-                target_os = "netbsd",
-                target_os = "openbsd",
-                target_os = "dragonfly"
-            )),
+            // So say the manuals of epoll and kqueue; but only Linux tells of the urgent mark.
+            Self::Tcp(_) => cfg!(any(target_os = "linux", target_os = "android")),
             // Descriptors and credentials in the stream cut reads short too.
             #[cfg(unix)]
             Self::Unix(_) => false,
