@@ -51,6 +51,7 @@ impl Listener {
     /// # Errors
     ///
     /// Name the place: `cannot listen on 127.0.0.1:5555: address in use`.
+    #[cfg_attr(not(unix), expect(unused_variables, reason = "files are Unix's"))]
     pub(crate) fn bind(
         address: &Address,
         backlog: u32,
