@@ -73,13 +73,12 @@ impl Resp<'_> {
             let length = match parse(&bytes[taken..], &mut words) {
                 Ok(length) => length,
                 Err(Stop::Partial) if bytes.len() - taken < message_max => break,
-                Err(Stop::Partial) => {
-                    let fault = format_args!("a command of more than {message_max} bytes");
+                Err(stop) => {
+                    let fault = match stop {
+                        Stop::Partial => format!("a command of more than {message_max} bytes"),
+                        Stop::Fault(fault) => format!("Protocol error: {fault}"),
+                    };
                     error(output, fault);
-                    return (taken, Action::Close);
-                }
-                Err(Stop::Fault(fault)) => {
-                    error(output, format_args!("Protocol error: {fault}"));
                     return (taken, Action::Close);
                 }
             };
