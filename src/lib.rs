@@ -121,30 +121,54 @@
 //! 1. **An event is a hint; what a system call returns is a fact.** The end of a stream is a read of no bytes,
 //!    not a bit in an event, beside which unread data may still be waiting. A hint may come late, twice
 //!    or for nothing.
+//!    Pinned by `simulation_of_echo`, `the_end_awaits_the_output`.
 //! 2. **No edge comes for what is already there.** That a stream is readable stays noted until a read would
 //!    block; a connection that stops earlier, because its share is spent, comes back by itself.
+//!    Pinned by `a_read_that_fills_the_buffer_is_followed_by_another`,
+//!    `a_flood_starves_no_neighbour`,
+//!    `who_has_spent_the_budget_goes_to_the_back`.
 //! 3. **A short read has drained the socket only if nothing else can have cut it short.** Two things do:
 //!    the stream's end, which comes in one event with the last data, and the mark of urgent data, at
 //!    which every read stops. After events that speak of either, reading goes on until it would block.
 //!    Otherwise one `recv` in three is saved. Urgent bytes stay in the stream, where they belong.
+//!    Pinned by `an_end_that_arrives_with_the_data_is_seen`,
+//!    `urgent_bytes_and_those_behind_them_belong_to_the_stream`,
+//!    `a_short_read_proves_nothing_where_something_else_cuts_reads_short`,
+//!    `a_message_costs_one_read_and_one_write`.
 //! 4. **After the client's end comes all that is owed to it, and then the server's own end.** However
 //!    late the client begins to read.
+//!    Pinned by `a_late_reader_gets_more_than_the_kernel_holds`, `the_end_awaits_the_output`.
 //! 5. **Write at once; interest is registered once.** Who waits for an event before each write pays for it
 //!    with a round of the poll, and who changes the interest around each write, with a system call.
+//!    Pinned by `a_stuck_connection_costs_no_calls_for_interest`, `a_message_costs_three_calls`.
 //! 6. **`EINTR` means again; `EPIPE` and `ECONNRESET` mean that this connection is over**, quietly.
+//!    Pinned by `interrupted_calls_are_made_again`, `resets_are_quiet_ends`, `sigpipe_is_nothing`.
 //! 7. **A token may be stale within a batch of events**: its connection has ended, and its number must not belong
 //!    to another one before the batch is over. New connections are let in after the events.
+//!    Pinned by `an_event_for_nobody_is_ignored`, `simulation_of_echo`.
 //! 8. **First push, then wake; on a wake, empty the mailbox.** Wakes coalesce: one per worker and batch is
 //!    enough. A waker delivers for as long as it is alive, so the worker has a share in its own.
+//!    Pinned by `the_item_is_there_when_the_bell_rings`,
+//!    `an_item_placed_while_the_mailbox_is_emptied_rouses_anew`, `a_batch_rouses_each_worker_once`,
+//!    `closes_when_dropped_but_loses_nothing`.
 //! 9. **Closing with unread input sends a reset**, which can destroy what is on its way to the client. Where the
 //!    server ends first, it ends its half of the stream, discards for a bounded while, then closes.
+//!    Pinned by `a_handler_that_closes_is_heard_to_the_end`,
+//!    `a_client_that_does_not_end_is_left_in_the_end`.
 //! 10. **Nothing in accept ends the server.** What concerns one client is tried again at once; a lack of
 //!     descriptors or memory pauses accepting, until a connection closes or a timer says so. On an
 //!     edge-triggered listener the danger is not to spin but never to wake up again.
+//!     Pinned by `passing_errors_are_tried_again_at_once`,
+//!     `without_descriptors_it_pauses_and_tries_again_by_itself`,
+//!     `a_freed_descriptor_ends_the_pause_at_once`, `more_clients_than_descriptors`.
 //! 11. **Accepted sockets inherit options on Linux**: `TCP_NODELAY` and its like are set on the listener, once.
+//!     Pinned by `a_connection_in_a_crowd_costs_at_most_eight_calls`.
 //! 12. **Take many events at once**: a small array makes busy connections queue up for it.
+//!     Pinned by `a_crowd_is_served_in_one_turn`.
 //! 13. **Read the clock once a turn**, not once a message: who is idle is found by a sweep that is due a few
 //!     times per timeout.
+//!     Pinned by `sweeps_are_no_closer_than_an_eighth_of_the_shortest_timeout`,
+//!     `an_idle_timeout_wakes_nobody_before_its_time`.
 //!
 //! # Portability
 //!
