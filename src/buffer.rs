@@ -126,9 +126,16 @@ impl Buffer {
     /// Nothing is copied where this one is empty: the two swap their storage.
     pub fn append(&mut self, other: &mut Buffer) -> usize {
         if self.is_empty() && self.capacity() == other.capacity() {
-            mem::swap(self, other);
+            mem::swap(&mut self.storage, &mut other.storage);
+            (self.start, self.end) = (other.start, other.end);
+            other.clear();
             return self.len();
         }
+        self.append_copy(other)
+    }
+
+    #[inline(never)]
+    fn append_copy(&mut self, other: &mut Buffer) -> usize {
         let count = other.len().min(self.room());
         self.extend(&other.data()[..count]);
         other.consume(count);
@@ -143,7 +150,9 @@ impl Buffer {
 
     /// Reads once into all the room there is; 0 is the stream's end, or no room.
     pub(crate) fn fill_from(&mut self, reader: &mut impl Read) -> io::Result<usize> {
-        self.compact();
+        if self.start > 0 {
+            self.compact();
+        }
         let count = reader.read(&mut self.storage[self.end..])?;
         self.end += count;
         Ok(count)
@@ -167,12 +176,11 @@ impl Buffer {
     }
 
     /// Moves the data to the front, so that all the room is behind it.
+    #[inline(never)]
     fn compact(&mut self) {
-        if self.start > 0 {
-            self.storage.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
+        self.storage.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
     }
 }
 

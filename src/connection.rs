@@ -11,6 +11,7 @@
 //! what the client sends then stays in the kernel, whose window closes and pushes back. So a client
 //! that never reads costs at most two buffers, and in an echo no byte is ever copied between them.
 
+use std::any::Any;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -181,34 +182,51 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Moves bytes until nothing more can move, or for `rounds` rounds, in each of which at most one
     /// buffer is read and one sent.
+    #[inline(always)]
     pub(crate) fn run(
         &mut self,
         pool: &mut Pool,
         rounds: u32,
         counters: &WorkerCounters,
     ) -> Status {
-        let mut own = self.buffers.take();
-        let buffers = own.as_deref_mut().unwrap_or_else(|| pool.hand());
-        let before = buffers.len();
+        if let Some(own) = self.buffers.take() {
+            return self.run_on(own, pool, rounds, counters);
+        }
         let status = self
-            .advance(buffers, rounds, counters)
+            .advance(pool.hand(), rounds, counters)
             .unwrap_or_else(Status::Closed);
-        if own.is_some() || !pool.is_hand_free() {
-            self.keep(own, before, pool, counters);
+        if !pool.is_hand_free() {
+            self.keep(pool.take_hand(), 0, pool, counters);
         }
         status
     }
 
+    /// The same for one that has kept its buffers.
+    #[inline(never)]
+    fn run_on(
+        &mut self,
+        mut own: Box<Buffers>,
+        pool: &mut Pool,
+        rounds: u32,
+        counters: &WorkerCounters,
+    ) -> Status {
+        let before = own.len();
+        let status = self
+            .advance(&mut own, rounds, counters)
+            .unwrap_or_else(Status::Closed);
+        self.keep(own, before, pool, counters);
+        status
+    }
+
     /// Keeps buffers that are left with bytes, and only those.
-    #[cold]
+    #[inline(never)]
     fn keep(
         &mut self,
-        own: Option<Box<Buffers>>,
+        buffers: Box<Buffers>,
         before: usize,
         pool: &mut Pool,
         counters: &WorkerCounters,
     ) {
-        let buffers = own.unwrap_or_else(|| pool.take_hand());
         counters.buffered.shift(before, buffers.len());
         if buffers.is_empty() {
             pool.reclaim(buffers);
@@ -262,6 +280,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Ends the stream from this side, then discards what still comes until the client ends its own.
     #[cold]
+    #[inline(never)]
     fn wind_up(
         &mut self,
         input: &mut Buffer,
@@ -285,6 +304,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Whether nothing more is to be read and handled.
     #[cold]
+    #[inline(never)]
     fn is_served(&self) -> bool {
         match self.stage {
             Stage::Serving => false,
@@ -325,6 +345,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Lets the handler work. `output` is empty: [`flush`](Self::flush) went before.
+    #[inline(always)]
     fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) -> Result<(), Reason> {
         let Buffers { input, output } = buffers;
         let before = input.len();
@@ -334,11 +355,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         counters.bytes_made.shift(before, left + made);
         match action {
             Ok(Action::Continue) => {
-                let (idle, short) = (left == before && made == 0, output.take_short());
-                self.settled = idle || (left == 0 && !short);
+                let sated = !output.take_short() && left == 0;
+                self.settled = sated || (left == before && made == 0);
             }
             Ok(Action::Close) => self.finish(Reason::Handler),
-            Err(_) => return Err(Reason::Panic),
+            Err(panic) => return Err(panicked(panic)),
         }
         Ok(())
     }
@@ -370,6 +391,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Why it ends when nothing could be read into so much room.
     #[cold]
+    #[inline(never)]
     fn reason_of_end(&self, room: usize) -> Reason {
         match self.stage {
             // The handler has left a full buffer as it was.
@@ -381,6 +403,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 }
 
+/// Drops what a panic left behind; the panic hook has told of it.
+#[cold]
+#[inline(never)]
+fn panicked(panic: Box<dyn Any + Send>) -> Reason {
+    drop(panic);
+    Reason::Panic
+}
+
 /// Drops input that no handler will see.
 fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
     counters.discarded[reason as usize].add(input.len() as u64);
@@ -389,6 +419,7 @@ fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
 
 /// What a failed call means: to try again now, to wait for an edge (`false`), or the end.
 #[cold]
+#[inline(never)]
 fn is_retry(error: &io::Error) -> Result<bool, Reason> {
     match error.kind() {
         ErrorKind::Interrupted => Ok(true),

@@ -246,6 +246,15 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         if connection.take_active() && (!entry.lingering || self.drain.is_some()) {
             entry.active = now;
         }
+        if status != Status::Idle || connection.lingers().is_some() {
+            self.follow_up(token, status, now);
+        }
+    }
+
+    /// What a connection's state asks for, where that is more than to wait.
+    #[inline(never)]
+    fn follow_up(&mut self, token: usize, status: Status, now: Millis) {
+        let entry = &mut self.table[token];
         match status {
             Status::Idle => {}
             Status::Runnable => {
@@ -255,7 +264,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             }
             Status::Closed(reason) => return self.close(token, reason, now),
         }
-        if connection.lingers().is_some() && !entry.lingering {
+        if entry.connection.lingers().is_some() && !entry.lingering {
             entry.lingering = true;
             entry.active = now;
             self.sweep_by(now.saturating_add(self.limits.linger_max));

@@ -284,6 +284,7 @@ fn send(stream: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
 
 /// Out of the way of calls that succeed.
 #[cold]
+#[inline(never)]
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn failed(code: rustix::io::Errno) -> io::Error {
     code.into()
