@@ -278,20 +278,32 @@ fn drive(case: &Case, running: &Running, effort: Effort) -> io::Result<Sample> {
     };
     let mut clients = clients(case, running, effort.threads)?;
     let effort = effort.at_least(case.load.connections());
-    // On a machine that is busy with something else even the first answer may take a while.
-    let patience = Instant::now() + PATIENCE;
-    while load::run(&mut clients, effort.warm_up)?.operations == 0 && Instant::now() < patience {}
+    drive_until_answered(&mut clients, effort.warm_up)?;
 
-    let (own, machine, before) = (own_time(), Machine::now(), running.cpu_time());
-    let tally = load::run(&mut clients, effort.sample)?;
+    let (own, machine, start) = (own_time(), Machine::now(), Instant::now());
+    let before = running.cpu_time();
+    let tally = drive_until_answered(&mut clients, effort.sample)?;
     let after = running.cpu_time();
     let used = before.zip(after).map(|(before, after)| after.since(before));
-    let noise = noise(own, machine, used.unwrap_or_default(), tally.elapsed);
+    let noise = noise(own, machine, used.unwrap_or_default(), start.elapsed());
     drop(resting);
     if tally.operations == 0 {
         return Err(io::Error::other("nothing came back"));
     }
     Ok(figures(case, &tally, used, noise))
+}
+
+/// Runs for so long; on a machine that is busy with something else the first answer may take longer.
+fn drive_until_answered(clients: &mut [Box<dyn Client>], duration: Duration) -> io::Result<Tally> {
+    let mut elapsed = Duration::ZERO;
+    loop {
+        let mut tally = load::run(clients, duration)?;
+        elapsed += tally.elapsed;
+        tally.elapsed = elapsed;
+        if tally.operations > 0 || elapsed > PATIENCE {
+            return Ok(tally);
+        }
+    }
 }
 
 fn figures(case: &Case, tally: &Tally, used: Option<Duration>, noise: Noise) -> Sample {
