@@ -28,8 +28,11 @@ const CHUNK: usize = 256 << 10;
 /// Events taken per wait.
 const EVENTS_MAX: usize = 1024;
 
-/// A flooding client sends this much, then reads this much, and so on.
+/// A flooding client sends and reads by this much at a time.
 const FLOOD_CHUNK: usize = 64 << 10;
+
+/// So many times each way before others get their turn: as good as "until the kernel takes no more".
+const FLOOD_CALLS_MAX: usize = 16;
 
 /// What a client sends to be served once: to hold an idle connection, or in a short one.
 const GREETING: usize = 64;
@@ -238,8 +241,8 @@ impl Connection {
             return Err(io::Error::new(ErrorKind::ConnectionAborted, fault));
         }
         match pace {
-            Pace::Flood if flags.contains(EventFlags::OUT) => self.send(FLOOD_CHUNK, true),
-            Pace::Messages { bytes, .. } => self.send(bytes, false),
+            Pace::Messages { bytes, .. } => self.send(bytes),
+            Pace::Flood if flags.contains(EventFlags::OUT) => self.flood(),
             Pace::Flood => Ok(()),
         }
     }
@@ -252,14 +255,14 @@ impl Connection {
         buffer: &mut [u8],
         tally: &mut Tally,
     ) -> io::Result<()> {
-        loop {
-            let room = match pace {
-                Pace::Messages { .. } => buffer.len(),
-                Pace::Flood => FLOOD_CHUNK,
-            };
+        let (room, calls_max) = match pace {
+            Pace::Messages { .. } => (buffer.len(), usize::MAX),
+            Pace::Flood => (FLOOD_CHUNK, FLOOD_CALLS_MAX),
+        };
+        for _ in 0..calls_max {
             let count = match recv(&self.stream, &mut buffer[..room], RecvFlags::empty()) {
                 Ok((_, count)) => count,
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -269,12 +272,12 @@ impl Connection {
             self.take_time(pace, start, tally);
             if let Pace::Flood = pace {
                 tally.operations += count as u64;
-                return Ok(());
             }
             if count < room {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     fn check(&self, bytes: &[u8]) -> io::Result<()> {
@@ -308,43 +311,55 @@ impl Connection {
         }
     }
 
-    /// Sends up to the goal, in one call where the kernel takes it; `once` is one call at most.
-    fn send(&mut self, message: usize, once: bool) -> io::Result<()> {
-        let mut now = None;
+    /// Sends all the messages it may, in one call where the kernel takes it.
+    fn send(&mut self, message: usize) -> io::Result<()> {
+        if self.sent == self.goal {
+            return Ok(());
+        }
+        let now = Instant::now();
         while self.sent < self.goal {
-            let count = usize::try_from(self.goal - self.sent).unwrap_or(usize::MAX);
-            let count = if once { count.min(message) } else { count };
-            let bytes = stream_bytes(self.seed, self.sent, count);
-            let now = *now.get_or_insert_with(Instant::now);
-            let sent = match send(&self.stream, bytes, SendFlags::NOSIGNAL) {
-                Ok(sent) => sent as u64,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            self.mark(message as u64, sent, once, now);
-            self.sent += sent;
-            if once {
-                return Ok(());
+            let before = self.sent;
+            let count = (self.goal - before) as usize;
+            if !self.send_once(count)? {
+                break;
+            }
+            // Each message's time begins when its first byte is sent.
+            let message = message as u64;
+            let begun = before.div_ceil(message)..self.sent.div_ceil(message);
+            self.marks.extend(begun.map(|index| Mark {
+                offset: (index + 1) * message,
+                sent: now,
+            }));
+        }
+        Ok(())
+    }
+
+    /// Sends whatever the kernel takes; times one byte after another.
+    fn flood(&mut self) -> io::Result<()> {
+        for _ in 0..FLOOD_CALLS_MAX {
+            if !self.send_once(FLOOD_CHUNK)? {
+                break;
+            }
+            if self.marks.is_empty() {
+                self.marks.push_back(Mark {
+                    offset: self.sent,
+                    sent: Instant::now(),
+                });
             }
         }
         Ok(())
     }
 
-    /// Notes when each message began to be sent; in a flood, when a byte was, one at a time.
-    fn mark(&mut self, message: u64, sent: u64, flood: bool, now: Instant) {
-        if flood {
-            if self.marks.is_empty() {
-                let offset = self.sent + sent;
-                self.marks.push_back(Mark { offset, sent: now });
-            }
-            return;
+    /// Sends the stream's next bytes, that many at most; says whether the kernel took any.
+    fn send_once(&mut self, count: usize) -> io::Result<bool> {
+        let bytes = stream_bytes(self.seed, self.sent, count);
+        match send(&self.stream, bytes, SendFlags::NOSIGNAL) {
+            Ok(sent) => self.sent += sent as u64,
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
-        let begun = self.sent.div_ceil(message)..(self.sent + sent).div_ceil(message);
-        self.marks.extend(begun.map(|index| Mark {
-            offset: (index + 1) * message,
-            sent: now,
-        }));
+        Ok(true)
     }
 }
 
