@@ -88,6 +88,7 @@ fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     let report = |interval| Reports::start(interval, server.handle(), log.clone());
     let _reports = options.stats_interval.map(report).transpose()?;
 
+    #[cfg(unix)]
     service::ready(&server);
 
     let stats = server.run(|_peer| Echo)?;

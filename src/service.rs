@@ -66,6 +66,7 @@ impl Inherited {
 }
 
 /// Says that it serves.
+#[cfg(unix)]
 pub(crate) fn ready(server: &Server) {
     let places: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
     tell(&[
