@@ -399,6 +399,13 @@ fn resp_cuts_no_reply_and_repeats_no_command() {
 }
 
 #[test]
+fn resp_loses_no_small_reply_where_they_outgrow_their_commands() {
+    let server = Running::start("resp_server", &[]);
+    let answer = exchange(&server.connect(), &b"PING\n".repeat(100_000));
+    assert!(answer == b"+PONG\r\n".repeat(100_000));
+}
+
+#[test]
 fn resp_refuses_what_its_buffer_cannot_hold() {
     let server = Running::start("resp_server", &[]);
     let value = vec![b'v'; 100_000];
