@@ -8,12 +8,12 @@
 //! redis-benchmark -p 6380 -t ping,set,get -P 16 -c 50 -n 1000000
 //! ```
 //!
-//! Beside redis-server 7.0 (one thread, `--save "" --appendonly no`), with two workers, on two CPUs that
-//! the client shares, the benchmark above has shown 1.05 times the requests per second with PING, where the
-//! client is the limit, 1.38 times with SET and 1.41 times with GET. The CPU time that a request takes, which is
-//! steadier, was 0.84, 0.76 and 0.83 of redis-server's. With `-P 1` it was 1.0 to 1.2 of it: there the
-//! kernel's part is nearly all, and two threads sleep and wake more often than one that is always busy.
-//! Redis does far more than this, and keeps what it is told; what is compared is the event loop.
+//! Beside redis-server 7.0 (one thread, `--save "" --appendonly no`), both served from the two CPUs that
+//! the client needs too, this benchmark showed 1.05 times the requests per second for PING, where the
+//! client is the limit, 1.38 times for SET and 1.41 times for GET, in one run on a quiet machine; on a busy
+//! one the medians of five runs were 1.2 times for each. A request took 0.7 to 0.8 of redis-server's CPU time.
+//! With `-P 1` it took 1.0 to 1.3 of it, and the requests per second were 1.0 to 1.6 times as many. Redis
+//! does far more than this; what is compared is the event loop.
 //!
 //! It knows PING, ECHO, SET, GET, DEL, INCR and QUIT, and enough of HELLO, COMMAND and CONFIG for clients
 //! to start cleanly. Nothing expires and nothing is kept on disk.
