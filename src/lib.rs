@@ -219,6 +219,8 @@ mod handler;
 mod server;
 mod socket;
 mod stats;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(unix)]
 mod unix;
 mod work_queue;
