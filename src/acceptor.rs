@@ -331,3 +331,347 @@ fn is_passing(error: &io::Error) -> bool {
             .raw_os_error()
             .is_some_and(|code| LINUX.contains(&code)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+    use std::num::NonZeroUsize;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::stats::{Reason, Stats};
+    use crate::work_queue::Inbox;
+
+    const EMFILE: i32 = 24;
+
+    /// What its accepts return, in order, before they would block.
+    #[derive(Clone, Default)]
+    struct Scripted {
+        accepts: Rc<RefCell<VecDeque<io::Result<u32>>>>,
+        calls: Rc<Cell<usize>>,
+    }
+
+    impl Scripted {
+        fn then(&self, accept: io::Result<u32>) -> &Self {
+            self.accepts.borrow_mut().push_back(accept);
+            self
+        }
+
+        fn then_clients(&self, clients: impl IntoIterator<Item = u32>) -> &Self {
+            self.accepts
+                .borrow_mut()
+                .extend(clients.into_iter().map(Ok));
+            self
+        }
+    }
+
+    impl Listen for Scripted {
+        type Stream = u32;
+
+        fn accept(&self) -> io::Result<(u32, Peer)> {
+            self.calls.set(self.calls.get() + 1);
+            let accept = self.accepts.borrow_mut().pop_front();
+            let client = accept.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into()))?;
+            Ok((client, Peer::Unix))
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Bell(Rc<Cell<usize>>);
+
+    impl Wake for Bell {
+        fn wake(&self) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+
+    /// An acceptor with `listeners` scripted ones and one worker.
+    struct Scene {
+        acceptor: Acceptor<Scripted, Bell>,
+        listeners: Vec<Scripted>,
+        inbox: Inbox<(u32, Peer)>,
+        bell: Bell,
+        counters: Arc<Counters>,
+        poll: Poll,
+        start: Instant,
+    }
+
+    impl Scene {
+        fn new(listeners: usize, connections_max: usize, mailbox_max: usize) -> Self {
+            let listeners: Vec<_> = (0..listeners).map(|_| Scripted::default()).collect();
+            let poll = Poll::new().unwrap();
+            let counters = Arc::new(Counters::new(1));
+            let bell = Bell::default();
+            let mailbox_max = NonZeroUsize::new(mailbox_max).unwrap();
+            let (queue, mut inboxes) = WorkQueue::bounded(mailbox_max, [bell.clone()]);
+            Self {
+                acceptor: Acceptor::new(
+                    listeners.clone(),
+                    queue,
+                    connections_max,
+                    Arc::clone(&counters),
+                    Arc::new(Gate::new(&poll).unwrap()),
+                ),
+                listeners,
+                inbox: inboxes.remove(0),
+                bell,
+                counters,
+                poll,
+                start: Instant::now(),
+            }
+        }
+
+        /// All listeners announce clients, and the acceptor takes its turn some time after the start.
+        fn noticed_turn(&mut self, after: Duration) -> Option<Duration> {
+            for door in 0..self.listeners.len() {
+                self.acceptor.notice(door);
+            }
+            self.turn(after)
+        }
+
+        fn turn(&mut self, after: Duration) -> Option<Duration> {
+            self.acceptor.turn(self.start + after)
+        }
+
+        fn dealt(&mut self) -> Vec<u32> {
+            self.inbox.take_all().map(|(client, _)| client).collect()
+        }
+
+        fn stats(&self) -> Stats {
+            self.counters.snapshot()
+        }
+
+        fn close_one(&self) {
+            self.counters.workers[0].closed[Reason::Done as usize].add(1);
+            self.acceptor.gate.freed();
+        }
+
+        /// Whether the gate has woken the acceptor since last asked.
+        fn is_woken(&mut self) -> bool {
+            let mut events = Events::with_capacity(4);
+            self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            events.iter().any(|event| event.token() == WAKER)
+        }
+    }
+
+    #[test]
+    fn accepts_until_a_listener_would_block_and_not_again_before_its_next_edge() {
+        let mut scene = Scene::new(1, 10, 10);
+        scene.listeners[0].then_clients([1, 2]);
+        assert_eq!(scene.turn(Duration::ZERO), None);
+        assert_eq!(scene.listeners[0].calls.get(), 0, "nobody was announced");
+        assert_eq!(scene.noticed_turn(Duration::ZERO), None);
+        assert_eq!(scene.dealt(), [1, 2]);
+        assert_eq!(scene.bell.0.get(), 1, "one wake for the batch");
+        assert_eq!(scene.turn(Duration::ZERO), None);
+        assert_eq!(scene.listeners[0].calls.get(), 3);
+        scene.listeners[0].then_clients([3]);
+        scene.noticed_turn(Duration::ZERO);
+        assert_eq!(scene.dealt(), [3]);
+        assert_eq!(scene.stats().accept_errors, 0);
+    }
+
+    #[test]
+    fn without_descriptors_it_pauses_and_tries_again_by_itself() {
+        let mut scene = Scene::new(1, 10, 10);
+        let famine = || Err(io::Error::from_raw_os_error(EMFILE));
+        scene.listeners[0]
+            .then_clients([1])
+            .then(famine())
+            .then(famine())
+            .then_clients([2]);
+        assert_eq!(scene.noticed_turn(Duration::ZERO), Some(RETRY));
+        assert_eq!(scene.dealt(), [1], "roused in spite of the pause");
+
+        let early = RETRY - Duration::from_millis(1);
+        assert_eq!(scene.noticed_turn(early), Some(Duration::from_millis(1)));
+        assert_eq!(scene.listeners[0].calls.get(), 2, "no accept in a pause");
+
+        assert_eq!(scene.turn(RETRY), Some(RETRY), "still none");
+        assert_eq!(scene.turn(2 * RETRY), None);
+        assert_eq!(scene.dealt(), [2], "though no edge came for it");
+        let stats = scene.stats();
+        assert_eq!((stats.accept_errors, stats.accept_pauses), (2, 2));
+        assert_eq!(stats.accept_paused, 2 * RETRY);
+    }
+
+    #[test]
+    fn a_freed_descriptor_ends_the_pause_at_once() {
+        let mut scene = Scene::new(1, 10, 10);
+        let famine = Err(io::Error::from_raw_os_error(EMFILE));
+        scene.listeners[0]
+            .then_clients([1])
+            .then(famine)
+            .then_clients([2]);
+        scene.noticed_turn(Duration::ZERO);
+        assert!(!scene.is_woken());
+        scene.close_one();
+        assert!(scene.is_woken());
+        assert_eq!(scene.turn(Duration::from_millis(1)), None);
+        assert_eq!(scene.dealt(), [1, 2]);
+        scene.close_one();
+        assert!(!scene.is_woken(), "nobody waits for it");
+    }
+
+    #[test]
+    fn an_error_nobody_has_heard_of_asks_for_patience() {
+        for error in [
+            io::Error::other("unheard of"),
+            io::Error::from_raw_os_error(22),
+        ] {
+            let mut scene = Scene::new(1, 10, 10);
+            scene.listeners[0].then(Err(error)).then_clients([1]);
+            assert_eq!(scene.noticed_turn(Duration::ZERO), Some(RETRY));
+            assert_eq!(scene.turn(RETRY), None);
+            assert_eq!(scene.dealt(), [1]);
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn passing_errors_are_tried_again_at_once() {
+        // EINTR, EPERM, EPROTO, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP,
+        // ENETUNREACH, ECONNABORTED, ECONNRESET, ETIMEDOUT.
+        for code in [4, 1, 71, 100, 92, 112, 64, 113, 95, 101, 103, 104, 110] {
+            let mut scene = Scene::new(1, 10, 10);
+            let error = io::Error::from_raw_os_error(code);
+            scene.listeners[0].then(Err(error)).then_clients([1]);
+            assert_eq!(scene.noticed_turn(Duration::ZERO), None, "errno {code}");
+            assert_eq!(scene.dealt(), [1], "errno {code}");
+            let stats = scene.stats();
+            assert_eq!((stats.accept_errors, stats.accept_pauses), (1, 0));
+        }
+    }
+
+    #[test]
+    fn at_the_limit_it_waits_for_a_close() {
+        let mut scene = Scene::new(1, 2, 10);
+        scene.listeners[0].then_clients([1, 2, 3, 4]);
+        assert_eq!(
+            scene.noticed_turn(Duration::ZERO),
+            None,
+            "no timer: only a close helps"
+        );
+        assert_eq!(
+            scene.listeners[0].calls.get(),
+            2,
+            "the others wait in the backlog"
+        );
+        assert_eq!(scene.noticed_turn(Duration::from_secs(60)), None);
+        assert_eq!(scene.dealt(), [1, 2]);
+
+        scene.close_one();
+        assert!(scene.is_woken());
+        assert_eq!(scene.turn(Duration::from_secs(60)), None);
+        assert_eq!(scene.dealt(), [3]);
+        let stats = scene.stats();
+        assert_eq!((stats.accepted, stats.accept_pauses), (3, 2));
+        assert_eq!(stats.accept_paused, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn closes_before_the_limit_are_counted() {
+        let mut scene = Scene::new(1, 2, 10);
+        for client in 0..10 {
+            scene.listeners[0].then_clients([client]);
+            assert_eq!(scene.noticed_turn(Duration::ZERO), None);
+            assert_eq!(scene.dealt(), [client]);
+            scene.close_one();
+        }
+        assert_eq!(scene.stats().accept_pauses, 0);
+    }
+
+    #[test]
+    fn full_mailboxes_take_no_more() {
+        let mut scene = Scene::new(1, 10, 1);
+        scene.listeners[0].then_clients([1, 2]);
+        assert_eq!(scene.noticed_turn(Duration::ZERO), Some(RETRY));
+        assert_eq!(scene.dealt(), [1]);
+        scene.turn(RETRY);
+        assert_eq!(scene.dealt(), [2]);
+        assert_eq!(scene.stats().accepted, 2);
+    }
+
+    #[test]
+    fn a_turn_is_bounded() {
+        let mut scene = Scene::new(1, 1000, 1000);
+        scene.listeners[0].then_clients(0..200);
+        assert_eq!(scene.noticed_turn(Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(scene.dealt().len(), BATCH_MAX);
+        assert_eq!(scene.turn(Duration::ZERO), None);
+        assert_eq!(scene.dealt().len(), 200 - BATCH_MAX);
+    }
+
+    #[test]
+    fn listeners_take_turns() {
+        let mut scene = Scene::new(3, 1000, 1000);
+        scene.listeners[0].then_clients([0, 1, 2, 3]);
+        scene.listeners[1].then_clients([10]);
+        scene.listeners[2].then_clients([20, 21]);
+        scene.noticed_turn(Duration::ZERO);
+        assert_eq!(scene.dealt(), [0, 10, 20, 1, 21, 2, 3]);
+    }
+
+    #[test]
+    fn at_the_end_it_takes_in_who_waits_and_closes_the_queue() {
+        let mut scene = Scene::new(2, 1000, 1000);
+        scene.listeners[0].then_clients(0..200);
+        scene.listeners[1].then_clients([1000]);
+        scene.acceptor.finish(scene.start);
+        let dealt: Vec<u32> = scene.inbox.take_all().map(|(client, _)| client).collect();
+        assert_eq!(dealt.len(), 201, "though no listener had announced them");
+        assert!(scene.inbox.is_closed());
+        assert_eq!(scene.bell.0.get(), 2, "one for the batch, one for the end");
+    }
+
+    #[test]
+    fn at_the_end_a_pause_is_over_and_the_limit_holds() {
+        let mut scene = Scene::new(1, 2, 10);
+        let famine = Err(io::Error::from_raw_os_error(EMFILE));
+        scene.listeners[0].then(famine).then_clients([1, 2, 3]);
+        scene.noticed_turn(Duration::ZERO);
+        scene
+            .acceptor
+            .finish(scene.start + Duration::from_millis(7));
+        let dealt: Vec<u32> = scene.inbox.take_all().map(|(client, _)| client).collect();
+        assert_eq!(dealt, [1, 2]);
+        assert_eq!(
+            scene.counters.snapshot().accept_paused,
+            Duration::from_millis(7)
+        );
+    }
+
+    #[test]
+    fn at_the_end_clients_that_keep_coming_are_not_waited_for() {
+        let mut scene = Scene::new(1, usize::MAX, 100_000);
+        scene.listeners[0].then_clients(0..50_000);
+        scene.acceptor.finish(scene.start);
+        let dealt = scene.inbox.take_all().count();
+        assert!((200..50_000).contains(&dealt), "{dealt}");
+    }
+
+    #[test]
+    fn complains_at_most_once_a_second() {
+        let mut scene = Scene::new(1, 10, 10);
+        let complaint = |turns: &mut Scene, after| {
+            let famine = Err(io::Error::from_raw_os_error(EMFILE));
+            turns.listeners[0].then(famine);
+            turns.noticed_turn(after);
+            turns.acceptor.complained.map(|at| at - turns.start)
+        };
+        let (first, later) = (Duration::ZERO, COMPLAINT_INTERVAL);
+        assert_eq!(complaint(&mut scene, first), Some(first));
+        assert_eq!(complaint(&mut scene, later - RETRY), Some(first));
+        assert_eq!(complaint(&mut scene, later), Some(later));
+        assert_eq!(scene.stats().accept_pauses, 3);
+    }
+
+    #[test]
+    fn a_shutdown_wakes_it() {
+        let mut scene = Scene::new(0, 10, 10);
+        assert!(!scene.acceptor.gate.is_shut_down());
+        scene.acceptor.gate.shut_down();
+        assert!(scene.is_woken() && scene.acceptor.gate.is_shut_down());
+    }
+}
