@@ -377,7 +377,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     counters.bytes_in.add(count as u64);
                     let drained = count < room && self.stream.is_drained_by_short_read();
                     self.ready.readable = !drained || self.ready.to_the_end;
-                    self.settled = false;
                     return Ok(true);
                 }
                 Err(error) => {
