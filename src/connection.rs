@@ -355,8 +355,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         counters.bytes_made.shift(before, left + made);
         match action {
             Ok(Action::Continue) => {
-                let sated = !output.take_short() && left == 0;
-                self.settled = sated || (left == before && made == 0);
+                let (idle, short) = (left == before && made == 0, output.take_short());
+                if left == 0 && !short {
+                    self.settled = true;
+                } else if idle && (short || input.room() == 0) {
+                    // A message that no input holds, or an answer that no output does.
+                    return Err(Reason::Limit);
+                } else {
+                    self.settled = idle;
+                }
             }
             Ok(Action::Close) => self.finish(Reason::Handler),
             Err(panic) => return Err(panicked(panic)),
@@ -370,7 +377,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         while self.ready.readable {
             let room = input.room();
             match input.fill_from(&mut self.stream) {
-                Ok(0) => return Err(self.reason_of_end(room)),
+                Ok(0) => return Err(self.reason_of_end()),
                 Ok(count) => {
                     self.bytes_in += count as u64;
                     self.active = true;
@@ -388,13 +395,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(false)
     }
 
-    /// Why it ends when nothing could be read into so much room.
+    /// Why it ends now that its client has ended the stream.
     #[cold]
     #[inline(never)]
-    fn reason_of_end(&self, room: usize) -> Reason {
+    fn reason_of_end(&self) -> Reason {
         match self.stage {
-            // The handler has left a full buffer as it was.
-            _ if room == 0 => Reason::Limit,
             Stage::Lingering(reason) => reason,
             // Everything before the end is handled and sent: a close now ends the stream in order.
             _ => Reason::Done,
