@@ -438,3 +438,403 @@ fn is_retry(error: &io::Error) -> Result<bool, Reason> {
         _ => Err(Reason::Error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::handler::Echo;
+
+    /// One call of the stream: what it must be, and what it then returns.
+    #[derive(Clone, Copy, Debug)]
+    enum Call {
+        Read(Result<&'static [u8], ErrorKind>),
+        /// Of these bytes, and how many of them are taken.
+        Write(&'static [u8], Result<usize, ErrorKind>),
+        End(Result<(), ErrorKind>),
+    }
+    use Call::{End, Read as Reads, Write as Writes};
+
+    const BLOCKED: ErrorKind = ErrorKind::WouldBlock;
+    const NOTHING: Call = Reads(Err(BLOCKED));
+    const THE_END: Call = Reads(Ok(b""));
+
+    #[derive(Clone, Debug, Default)]
+    struct Scripted(Rc<RefCell<VecDeque<Call>>>);
+
+    impl Scripted {
+        fn next(&self) -> Option<Call> {
+            self.0.borrow_mut().pop_front()
+        }
+    }
+
+    impl Read for Scripted {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            match self.next() {
+                Some(Reads(result)) => {
+                    let result = result?;
+                    bytes[..result.len()].copy_from_slice(result);
+                    Ok(result.len())
+                }
+                expected => panic!("read, instead of {expected:?}"),
+            }
+        }
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match self.next() {
+                Some(Writes(all, result)) if all == bytes => Ok(result?),
+                expected => panic!("write of {bytes:?}, instead of {expected:?}"),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Stream for Scripted {
+        fn end(&mut self) -> io::Result<()> {
+            match self.next() {
+                Some(End(result)) => Ok(result?),
+                expected => panic!("end, instead of {expected:?}"),
+            }
+        }
+    }
+
+    const READABLE: Readiness = Readiness {
+        readable: true,
+        writable: false,
+        to_the_end: false,
+    };
+    const WRITABLE: Readiness = Readiness {
+        readable: false,
+        writable: true,
+        to_the_end: false,
+    };
+    const READ_CLOSED: Readiness = Readiness {
+        readable: true,
+        writable: false,
+        to_the_end: true,
+    };
+
+    /// A connection with buffers of four bytes.
+    struct Scene<H> {
+        connection: Connection<Scripted, H>,
+        script: Scripted,
+        pool: Pool,
+        counters: WorkerCounters,
+        rounds: u32,
+    }
+
+    impl<H: Handler> Scene<H> {
+        fn new(handler: H) -> Self {
+            let script = Scripted::default();
+            Self {
+                connection: Connection::new(script.clone(), handler),
+                script,
+                pool: Pool::new(4),
+                counters: WorkerCounters::default(),
+                rounds: 1000,
+            }
+        }
+
+        /// Runs the connection, which must make exactly these calls.
+        fn run(&mut self, calls: &[Call]) -> Status {
+            self.script.0.borrow_mut().extend(calls);
+            let status = self
+                .connection
+                .run(&mut self.pool, self.rounds, &self.counters);
+            let left = self.script.0.take();
+            assert!(left.is_empty(), "calls not made: {left:?}");
+            status
+        }
+
+        fn event(&mut self, event: Readiness, calls: &[Call]) -> Status {
+            self.connection.notice(event);
+            self.run(calls)
+        }
+
+        fn discarded(&self, reason: Reason) -> u64 {
+            self.counters.discarded[reason as usize].get()
+        }
+    }
+
+    /// A handler as a function.
+    struct Does<F>(F);
+
+    impl<F: FnMut(&mut Buffer, &mut Buffer) -> Action> Handler for Does<F> {
+        fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
+            (self.0)(input, output)
+        }
+    }
+
+    /// Answers, and closes as soon as there is any input, of which it takes one byte.
+    fn goodbye(input: &mut Buffer, output: &mut Buffer) -> Action {
+        if input.is_empty() {
+            return Action::Continue;
+        }
+        input.consume(1);
+        assert!(output.push(b"bye"));
+        Action::Close
+    }
+
+    #[test]
+    fn a_message_costs_one_read_and_one_write() {
+        let mut scene = Scene::new(Echo);
+        let message = [Reads(Ok(b"abc")), Writes(b"abc", Ok(3))];
+        for _ in 0..3 {
+            assert_eq!(scene.event(READABLE, &message), Status::Idle);
+        }
+        assert_eq!(scene.connection.bytes_in(), 9);
+        assert_eq!(scene.connection.bytes_out(), 9);
+        assert!(scene.connection.take_active());
+        assert!(!scene.connection.take_active(), "not since it was asked");
+        assert_eq!(scene.counters.bytes_in.get(), 9);
+        assert_eq!(scene.counters.bytes_out.get(), 9);
+    }
+
+    #[test]
+    fn unannounced_it_makes_no_call_and_idle_it_holds_no_storage() {
+        let mut scene = Scene::new(Echo);
+        assert_eq!(scene.run(&[]), Status::Idle);
+        assert_eq!(scene.event(WRITABLE, &[]), Status::Idle);
+        scene.event(READABLE, &[Reads(Ok(b"abc")), Writes(b"abc", Ok(3))]);
+        assert!(scene.connection.buffers.is_none());
+    }
+
+    #[test]
+    fn a_read_that_fills_the_buffer_is_followed_by_another() {
+        let mut scene = Scene::new(Echo);
+        let calls = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4)), NOTHING];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(scene.run(&[]), Status::Idle);
+    }
+
+    #[test]
+    fn a_short_read_proves_nothing_where_something_else_cuts_reads_short() {
+        let mut scene = Scene::new(Echo);
+        let short = [Reads(Ok(b"a")), Writes(b"a", Ok(1))];
+        let mut calls = short.to_vec();
+        calls.extend(short);
+        calls.push(NOTHING);
+        assert_eq!(scene.event(READ_CLOSED, &calls), Status::Idle);
+        // The read that would have blocked has ended that: short reads are proof again.
+        assert_eq!(scene.event(READABLE, &short), Status::Idle);
+        assert_eq!(scene.run(&[]), Status::Idle);
+    }
+
+    #[test]
+    fn data_and_the_end_in_one_event() {
+        let mut scene = Scene::new(Echo);
+        let calls = [Reads(Ok(b"ab")), Writes(b"ab", Ok(2)), THE_END];
+        assert_eq!(
+            scene.event(READ_CLOSED, &calls),
+            Status::Closed(Reason::Done)
+        );
+    }
+
+    #[test]
+    fn while_output_is_stuck_nothing_is_read_and_no_write_is_tried() {
+        let mut scene = Scene::new(Echo);
+        let stuck = [
+            Reads(Ok(b"abcd")),
+            Writes(b"abcd", Ok(1)),
+            Writes(b"bcd", Err(BLOCKED)),
+        ];
+        assert_eq!(scene.event(READABLE, &stuck), Status::Idle);
+        assert_eq!(scene.connection.buffered(), 3);
+        assert_eq!(scene.counters.buffered.get(), 3);
+        assert_eq!(scene.event(READ_CLOSED, &[]), Status::Idle);
+        let unstuck = [Writes(b"bcd", Ok(3)), THE_END];
+        assert_eq!(
+            scene.event(WRITABLE, &unstuck),
+            Status::Closed(Reason::Done)
+        );
+    }
+
+    #[test]
+    fn the_end_awaits_the_output() {
+        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+            // Twice what came.
+            if output.push(&input.data().repeat(2)) {
+                input.clear();
+            }
+            Action::Continue
+        }));
+        let calls = [
+            Reads(Ok(b"ab")),
+            Writes(b"abab", Ok(2)),
+            Writes(b"ab", Err(BLOCKED)),
+        ];
+        assert_eq!(scene.event(READ_CLOSED, &calls), Status::Idle);
+        let calls = [Writes(b"ab", Ok(2)), THE_END];
+        assert_eq!(scene.event(WRITABLE, &calls), Status::Closed(Reason::Done));
+    }
+
+    #[test]
+    fn interrupted_calls_are_made_again() {
+        let mut scene = Scene::new(Echo);
+        let calls = [
+            Reads(Err(ErrorKind::Interrupted)),
+            Reads(Ok(b"ab")),
+            Writes(b"ab", Err(ErrorKind::Interrupted)),
+            Writes(b"ab", Ok(2)),
+        ];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+    }
+
+    #[test]
+    fn errors_are_a_reset_or_told_apart_from_it() {
+        use ErrorKind as Kind;
+        let resets = [
+            Kind::ConnectionReset,
+            Kind::ConnectionAborted,
+            Kind::BrokenPipe,
+            Kind::NotConnected,
+            Kind::TimedOut,
+            Kind::HostUnreachable,
+            Kind::NetworkUnreachable,
+        ];
+        let errors = [Kind::Other, Kind::PermissionDenied];
+        let outcomes = resets.iter().map(|kind| (*kind, Reason::Reset));
+        for (kind, reason) in outcomes.chain(errors.map(|kind| (kind, Reason::Error))) {
+            let closed = Status::Closed(reason);
+            let reading = [Reads(Err(kind))];
+            assert_eq!(Scene::new(Echo).event(READABLE, &reading), closed, "{kind}");
+            let writing = [Reads(Ok(b"a")), Writes(b"a", Err(kind))];
+            assert_eq!(Scene::new(Echo).event(READABLE, &writing), closed, "{kind}");
+            let mut scene = Scene::new(Echo);
+            scene.connection.finish(Reason::Idle);
+            assert_eq!(scene.run(&[End(Err(kind))]), closed, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_takes_nothing_is_an_error() {
+        let calls = [Reads(Ok(b"a")), Writes(b"a", Ok(0))];
+        let status = Scene::new(Echo).event(READABLE, &calls);
+        assert_eq!(status, Status::Closed(Reason::Error));
+    }
+
+    #[test]
+    fn spent_rounds_leave_it_runnable_without_another_event() {
+        let mut scene = Scene::new(Echo);
+        scene.run(&[]);
+        scene.rounds = 1;
+        let calls = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4))];
+        assert_eq!(scene.event(READABLE, &calls), Status::Runnable);
+        assert_eq!(scene.run(&calls), Status::Runnable);
+        scene.rounds = 2;
+        assert_eq!(scene.run(&[calls[0], calls[1], NOTHING]), Status::Idle);
+    }
+
+    #[test]
+    fn a_greeting_goes_first() {
+        let mut greeted = false;
+        let mut scene = Scene::new(Does(|_: &mut Buffer, output: &mut Buffer| {
+            if !greeted {
+                greeted = output.push(b"hi");
+            }
+            Action::Continue
+        }));
+        assert_eq!(scene.run(&[Writes(b"hi", Ok(2))]), Status::Idle);
+        assert_eq!(scene.counters.bytes_made.get(), 2);
+    }
+
+    #[test]
+    fn a_close_by_the_handler_sends_its_end_and_discards_what_still_comes() {
+        let mut scene = Scene::new(Does(goodbye));
+        let calls = [
+            Reads(Ok(b"qxy")),
+            Writes(b"bye", Ok(3)),
+            End(Ok(())),
+            NOTHING,
+        ];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(scene.connection.lingers(), Some(Reason::Handler));
+        assert_eq!(scene.connection.buffered(), 0);
+        assert_eq!(scene.discarded(Reason::Handler), 2, "x and y");
+
+        assert_eq!(scene.event(READABLE, &[Reads(Ok(b"z"))]), Status::Idle);
+        let calls = [Reads(Ok(b"z")), THE_END];
+        let status = scene.event(READ_CLOSED, &calls);
+        assert_eq!(status, Status::Closed(Reason::Handler));
+        assert_eq!(scene.discarded(Reason::Handler), 4);
+    }
+
+    #[test]
+    fn a_close_by_the_handler_awaits_its_output() {
+        let mut scene = Scene::new(Does(goodbye));
+        let calls = [Reads(Ok(b"q")), Writes(b"bye", Err(BLOCKED))];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(scene.connection.lingers(), None);
+        let calls = [Writes(b"bye", Ok(3)), End(Ok(())), THE_END];
+        let status = scene.event(WRITABLE, &calls);
+        assert_eq!(status, Status::Closed(Reason::Handler));
+    }
+
+    #[test]
+    fn a_panic_of_the_handler_ends_it() {
+        let mut scene = Scene::new(Does(|input: &mut Buffer, _: &mut Buffer| {
+            assert!(input.is_empty(), "a panic that a test wants");
+            Action::Continue
+        }));
+        let calls = [Reads(Ok(b"ab"))];
+        assert_eq!(scene.event(READABLE, &calls), Status::Closed(Reason::Panic));
+        assert_eq!(scene.connection.buffered(), 2);
+    }
+
+    #[test]
+    fn a_message_that_exceeds_the_buffer_ends_it() {
+        let mut scene = Scene::new(Does(|_: &mut Buffer, _: &mut Buffer| Action::Continue));
+        assert_eq!(scene.event(READABLE, &[Reads(Ok(b"abc"))]), Status::Idle);
+        let calls = [Reads(Ok(b"d"))];
+        assert_eq!(scene.event(READABLE, &calls), Status::Closed(Reason::Limit));
+    }
+
+    #[test]
+    fn a_drain_answers_what_has_arrived_unannounced() {
+        let mut scene = Scene::new(Echo);
+        scene.connection.drain();
+        let calls = [
+            Reads(Ok(b"ab")),
+            Writes(b"ab", Ok(2)),
+            NOTHING,
+            End(Ok(())),
+            NOTHING,
+        ];
+        assert_eq!(scene.run(&calls), Status::Idle);
+        assert_eq!(scene.connection.lingers(), Some(Reason::Drain));
+        let status = scene.event(READ_CLOSED, &[THE_END]);
+        assert_eq!(status, Status::Closed(Reason::Drain));
+    }
+
+    #[test]
+    fn a_deaf_drain_reads_nothing_more() {
+        let mut scene = Scene::new(Echo);
+        scene.run(&[]);
+        scene.rounds = 1;
+        scene.connection.drain();
+        let flood = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4))];
+        assert_eq!(scene.run(&flood), Status::Runnable);
+        scene.connection.deafen();
+        let calls = [End(Ok(())), Reads(Ok(b"efgh"))];
+        assert_eq!(scene.run(&calls), Status::Runnable);
+        assert_eq!(scene.run(&[NOTHING]), Status::Idle);
+        assert_eq!(scene.discarded(Reason::Drain), 4);
+    }
+
+    #[test]
+    fn it_ends_for_the_first_reason_given() {
+        let mut scene = Scene::new(Echo);
+        scene.connection.finish(Reason::Idle);
+        scene.connection.finish(Reason::Drain);
+        scene.run(&[End(Ok(())), NOTHING]);
+        assert_eq!(scene.connection.lingers(), Some(Reason::Idle));
+    }
+}
