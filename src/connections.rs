@@ -407,3 +407,323 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io::{self, ErrorKind, Read, Write};
+    use std::iter;
+    use std::num::NonZeroUsize;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::handler::{Action, Echo};
+    use crate::stats::Counters;
+    use crate::work_queue::WorkQueue;
+
+    const LIMITS: Limits = Limits {
+        buffer_size: 4,
+        rounds: 2,
+        idle_max: None,
+        linger_max: 80,
+        drain_max: 1000,
+    };
+
+    const READABLE: Readiness = Readiness {
+        readable: true,
+        writable: false,
+        to_the_end: false,
+    };
+
+    /// Who was read from, in order.
+    type Log = Rc<RefCell<Vec<char>>>;
+
+    /// Has `unread` bytes to read, takes every byte written, and notes its reads.
+    struct Flood {
+        name: char,
+        unread: usize,
+        log: Log,
+    }
+
+    impl Read for Flood {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let count = self.unread.min(bytes.len());
+            if count == 0 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            self.log.borrow_mut().push(self.name);
+            self.unread -= count;
+            Ok(count)
+        }
+    }
+
+    impl Write for Flood {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Stream for Flood {
+        fn end(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Connections with their mailbox.
+    struct Scene<H> {
+        connections: Connections<Flood, H>,
+        queue: Option<WorkQueue<(Flood, Peer)>>,
+        inbox: Inbox<(Flood, Peer)>,
+        counters: Arc<Counters>,
+        log: Log,
+    }
+
+    impl<H: Handler> Scene<H> {
+        fn new(limits: Limits) -> Self {
+            let counters = Arc::new(Counters::new(1));
+            let (queue, mut inboxes) = WorkQueue::bounded(NonZeroUsize::MIN, [()]);
+            Self {
+                connections: Connections::new(limits, Arc::clone(&counters.workers[0]), 0),
+                queue: Some(queue),
+                inbox: inboxes.remove(0),
+                counters,
+                log: Log::default(),
+            }
+        }
+
+        /// A stream arrives, and is given to `open`.
+        fn admit(
+            &mut self,
+            now: Millis,
+            name: char,
+            unread: usize,
+            mut open: impl FnMut(usize) -> Result<H, Reason>,
+        ) {
+            let log = Rc::clone(&self.log);
+            let stream = Flood { name, unread, log };
+            let queue = self.queue.as_ref().expect("not closed yet");
+            queue.try_push((stream, Peer::Unix)).expect("room");
+            self.counters.acceptor.accepted.add(1);
+            let events = iter::once(Event::Roused);
+            self.connections
+                .turn(now, events, &mut self.inbox, |_, _, token| open(token));
+        }
+
+        fn turn(&mut self, now: Millis, readable: &[usize]) {
+            let events = readable.iter().map(|&token| Event::Ready(token, READABLE));
+            self.connections
+                .turn(now, events, &mut self.inbox, |_, _, _| unreachable!());
+        }
+
+        fn reads(&self) -> String {
+            self.log.borrow_mut().drain(..).collect()
+        }
+
+        fn closed(&self, reason: Reason) -> u64 {
+            self.counters.snapshot().total().closed_for(reason)
+        }
+    }
+
+    fn echoes(limits: Limits, clients: &str) -> Scene<Echo> {
+        let mut scene = Scene::new(limits);
+        for name in clients.chars() {
+            scene.admit(0, name, 1000, |_| Ok(Echo));
+        }
+        scene
+    }
+
+    #[test]
+    fn who_has_spent_the_budget_goes_to_the_back() {
+        let mut scene = echoes(LIMITS, "abc");
+        assert_eq!(
+            scene.connections.sleep_max(0),
+            None,
+            "nobody is known to be readable"
+        );
+        scene.turn(0, &[2, 0]);
+        assert_eq!(scene.reads(), "ccaaccaa", "a budget each, then the queue");
+        assert_eq!(
+            scene.connections.sleep_max(0),
+            Some(0),
+            "no sleep while there is work"
+        );
+        scene.turn(0, &[1, 0]);
+        assert_eq!(
+            scene.reads(),
+            "bbccaabb",
+            "whoever is queued isn't run for an event"
+        );
+        scene.turn(0, &[]);
+        assert_eq!(scene.reads(), "ccaabb");
+        assert_eq!(scene.counters.snapshot().total().yields, 4 + 4 + 3);
+    }
+
+    #[test]
+    fn a_quiet_neighbour_is_served_within_a_turn_of_a_flood() {
+        let mut scene = echoes(LIMITS, "f");
+        scene.admit(0, 'q', 3, |_| Ok(Echo));
+        scene.turn(0, &[0]);
+        scene.turn(0, &[1]);
+        assert_eq!(scene.reads(), "ffffqff");
+    }
+
+    #[test]
+    fn without_timeouts_it_sleeps_until_something_happens() {
+        let mut scene = Scene::new(LIMITS);
+        scene.admit(0, 'a', 0, |_| Ok(Echo));
+        scene.turn(0, &[0]);
+        assert_eq!(scene.connections.sleep_max(0), None);
+    }
+
+    #[test]
+    fn the_idle_are_swept_when_their_time_is_over_and_others_are_not() {
+        let idle_max = Some(800);
+        let mut scene = Scene::new(Limits { idle_max, ..LIMITS });
+        scene.admit(0, 'a', 4, |_| Ok(Echo));
+        scene.admit(100, 'b', 0, |_| Ok(Echo));
+        assert_eq!(scene.connections.sleep_max(100), Some(700));
+        scene.turn(400, &[0]);
+        scene.turn(799, &[]);
+        scene.turn(800, &[]);
+        assert_eq!(
+            scene.connections.sleep_max(800),
+            Some(100),
+            "b is next, at 900"
+        );
+        scene.turn(899, &[]);
+        assert_eq!(scene.connections.table[1].connection.lingers(), None);
+        scene.turn(900, &[]);
+        let lingers = |token: usize| scene.connections.table[token].connection.lingers();
+        assert_eq!((lingers(0), lingers(1)), (None, Some(Reason::Idle)));
+        assert_eq!(scene.connections.sleep_max(900), Some(80), "b's lingering");
+        scene.turn(979, &[]);
+        assert_eq!(scene.closed(Reason::Idle), 0);
+        scene.turn(980, &[]);
+        assert_eq!(scene.closed(Reason::Idle), 1);
+        assert_eq!(
+            scene.connections.sleep_max(980),
+            Some(1200 - 980),
+            "a, who moved at 400"
+        );
+    }
+
+    #[test]
+    fn sweeps_are_no_closer_than_an_eighth_of_the_shortest_timeout() {
+        let idle_max = Some(800);
+        let mut scene = Scene::new(Limits { idle_max, ..LIMITS });
+        for at in 0..5 {
+            scene.admit(at, 'a', 0, |_| Ok(Echo));
+        }
+        scene.turn(800, &[]);
+        // The others are due from 801 on, the first one's lingering at 880.
+        assert_eq!(scene.connections.sleep_max(800), Some(80 / 8));
+        assert_eq!(LIMITS.sweep_interval(), 10);
+        let short = Limits {
+            idle_max: Some(4),
+            ..LIMITS
+        };
+        assert_eq!(short.sweep_interval(), 1);
+    }
+
+    #[test]
+    fn who_cannot_be_opened_is_closed_for_the_reason_given() {
+        let mut scene = Scene::new(LIMITS);
+        scene.admit(0, 'a', 0, |_| Err(Reason::Error));
+        scene.admit(0, 'b', 0, |_| panic!("a panic that a test wants"));
+        assert_eq!(
+            (scene.closed(Reason::Error), scene.closed(Reason::Panic)),
+            (1, 1)
+        );
+        assert!(scene.connections.table.is_empty());
+        scene.admit(0, 'c', 1, |token| {
+            assert_eq!(token, 0, "the places are free");
+            Ok(Echo)
+        });
+        scene.turn(0, &[0]);
+        assert_eq!(scene.reads(), "c");
+        assert_eq!(scene.counters.snapshot().imbalance(), None);
+    }
+
+    #[test]
+    fn an_event_for_nobody_is_ignored() {
+        let mut scene = echoes(LIMITS, "a");
+        scene.turn(0, &[7, 0]);
+        assert_eq!(scene.reads(), "aaaa");
+    }
+
+    /// Panics when it is dropped, which happens once its client has sent a byte.
+    struct Grudge;
+
+    impl Handler for Grudge {
+        fn process(&mut self, input: &mut Buffer, _: &mut Buffer) -> Action {
+            assert!(input.is_empty(), "a panic that a test wants");
+            Action::Continue
+        }
+    }
+
+    impl Drop for Grudge {
+        fn drop(&mut self) {
+            panic!("another panic that a test wants");
+        }
+    }
+
+    #[test]
+    fn panics_end_their_own_connection_only() {
+        let mut scene = Scene::new(LIMITS);
+        for name in ['a', 'b'] {
+            scene.admit(0, name, 1, |_| Ok(Grudge));
+        }
+        scene.turn(0, &[0, 1]);
+        assert_eq!(scene.closed(Reason::Panic), 2);
+        assert!(scene.connections.table.is_empty());
+        let stats = scene.counters.snapshot();
+        assert_eq!(
+            (stats.imbalance(), stats.total().discarded_in_all()),
+            (None, 2)
+        );
+    }
+
+    #[test]
+    fn a_drain_gives_a_flood_half_its_time() {
+        let mut scene = Scene::new(LIMITS);
+        scene.admit(0, 'f', 100_000, |_| Ok(Echo));
+        scene.connections.table[0].connection.notice(READABLE);
+        scene.queue = None;
+        let events = iter::once(Event::Roused);
+        scene
+            .connections
+            .turn(7, events, &mut scene.inbox, |_, _, _| unreachable!());
+        for now in 8..507 {
+            // A client that sends without end.
+            scene.turn(now, &[0]);
+            assert_eq!(
+                scene.connections.table[0].connection.lingers(),
+                None,
+                "{now}"
+            );
+            if now == 100 {
+                assert_eq!(scene.connections.sleep_max(now), Some(0));
+            }
+        }
+        scene.turn(507, &[]);
+        assert_eq!(scene.connections.sleep_max(507), Some(0));
+        scene.turn(507, &[]);
+        assert_eq!(
+            scene.connections.table[0].connection.lingers(),
+            Some(Reason::Drain)
+        );
+    }
+
+    #[test]
+    fn durations_round_up() {
+        assert_eq!(millis(Duration::ZERO), 0);
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+        assert_eq!(millis(Duration::from_millis(7)), 7);
+        assert_eq!(millis(Duration::MAX), Millis::MAX);
+    }
+}
