@@ -204,7 +204,7 @@ mod tests {
     use crate::buffer::Buffer;
     use crate::handler::{Action, Echo};
 
-    const SCHEDULES: u64 = 4000;
+    const SCHEDULES: u64 = 2000;
 
     #[test]
     fn simulation_of_echo() {

@@ -18,6 +18,10 @@ use crate::connection::{Readiness, Stream};
 use crate::connections::{Event, Limits, Millis};
 use crate::stats::{Counter, Counters, Reason};
 
+/// How often one connection may be run in a turn: for two events, from the queue, or when it is
+/// admitted; and again for a drain's beginning, for its deaf half and for being idle.
+const RUNS_MAX: usize = 6;
+
 /// A small generator of random numbers (splitmix64), so that a seed means the same everywhere.
 #[derive(Debug)]
 pub(super) struct Random(u64);
@@ -108,6 +112,8 @@ pub(super) struct Wire {
     ended: Option<(Millis, usize)>,
     /// When the server last moved a byte.
     active: Millis,
+    /// Bytes that it has moved in this turn.
+    moved: usize,
     /// What had arrived when the server was asked to end.
     owed_to_drain: usize,
     dropped: Option<Millis>,
@@ -260,6 +266,7 @@ impl<'a> Kernel<'a> {
             closing: false,
             ended: None,
             active: self.now,
+            moved: 0,
             owed_to_drain: 0,
             dropped: None,
             cut: false,
@@ -406,7 +413,8 @@ impl<'a> Kernel<'a> {
     pub(super) fn poll(&mut self, everyone: bool) -> Vec<Event> {
         let mut batch = Vec::new();
         for id in 0..self.wires.len() {
-            let wire = &self.wires[id];
+            let wire = &mut self.wires[id];
+            wire.moved = 0;
             let (Some(token), true) = (wire.token, wire.is_open()) else {
                 continue;
             };
@@ -492,7 +500,25 @@ impl<'a> Kernel<'a> {
         if stats.accepted == total.taken {
             self.check(imbalance.is_none(), || imbalance.unwrap_or_default());
         }
+        self.check_fairness();
         self.check_deadlines();
+    }
+
+    /// Nobody has moved more than one turn allows.
+    fn check_fairness(&mut self) {
+        let Limits {
+            buffer_size,
+            rounds,
+            ..
+        } = self.limits;
+        // What was stuck; then each round reads and sends a buffer; then as many discard one.
+        let run_max = (1 + 3 * rounds as usize) * buffer_size;
+        for id in 0..self.wires.len() {
+            let moved = self.wires[id].moved;
+            self.check(moved <= RUNS_MAX * run_max, || {
+                format!("connection {id} has moved {moved} bytes in one turn")
+            });
+        }
     }
 
     /// Nobody is open beyond his time.
@@ -753,6 +779,7 @@ impl Read for SimulatedStream<'_> {
             }
             bytes[..count].copy_from_slice(&wire.input[wire.read..wire.read + count]);
             wire.read += count;
+            wire.moved += count;
             kernel.moves += 1;
             if wire.ended.is_none() {
                 wire.active = kernel.now;
@@ -804,6 +831,7 @@ impl Write for SimulatedStream<'_> {
         let (from, ended) = (wire.written, wire.ended.is_some());
         let right = due == Some(&bytes[..count]);
         wire.written += count;
+        wire.moved += count;
         kernel.moves += 1;
         if !ended {
             wire.active = kernel.now;
