@@ -1,0 +1,289 @@
+//! What every test needs: a server that cleans up after itself, clients that cannot hang, and data
+//! in which no two places look alike.
+
+mod program;
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use echoserver::{Address, Config, Echo, Handle, Handler, Peer, Server, Stats};
+use socket2::SockRef;
+
+pub(crate) use program::Program;
+
+/// How long anything may take. Far more than it does: it only keeps a broken server from hanging
+/// the tests.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// If it doesn't by the [`DEADLINE`]; `what` says what was waited for.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Data in which no two stretches of 8 bytes are alike, so that a byte lost, doubled or out of
+/// order shows.
+pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    // SplitMix64: consecutive states, scrambled.
+    let scrambled = |index: u64| {
+        let mut word = (seed << 40 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    };
+    let mut bytes: Vec<u8> = (0..len.div_ceil(8) as u64)
+        .flat_map(|index| scrambled(index).to_le_bytes())
+        .collect();
+    bytes.truncate(len);
+    bytes
+}
+
+/// How many of `wanted` connections this process can be a client of: not all, where the limit of
+/// descriptors is low. Says so then.
+pub(crate) fn connections_possible(wanted: usize) -> usize {
+    /// For what other tests have open meanwhile.
+    const OTHERS: u64 = 3_000;
+    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
+    let room = usize::try_from(limit.saturating_sub(OTHERS)).unwrap_or(usize::MAX);
+    let possible = wanted.min(room.max(50));
+    if possible < wanted {
+        println!("{possible} connections instead of {wanted}: the descriptor limit is {limit}");
+    }
+    possible
+}
+
+/// A server's configuration for tests: one worker, on a loopback port of its own.
+pub(crate) fn config() -> Config {
+    Config {
+        listen: vec![Address::Ip(([127, 0, 0, 1], 0).into())],
+        workers: NonZeroUsize::MIN,
+        ..Config::default()
+    }
+}
+
+/// A server in this process. Its drop shuts it down, joins it, and checks its books.
+pub(crate) struct TestServer {
+    address: SocketAddr,
+    handle: Handle,
+    serving: Option<JoinHandle<io::Result<Stats>>>,
+    /// What it sends is what it got.
+    is_echo: bool,
+}
+
+impl TestServer {
+    /// An echo server with one worker.
+    pub(crate) fn echo() -> Self {
+        Self::echo_with(config())
+    }
+
+    pub(crate) fn echo_with(config: Config) -> Self {
+        BoundServer::new(config).run_echo()
+    }
+
+    /// A server of any protocol; `handler` makes the handlers.
+    pub(crate) fn serve<H: Handler + 'static>(
+        config: Config,
+        handler: impl Fn(&Peer) -> H + Send + Sync + 'static,
+    ) -> Self {
+        BoundServer::new(config).run(handler)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    pub(crate) fn connect_many(&self, count: usize) -> Vec<Client> {
+        (0..count).map(|_| self.connect()).collect()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.handle.stats()
+    }
+
+    pub(crate) fn shut_down(&self) {
+        self.handle.shut_down();
+    }
+
+    /// Shuts it down and returns what it counted, or why it failed.
+    pub(crate) fn outcome(mut self) -> io::Result<Stats> {
+        self.handle.shut_down();
+        let serving = self.serving.take().expect("only this and the drop take it");
+        serving
+            .join()
+            .expect("the server's thread has not panicked")
+    }
+
+    /// Shuts it down, checks its books, and returns them.
+    pub(crate) fn stop(self) -> Stats {
+        let is_echo = self.is_echo;
+        let stats = self.outcome().expect("the server has not failed");
+        check_books(&stats, is_echo);
+        stats
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        let Some(serving) = self.serving.take() else {
+            return;
+        };
+        self.handle.shut_down();
+        let outcome = serving.join();
+        // A test that fails already has said what is wrong.
+        if !thread::panicking() {
+            let stats = outcome.expect("the server's thread has not panicked");
+            check_books(&stats.expect("the server has not failed"), self.is_echo);
+        }
+    }
+}
+
+/// Contract: nothing is lost, neither a connection nor a byte.
+fn check_books(stats: &Stats, is_echo: bool) {
+    assert_eq!(stats.imbalance(), None, "{stats}");
+    assert_eq!(stats.open(), 0, "{stats}");
+    assert_eq!(stats.total().buffered, 0, "{stats}");
+    if is_echo {
+        assert_eq!(stats.total().bytes_made, 0, "{stats}");
+    }
+}
+
+/// A server that listens and isn't running yet: clients can connect, and wait in the backlog.
+pub(crate) struct BoundServer(Server);
+
+impl BoundServer {
+    pub(crate) fn new(config: Config) -> Self {
+        Self(Server::bind(config).expect("a loopback port is free"))
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        match self.0.addresses() {
+            [Address::Ip(address)] => *address,
+            other => panic!("not one IP address: {other:?}"),
+        }
+    }
+
+    pub(crate) fn run_echo(self) -> TestServer {
+        let mut server = self.run(|_peer| Echo);
+        server.is_echo = true;
+        server
+    }
+
+    pub(crate) fn run<H: Handler + 'static>(
+        self,
+        handler: impl Fn(&Peer) -> H + Send + Sync + 'static,
+    ) -> TestServer {
+        let (address, handle) = (self.address(), self.0.handle());
+        let serving = thread::spawn(move || self.0.run(handler));
+        TestServer {
+            address,
+            handle,
+            serving: Some(serving),
+            is_echo: false,
+        }
+    }
+}
+
+/// A client, all of whose reads and writes have a deadline.
+pub(crate) struct Client(pub(crate) TcpStream);
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, DEADLINE).expect("it listens");
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(stream)
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).expect("the server takes the bytes");
+    }
+
+    /// Reads as many bytes as `bytes` has, which they must equal.
+    pub(crate) fn expect(&mut self, bytes: &[u8]) {
+        let mut chunk = vec![0; bytes.len().min(1 << 20)];
+        let mut done = 0;
+        while done < bytes.len() {
+            let wanted = chunk.len().min(bytes.len() - done);
+            let count = self.0.read(&mut chunk[..wanted]).unwrap_or_else(|error| {
+                panic!("{done} of {} bytes came, and then: {error}", bytes.len())
+            });
+            assert_ne!(count, 0, "the stream ended at {done} of {}", bytes.len());
+            if chunk[..count] != bytes[done..done + count] {
+                let same = std::iter::zip(&chunk, &bytes[done..]).take_while(|(a, b)| a == b);
+                panic!("byte {} is not what was sent", done + same.count());
+            }
+            done += count;
+        }
+    }
+
+    /// Reads the stream's end: no byte more, and no reset.
+    pub(crate) fn expect_end(&mut self) {
+        let mut byte = [0];
+        match self.0.read(&mut byte) {
+            Ok(count) => assert_eq!(count, 0, "a byte too many: {byte:?}"),
+            Err(error) => panic!("not the stream's end: {error}"),
+        }
+    }
+
+    /// Reads until the connection is gone: ended or reset, but nothing else comes.
+    pub(crate) fn expect_gone(&mut self) {
+        match self.0.read(&mut [0]) {
+            Ok(0) => {}
+            Ok(_) => panic!("a byte came"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+
+    /// Sends `bytes` and reads them back. They should be few enough to fit into the kernel.
+    pub(crate) fn ping(&mut self, bytes: &[u8]) {
+        self.send(bytes);
+        self.expect(bytes);
+    }
+
+    /// Ends the client's half of the stream.
+    pub(crate) fn end(&self) {
+        self.0.shutdown(Shutdown::Write).expect("it is connected");
+    }
+
+    /// Ends both halves in order: nothing is missing, nothing too much.
+    pub(crate) fn close(mut self) {
+        self.end();
+        self.expect_end();
+    }
+
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        let lingering = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
+        lingering.expect("it is connected");
+    }
+}
+
+/// Sends `bytes` on a connection of their own, reading meanwhile: all of them come back, and then
+/// the end.
+pub(crate) fn check_echo(address: SocketAddr, bytes: &[u8]) {
+    let mut client = Client::connect(address);
+    let mut sender = Client(client.0.try_clone().unwrap());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            sender.send(bytes);
+            sender.end();
+        });
+        client.expect(bytes);
+        client.expect_end();
+    });
+}
