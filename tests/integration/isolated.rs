@@ -1,22 +1,13 @@
 //! What goes wrong on one connection ends that one, and its neighbours notice nothing.
 
-use echoserver::{Action, Buffer, Handler, Reason};
+use echoserver::{Action, Reason};
 
-use crate::support::{TestServer, config};
-
-/// A protocol made of one function.
-struct Protocol<F>(F);
-
-impl<F: FnMut(&mut Buffer, &mut Buffer) -> Action> Handler for Protocol<F> {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        (self.0)(input, output)
-    }
-}
+use crate::support::{Protocol, TestServer, config};
 
 #[test]
 fn a_panic_in_a_handler_ends_its_connection_only() {
     let server = TestServer::serve(config(), |_peer| {
-        Protocol(|input: &mut Buffer, output: &mut Buffer| {
+        Protocol::new(|input, output| {
             assert_ne!(input.data(), b"panic", "asked for by the test");
             output.append(input);
             Action::Continue

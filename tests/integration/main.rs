@@ -4,6 +4,7 @@
 //! with a deadline ([`support::until`]), and every read has one too.
 
 mod byte_exact;
+mod complete;
 mod drain;
 mod isolated;
 #[cfg(target_os = "linux")]

@@ -2,7 +2,9 @@
 //! in which no two places look alike.
 
 mod program;
+mod protocol;
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::num::NonZeroUsize;
@@ -10,9 +12,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use echoserver::{Address, Config, Echo, Handle, Handler, Peer, Server, Stats};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 pub(crate) use program::Program;
+pub(crate) use protocol::{HeldServer, Protocol};
 
 /// How long anything may take. Far more than it does: it only keeps a broken server from hanging
 /// the tests.
@@ -114,6 +117,17 @@ impl TestServer {
         self.handle.stats()
     }
 
+    /// Waits until the server has begun to move bytes, and has stopped.
+    pub(crate) fn until_still(&self) {
+        let (mut before, mut alike) = (self.stats(), 0);
+        until("the server stands still", || {
+            let now = self.stats();
+            alike = if now == before { alike + 1 } else { 0 };
+            before = now;
+            alike >= 50 && before.total().bytes_in > 0
+        });
+    }
+
     pub(crate) fn shut_down(&self) {
         self.handle.shut_down();
     }
@@ -202,11 +216,33 @@ pub(crate) struct Client(pub(crate) TcpStream);
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE).expect("it listens");
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        Self::connect_by(socket, address)
+    }
+
+    /// Connects with little room in the kernel for what comes back, so that the server soon notices
+    /// when it isn't read.
+    pub(crate) fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Before it connects: the window is agreed upon then.
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        socket.set_send_buffer_size(16 << 10).unwrap();
+        Self::connect_by(socket, address)
+    }
+
+    fn connect_by(socket: Socket, address: SocketAddr) -> Self {
+        let connected = socket.connect_timeout(&address.into(), DEADLINE);
+        connected.expect("it listens");
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self(stream)
+    }
+
+    /// Another handle to the same connection, to send on it from another thread.
+    pub(crate) fn twin(&self) -> Self {
+        Self(self.0.try_clone().expect("a descriptor is free"))
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
@@ -273,11 +309,34 @@ impl Client {
     }
 }
 
+/// Waits until everything that `clients` have sent, ends included, is in the server's kernel.
+#[cfg(target_os = "linux")]
+pub(crate) fn until_arrived(clients: &[Client]) {
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let mut on_their_way: HashSet<_> = clients
+        .iter()
+        .map(|client| Some(client.0.local_addr().unwrap().port()))
+        .collect();
+    let server = clients
+        .first()
+        .map(|client| client.0.peer_addr().unwrap().port());
+    until("everything has arrived", || {
+        // `sl local remote state sending:receiving ...`: nothing is left to send, or unacknowledged.
+        for line in std::fs::read_to_string("/proc/net/tcp").unwrap().lines() {
+            let words: Vec<_> = line.split_whitespace().take(5).collect();
+            if port(words[2]) == server && words[4].starts_with("00000000:") {
+                on_their_way.remove(&port(words[1]));
+            }
+        }
+        on_their_way.is_empty()
+    });
+}
+
 /// Sends `bytes` on a connection of their own, reading meanwhile: all of them come back, and then
 /// the end.
 pub(crate) fn check_echo(address: SocketAddr, bytes: &[u8]) {
     let mut client = Client::connect(address);
-    let mut sender = Client(client.0.try_clone().unwrap());
+    let mut sender = client.twin();
     thread::scope(|scope| {
         scope.spawn(|| {
             sender.send(bytes);
