@@ -3,10 +3,16 @@
 //! A module for each promise. No test sleeps to let something happen: it waits for what it needs,
 //! with a deadline ([`support::until`]), and every read has one too.
 
+mod bounded;
 mod byte_exact;
 mod complete;
+#[cfg(target_os = "linux")]
+mod counts;
 mod drain;
+mod fair;
+mod idle;
 mod isolated;
+mod limit;
 #[cfg(target_os = "linux")]
 mod resources;
 mod support;

@@ -6,12 +6,13 @@ mod protocol;
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
+use std::iter;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::num::NonZeroUsize;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use echoserver::{Address, Config, Echo, Handle, Handler, Peer, Server, Stats};
+use echoserver::{Address, Config, Echo, Handle, Handler, Peer, Server, Stats, WorkerStats};
 use socket2::{Domain, SockRef, Socket, Type};
 
 pub(crate) use program::Program;
@@ -44,10 +45,10 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         word ^ (word >> 31)
     };
-    let mut bytes: Vec<u8> = (0..len.div_ceil(8) as u64)
-        .flat_map(|index| scrambled(index).to_le_bytes())
-        .collect();
-    bytes.truncate(len);
+    let mut bytes = vec![0; len];
+    for (index, chunk) in bytes.chunks_mut(8).enumerate() {
+        chunk.copy_from_slice(&scrambled(index as u64).to_le_bytes()[..chunk.len()]);
+    }
     bytes
 }
 
@@ -117,19 +118,32 @@ impl TestServer {
         self.handle.stats()
     }
 
+    /// Waits until the server holds bytes that nobody takes, and has stopped moving any.
+    pub(crate) fn until_stuck(&self) {
+        self.until_still_with("is stuck", |total| total.buffered > 0);
+    }
+
     /// Waits until the server has begun to move bytes, and has stopped.
     pub(crate) fn until_still(&self) {
+        self.until_still_with("stands still", |total| total.bytes_in > 0);
+    }
+
+    fn until_still_with(&self, state: &str, has_it: impl Fn(&WorkerStats) -> bool) {
         let (mut before, mut alike) = (self.stats(), 0);
-        until("the server stands still", || {
+        until(&format!("the server {state}"), || {
             let now = self.stats();
             alike = if now == before { alike + 1 } else { 0 };
             before = now;
-            alike >= 50 && before.total().bytes_in > 0
+            alike >= 50 && has_it(&before.total())
         });
     }
 
     pub(crate) fn shut_down(&self) {
         self.handle.shut_down();
+    }
+
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.handle.is_shut_down()
     }
 
     /// Shuts it down and returns what it counted, or why it failed.
@@ -190,6 +204,10 @@ impl BoundServer {
         }
     }
 
+    pub(crate) fn handle(&self) -> Handle {
+        self.0.handle()
+    }
+
     pub(crate) fn run_echo(self) -> TestServer {
         let mut server = self.run(|_peer| Echo);
         server.is_echo = true;
@@ -225,8 +243,7 @@ impl Client {
     pub(crate) fn connect_narrow(address: SocketAddr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         // Before it connects: the window is agreed upon then.
-        socket.set_recv_buffer_size(16 << 10).unwrap();
-        socket.set_send_buffer_size(16 << 10).unwrap();
+        socket.set_recv_buffer_size(64 << 10).unwrap();
         Self::connect_by(socket, address)
     }
 
@@ -249,22 +266,37 @@ impl Client {
         self.0.write_all(bytes).expect("the server takes the bytes");
     }
 
+    /// Sends `bytes`, unless the connection ends first.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
     /// Reads as many bytes as `bytes` has, which they must equal.
     pub(crate) fn expect(&mut self, bytes: &[u8]) {
-        let mut chunk = vec![0; bytes.len().min(1 << 20)];
+        let count = self.expect_prefix(bytes);
+        assert_eq!(count, bytes.len(), "the stream ended early");
+    }
+
+    /// Reads as many bytes as `bytes` has, or up to the stream's end. They must be equal so far;
+    /// returns how far that is.
+    pub(crate) fn expect_prefix(&mut self, bytes: &[u8]) -> usize {
+        let mut chunk = vec![0; bytes.len().min(256 << 10)];
         let mut done = 0;
         while done < bytes.len() {
             let wanted = chunk.len().min(bytes.len() - done);
             let count = self.0.read(&mut chunk[..wanted]).unwrap_or_else(|error| {
                 panic!("{done} of {} bytes came, and then: {error}", bytes.len())
             });
-            assert_ne!(count, 0, "the stream ended at {done} of {}", bytes.len());
+            if count == 0 {
+                break;
+            }
             if chunk[..count] != bytes[done..done + count] {
-                let same = std::iter::zip(&chunk, &bytes[done..]).take_while(|(a, b)| a == b);
+                let same = iter::zip(&chunk, &bytes[done..]).take_while(|(a, b)| a == b);
                 panic!("byte {} is not what was sent", done + same.count());
             }
             done += count;
         }
+        done
     }
 
     /// Reads the stream's end: no byte more, and no reset.
@@ -274,6 +306,13 @@ impl Client {
             Ok(count) => assert_eq!(count, 0, "a byte too many: {byte:?}"),
             Err(error) => panic!("not the stream's end: {error}"),
         }
+    }
+
+    /// Reads something, and returns how much; 0 is the stream's end.
+    pub(crate) fn read_some(&mut self) -> usize {
+        self.0
+            .read(&mut [0; 16 << 10])
+            .expect("the stream is whole")
     }
 
     /// Reads until the connection is gone: ended or reset, but nothing else comes.
@@ -307,6 +346,26 @@ impl Client {
         let lingering = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
         lingering.expect("it is connected");
     }
+}
+
+/// Sends `bytes` on each connection.
+pub(crate) fn send_all(clients: &mut [Client], bytes: &[u8]) {
+    for client in clients {
+        client.send(bytes);
+    }
+}
+
+/// Reads `bytes` on each connection.
+pub(crate) fn expect_all(clients: &mut [Client], bytes: &[u8]) {
+    for client in clients {
+        client.expect(bytes);
+    }
+}
+
+/// Sends `bytes` on each connection, and then reads them back.
+pub(crate) fn ping_all(clients: &mut [Client], bytes: &[u8]) {
+    send_all(clients, bytes);
+    expect_all(clients, bytes);
 }
 
 /// Waits until everything that `clients` have sent, ends included, is in the server's kernel.

@@ -1,13 +1,16 @@
 //! Handlers for tests.
 
+use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use echoserver::{Action, Buffer, Echo, Handler};
 
-use super::{Client, DEADLINE, TestServer, config};
+use super::{Client, DEADLINE, TestServer, config, ping_all};
 
 /// A protocol made of one function.
-pub(crate) struct Protocol(Box<dyn FnMut(&mut Buffer, &mut Buffer) -> Action>);
+pub(crate) struct Protocol(Box<Process>);
+
+type Process = dyn FnMut(&mut Buffer, &mut Buffer) -> Action;
 
 impl Protocol {
     pub(crate) fn new(process: impl FnMut(&mut Buffer, &mut Buffer) -> Action + 'static) -> Self {
@@ -28,54 +31,54 @@ impl Handler for Protocol {
 /// An echo server whose one worker stands still, held up by a handler, until it is released. So a
 /// test can let things happen to it all at once.
 pub(crate) struct HeldServer {
-    pub(crate) server: TestServer,
-    holder: Client,
+    // The order matters: a server that is dropped while held would wait for ever.
     release: Sender<()>,
+    holder: Client,
+    pub(crate) server: TestServer,
 }
 
 impl HeldServer {
-    pub(crate) fn new(clients: usize) -> (Self, Vec<Client>) {
-        let (release, released) = mpsc::channel();
-        let (held, holding) = mpsc::channel();
-        let server = TestServer::serve(config(), {
-            let hold = std::sync::Mutex::new(Some((held, released)));
-            move |_peer| match hold.lock().unwrap().take() {
-                Some((held, released)) => hold_up(held, released),
-                None => Protocol::echo(),
-            }
+    /// Holds up a server that has `count` clients already.
+    pub(crate) fn new(count: usize) -> (Self, Vec<Client>) {
+        let (release, until_released) = mpsc::channel();
+        let (tell_held, until_held) = mpsc::channel();
+        let first = Mutex::new(Some((tell_held, until_released)));
+        let server = TestServer::serve(config(), move |_peer| match first.lock().unwrap().take() {
+            Some((tell_held, until_released)) => hold_up(tell_held, until_released),
+            None => Protocol::echo(),
         });
         let mut holder = server.connect();
         holder.ping(b"first");
-        let clients = server.connect_many(clients);
+        let mut clients = server.connect_many(count);
+        ping_all(&mut clients, b"here");
         holder.send(b"hold");
-        holding
+        until_held
             .recv_timeout(DEADLINE)
-            .expect("the handler was called");
-        (
-            Self {
-                server,
-                holder,
-                release,
-            },
-            clients,
-        )
+            .expect("the handler is called");
+        let held = Self {
+            release,
+            holder,
+            server,
+        };
+        (held, clients)
     }
 
+    /// Lets the worker go on. The connection that held it has ended then.
     pub(crate) fn release(mut self) -> TestServer {
         self.release.send(()).expect("the handler waits for it");
         self.holder.expect(b"hold");
-        self.holder.close();
+        self.holder.end();
         self.server
     }
 }
 
 /// An echo that, once it gets `hold`, blocks its worker until it is told to go on.
-fn hold_up(held: Sender<()>, released: Receiver<()>) -> Protocol {
+fn hold_up(tell_held: Sender<()>, until_released: Receiver<()>) -> Protocol {
     Protocol::new(move |input, output| {
         if input.data() == b"hold" {
-            held.send(()).expect("the test waits for it");
-            // If the test has failed, there is nothing to wait for.
-            let _released = released.recv();
+            tell_held.send(()).expect("the test waits for it");
+            // A test that has failed releases it by hanging up.
+            let _released = until_released.recv();
         }
         Echo.process(input, output)
     })
