@@ -68,23 +68,52 @@ impl Daemon {
 
     /// Starts `command`, which is to run the program, and waits until it listens.
     pub(crate) fn spawn(command: &mut Command) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{}-{}.log", std::process::id(), COUNT.fetch_add(1, Relaxed));
-        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let file = File::create(&log).expect("a log file can be made");
-        let child = command
-            .args(["--listen", "127.0.0.1:0"])
-            .stderr(file)
-            .spawn()
-            .expect("it starts");
-        let mut daemon = Self {
-            child,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            log,
-        };
-        daemon.wait_for_log("workers: ");
+        Self::spawn_or_end(command).unwrap_or_else(|(status, log)| panic!("{status}: {log}"))
+    }
+
+    /// The same, unless it ends before that: then how, and what it said.
+    pub(crate) fn spawn_or_end(command: &mut Command) -> Result<Self, (ExitStatus, String)> {
+        let mut daemon = Self::launch(command);
+        let mut ended = None;
+        wait_until("the server listens, or has ended", || {
+            ended = daemon.child.try_wait().expect("it is a child");
+            ended.is_some() || daemon.log().contains("workers: ")
+        });
+        if let Some(status) = ended {
+            return Err((status, daemon.log()));
+        }
         daemon.address = address_in(&daemon.log()).expect("it says where it listens");
+        Ok(daemon)
+    }
+
+    /// The same with a stderr that tells nothing here, and so `log` doesn't either.
+    pub(crate) fn spawn_unheard(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let mut daemon = Self::launch_with(command, stderr);
+        let mut address = None;
+        wait_until("the server listens", || {
+            address = listening_on(daemon.child.id());
+            address.is_some()
+        });
+        daemon.address = address.expect("it was waited for");
         daemon
+    }
+
+    /// Starts `command` and waits for nothing.
+    pub(crate) fn launch(command: &mut Command) -> Self {
+        let log = new_log();
+        let file = File::create(&log).expect("a log file can be made");
+        let mut daemon = Self::launch_with(command, file);
+        daemon.log = log;
+        daemon
+    }
+
+    fn launch_with(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let command = command.args(["--listen", "127.0.0.1:0"]).stderr(stderr);
+        Self {
+            child: command.spawn().expect("it starts"),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            log: PathBuf::new(),
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -97,7 +126,7 @@ impl Daemon {
 
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).expect("the log is there")).into_owned()
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// Waits until `text` is in its log.
@@ -172,6 +201,32 @@ impl Drop for Daemon {
         }
         let _gone = fs::remove_file(&self.log);
     }
+}
+
+/// A name for a log of its own.
+fn new_log() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("{}-{}.log", std::process::id(), COUNT.fetch_add(1, Relaxed));
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// Where a process listens on IPv4, as the kernel tells it.
+fn listening_on(pid: u32) -> Option<SocketAddr> {
+    const LISTENING: &str = "0A";
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let sockets: Vec<_> = descriptors
+        .filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok())
+        .map(|link| link.to_string_lossy().into_owned())
+        .collect();
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let port = table.lines().find_map(|line| {
+        // sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode ...
+        let words: Vec<_> = line.split_whitespace().collect();
+        let socket = format!("socket:[{}]", words.get(9)?);
+        (words[3] == LISTENING && sockets.contains(&socket)).then(|| words[1])
+    })?;
+    let port = u16::from_str_radix(port.split_once(':')?.1, 16).ok()?;
+    Some(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
 /// The first address that a log says is listened on.

@@ -5,14 +5,19 @@
 
 mod bounded;
 mod byte_exact;
+mod cli;
 mod complete;
 #[cfg(target_os = "linux")]
 mod counts;
+mod daemon;
 mod drain;
 mod fair;
+#[cfg(target_os = "linux")]
+mod faults;
 mod idle;
 mod isolated;
 mod limit;
+mod programs;
 #[cfg(target_os = "linux")]
 mod resources;
 mod support;
