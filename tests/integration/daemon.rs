@@ -1,7 +1,6 @@
 //! The program as a process of its own: started on a free port, its log kept, killed if left behind.
 
-// Each test crate uses its part of this.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test crate uses its part of this")]
 
 use std::env;
 use std::fs::{self, File};
@@ -179,12 +178,12 @@ impl Daemon {
         fs::read_dir(directory).expect("it runs").count()
     }
 
-    /// The memory it has in use, in KiB.
-    pub(crate) fn memory_kib(&self) -> u64 {
+    /// Its memory in KiB: `VmRSS` is what it has in use now, `VmHWM` the most it ever had.
+    pub(crate) fn memory_kib(&self, which: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|line| line.split_whitespace().next());
+        let line = status.lines().find_map(|line| line.strip_prefix(which));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
         number
             .and_then(|number| number.parse().ok())
             .expect("it has memory")
