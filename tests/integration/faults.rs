@@ -138,26 +138,32 @@ fn signals_at_the_start() {
     }
 }
 
-/// What has arrived is answered, whether it was accepted and read before the signal or not.
+/// What has arrived is answered, whether it was accepted and read before the signal or not: all of
+/// it arrives here while the program is stopped, and the signal with it.
 #[test]
 fn a_drain_answers_what_has_arrived() {
     let mut daemon = Daemon::start(&["--workers=2", "--drain-timeout=60s"]);
-    let bytes = pattern(1, 100_000);
-    let mut clients: Vec<Client> = (0..300)
-        .map(|_| Client::connect(daemon.address()))
-        .collect();
+    let bytes = pattern(1, 30_000);
+    let connect = || Client::connect(daemon.address());
+    let mut clients: Vec<Client> = (0..150).map(|_| connect()).collect();
+    for client in &mut clients {
+        client.ping(b"inside");
+    }
+    daemon.stop();
+    clients.extend((0..350).map(|_| connect()));
     for client in &mut clients {
         client.send(&bytes);
     }
     until_arrived(&clients);
     daemon.signal(Signal::TERM);
+    daemon.signal(Signal::CONT);
     for client in &mut clients {
         client.expect(&bytes);
         client.expect_end();
     }
     drop(clients);
     let log = daemon.wait_in_order();
-    assert_eq!(total(&log, "closed_drain"), 300, "{log}");
+    assert_eq!(total(&log, "closed_drain"), 500, "{log}");
     assert_eq!(total(&log, "discarded"), 0, "{log}");
 }
 
@@ -271,8 +277,7 @@ fn being_stopped_and_continued_loses_nothing() {
             .collect();
         let mut rounds = 0;
         while rounds < 10 || transfers.iter().any(|transfer| !transfer.is_finished()) {
-            daemon.signal(Signal::STOP);
-            until("the server is stopped", || daemon.state() == 'T');
+            daemon.stop();
             daemon.signal(Signal::CONT);
             until("the server goes on", || daemon.state() != 'T');
             rounds += 1;
@@ -347,6 +352,12 @@ impl Daemon {
             maximum: getrlimit(Resource::Nofile).maximum,
         };
         prlimit(Some(self.pid()), Resource::Nofile, limits).expect("it is a child");
+    }
+
+    /// Stops it, until it is told to continue.
+    fn stop(&self) {
+        self.signal(Signal::STOP);
+        until("the server is stopped", || self.state() == 'T');
     }
 
     /// Its state, as the kernel tells it: `T` is stopped.
