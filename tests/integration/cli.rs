@@ -208,6 +208,7 @@ fn nobody_needs_to_read_what_it_says() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 fn it_serves_with_its_streams_closed() {
     for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
         let mut shell = Command::new("sh");
@@ -222,6 +223,7 @@ fn it_serves_with_its_streams_closed() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 fn quietest_is_silent() {
     let (mut reader, writer) = io::pipe().unwrap();
     let mut daemon = Daemon::spawn_unheard(program().arg("-qqq"), writer);

@@ -5,10 +5,12 @@
 
 mod bounded;
 mod byte_exact;
+#[cfg(unix)]
 mod cli;
 mod complete;
 #[cfg(target_os = "linux")]
 mod counts;
+#[cfg(unix)]
 mod daemon;
 mod drain;
 mod fair;
@@ -17,6 +19,7 @@ mod faults;
 mod idle;
 mod isolated;
 mod limit;
+#[cfg(unix)]
 mod programs;
 #[cfg(target_os = "linux")]
 mod resources;
