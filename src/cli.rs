@@ -115,7 +115,7 @@ pub(crate) struct Options {
     #[arg(help_heading = "Logging and metrics", hide_env = true)]
     quiet: u8,
 
-    /// How the log is written
+    /// How the log is written: text, for people, or json, one object a line
     #[arg(
         long,
         value_name = "FORMAT",
@@ -123,6 +123,8 @@ pub(crate) struct Options {
         value_enum,
         default_value = "text"
     )]
+    // Listed one by one, they would turn the whole help into its long form.
+    #[arg(hide_possible_values = true)]
     #[arg(help_heading = "Logging and metrics", hide_env = true)]
     pub(crate) log_format: Format,
 
