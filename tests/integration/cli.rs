@@ -13,7 +13,7 @@ use crate::daemon::{Daemon, PATIENCE, program, program_with_descriptors};
 use crate::support::check_echo;
 
 /// Values that no option may take, and what must be said about each.
-const BAD: [(&str, &[&str]); 9] = [
+const BAD: [(&str, &[&str]); 14] = [
     (
         "listen",
         &[
@@ -31,12 +31,24 @@ const BAD: [(&str, &[&str]); 9] = [
     ("buffer-size", &["0", "-1", "abc", "2GiB", "64KiBs"]),
     ("idle-timeout", &["abc", "-1s", "5", "1 fortnight"]),
     ("drain-timeout", &["abc", "-1s", "5", "1 fortnight"]),
+    ("busy-poll", &["abc", "-1us", "5", "1 fortnight"]),
+    ("unix-mode", &["abc", "-1", "9", "77777", ""]),
+    ("metrics", &["99999", "localhost", "::1", ""]),
+    ("log-format", &["xml", "1", ""]),
+    ("stats-interval", &["abc", "-1s", "5", "0s"]),
     ("verbose", &["abc", "-1", "300"]),
     ("quiet", &["abc", "-1", "300"]),
 ];
 
 /// Options that count how often they are given, and so take values from the environment only.
 const COUNTED: [&str; 2] = ["verbose", "quiet"];
+
+/// Each option that this build has, with each of its bad values.
+fn bad_values() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BAD.into_iter()
+        .filter(|(option, _)| *option != "metrics" || cfg!(feature = "metrics"))
+        .flat_map(|(option, values)| values.iter().map(move |value| (option, *value)))
+}
 
 /// Runs the program to its end, which comes by itself.
 fn run(command: Command) -> Output {
@@ -60,6 +72,7 @@ fn check_complaint(command: Command, status: i32) -> String {
     let line = said.strip_suffix('\n').expect("a whole line");
     assert!(!line.contains('\n'), "more than one line: {said}");
     assert!(!line.contains("panicked"), "{said}");
+    assert!(!line.contains("Usage"), "more than what is wrong: {said}");
     let complaint = line.strip_prefix("echoserver: ");
     complaint.expect("it says who speaks").to_owned()
 }
@@ -70,11 +83,7 @@ fn variable(option: &str) -> String {
 
 #[test]
 fn bad_values_are_named() {
-    for (option, value) in BAD
-        .into_iter()
-        .filter(|(option, _)| !COUNTED.contains(option))
-        .flat_map(|(option, values)| values.iter().map(move |value| (option, value)))
-    {
+    for (option, value) in bad_values().filter(|(option, _)| !COUNTED.contains(option)) {
         let said = check_complaint(program_with(&[&format!("--{option}={value}")]), 2);
         let culprit = format!("invalid value '{value}' for '--{option} ");
         let nothing = format!("a value is required for '--{option} ");
@@ -87,11 +96,7 @@ fn bad_values_are_named() {
 
 #[test]
 fn bad_values_in_the_environment_are_named() {
-    for (option, value) in BAD
-        .into_iter()
-        .flat_map(|(option, values)| values.iter().map(move |value| (option, value)))
-        .filter(|(_, value)| !value.is_empty())
-    {
+    for (option, value) in bad_values().filter(|(_, value)| !value.is_empty()) {
         let mut command = program();
         command.env(variable(option), value);
         let said = check_complaint(command, 2);
@@ -109,7 +114,7 @@ fn every_option_has_its_bad_values() {
         .filter_map(|line| line.split_once("--"))
         .map(|(_, rest)| rest.split([' ', '.']).next().unwrap())
         .collect();
-    let tried = BAD.iter().map(|(option, _)| *option);
+    let tried = bad_values().map(|(option, _)| option);
     assert_eq!(options, tried.chain(["help", "version"]).collect());
 }
 
