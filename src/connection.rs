@@ -356,7 +356,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         match action {
             Ok(Action::Continue) => {
                 let (idle, short) = (left == before && made == 0, output.take_short());
-                if left == 0 && !short {
+                if left == 0 && !short && made <= before {
                     self.settled = true;
                 } else if idle && (short || input.room() == 0) {
                     // A message that no input holds, or an answer that no output does.
@@ -795,6 +795,30 @@ mod tests {
         assert_eq!(scene.event(READABLE, &[Reads(Ok(b"abc"))]), Status::Idle);
         let calls = [Reads(Ok(b"d"))];
         assert_eq!(scene.event(READABLE, &calls), Status::Closed(Reason::Limit));
+    }
+
+    #[test]
+    fn an_answer_that_exceeds_the_buffer_ends_it() {
+        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+            assert!(input.is_empty() || !output.push(b"too long"));
+            Action::Continue
+        }));
+        let status = scene.event(READABLE, &[Reads(Ok(b"a"))]);
+        assert_eq!(status, Status::Closed(Reason::Limit));
+    }
+
+    #[test]
+    fn who_has_put_more_than_it_took_is_called_again() {
+        let mut left = 3;
+        let mut scene = Scene::new(Does(move |_: &mut Buffer, output: &mut Buffer| {
+            // Measures the room itself, so that nothing is ever refused.
+            while left > 0 && output.room() >= 3 {
+                assert!(output.push(b"abc"));
+                left -= 1;
+            }
+            Action::Continue
+        }));
+        assert_eq!(scene.run(&[Writes(b"abc", Ok(3)); 3]), Status::Idle);
     }
 
     #[test]

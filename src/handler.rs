@@ -14,11 +14,12 @@ pub trait Handler {
     /// `input`, when the connection opens (the place of a greeting).
     ///
     /// * An unfinished message is left in `input`; the next call sees it again with more behind it.
-    /// * An answer that does not fit is left for the next call: `process` is called again, with an
-    ///   empty `output`, once everything in it has been sent, if it has left input behind or has
-    ///   found too little room (a push was refused, an append or a write cut short).
+    /// * An answer that does not fit is left for the next call. `process` is called again, with an
+    ///   empty `output`, once everything in it has been sent, if it has left input behind, found too
+    ///   little room (a push was refused, an append or a write cut short), or put more than it took.
     /// * Both buffers hold at most the server's `buffer_size` bytes. A message that fills `input`
-    ///   and still isn't taken closes the connection ([`Reason::Limit`](crate::Reason::Limit)).
+    ///   and still isn't taken, or an answer that an empty `output` refuses, closes the connection
+    ///   ([`Reason::Limit`](crate::Reason::Limit)).
     /// * What is left in `input` when the client has ended its stream is discarded.
     ///
     /// # Panics

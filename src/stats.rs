@@ -18,6 +18,7 @@ use crossbeam_utils::CachePadded;
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reason {
     /// The client ended its stream, and everything was answered.
     Done,
@@ -29,7 +30,8 @@ pub enum Reason {
     Error,
     /// The handler panicked.
     Panic,
-    /// The handler left a full input buffer untouched: its message exceeds the buffer.
+    /// A message exceeds the buffer, or an answer does: the handler left a full input as it was, or
+    /// was refused room in an empty output.
     Limit,
     /// No byte had moved for the idle timeout.
     Idle,
@@ -180,6 +182,7 @@ impl Counters {
 /// Each number is exact; a snapshot of a *running* server is not taken at one instant, so sums of
 /// several numbers may be off by what moved meanwhile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Connections accepted.
     pub accepted: u64,
@@ -276,6 +279,7 @@ impl Stats {
 
 /// One worker's part of [`Stats`], or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerStats {
     /// Connections taken from the mailbox.
     pub taken: u64,
