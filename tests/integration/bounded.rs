@@ -1,47 +1,9 @@
 //! A client that writes and never reads holds a bounded part of the server's memory, costs no CPU,
 //! and hinders nobody.
 
-use std::io::{ErrorKind, Write};
-
 use echoserver::Config;
 
-use crate::support::{Client, TestServer, config, pattern};
-
-/// Writes from `position` on until the kernel takes no more; says where that was.
-fn stuff(client: &mut Client, bytes: &[u8], mut position: usize) -> usize {
-    client.0.set_nonblocking(true).unwrap();
-    while position < bytes.len() {
-        match client.0.write(&bytes[position..]) {
-            Ok(count) => position += count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => panic!("the server is gone: {error}"),
-        }
-    }
-    client.0.set_nonblocking(false).unwrap();
-    position
-}
-
-/// Clients that have written until nothing moved any more, and how far each of them got.
-fn stuffed(server: &TestServer, count: usize, bytes: &[u8]) -> Vec<(Client, usize)> {
-    let mut clients: Vec<_> = (0..count)
-        .map(|_| (Client::connect_narrow(server.address()), 0))
-        .collect();
-    loop {
-        let before: usize = clients.iter().map(|(_, position)| position).sum();
-        for (client, position) in &mut clients {
-            *position = stuff(client, bytes, *position);
-        }
-        if before == clients.iter().map(|(_, position)| position).sum() {
-            break;
-        }
-        server.until_still();
-    }
-    assert!(
-        clients.iter().all(|(_, position)| *position < bytes.len()),
-        "everybody is stuck"
-    );
-    clients
-}
+use crate::support::{TestServer, config, pattern, stuffed};
 
 #[test]
 fn clients_that_never_read_hold_what_is_promised_and_no_more() {
@@ -86,7 +48,7 @@ fn a_stuck_client_goes_on_where_it_stopped() {
     while read < 8 << 20 {
         client.expect(&bytes[read..read + 100_000]);
         read += 100_000;
-        sent = stuff(&mut client, &bytes, sent);
+        sent = client.stuff(&bytes, sent);
     }
     client.end();
     client.expect(&bytes[read..sent]);

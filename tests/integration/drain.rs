@@ -8,7 +8,7 @@ use echoserver::{Config, Reason};
 
 use crate::support::{
     BoundServer, Client, HeldServer, TestServer, config, connections_possible, pattern, ping_all,
-    send_all, until, until_arrived,
+    send_all, stuffed, until, until_arrived,
 };
 
 /// Each gets back all that it sent, and then the end: no reset.
@@ -120,29 +120,27 @@ fn transfers_under_way_end_in_order() {
     assert_eq!(total.closed_for(Reason::Drain), count as u64);
 }
 
-/// Who sends without end is answered for half of the drain's time, and then ended.
+/// Who always has sent more than it has read back is answered for half of the drain's time, and then
+/// ended.
 #[test]
 fn an_endless_sender_is_ended() {
     let server = TestServer::echo_with(Config {
         drain_timeout: Duration::from_secs(2),
         ..config()
     });
-    let bytes = pattern(5, 1 << 20);
-    let mut reader = server.connect();
-    let mut sender = reader.twin();
-    let ended = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !ended.load(Ordering::Relaxed) {
-                sender.send(&bytes);
-            }
-            sender.end();
-        });
-        reader.expect(&bytes);
-        server.shut_down();
-        while reader.expect_prefix(&bytes) == bytes.len() {}
-        ended.store(true, Ordering::Relaxed);
+    // Sent over and over.
+    let bytes = pattern(5, 40 << 20);
+    let (mut client, mut sent) = stuffed(&server, 1, &bytes).remove(0);
+    server.shut_down();
+    let mut read = 0;
+    until("it is ended", || {
+        let wanted = &bytes[read..bytes.len().min(read + 10_000)];
+        let count = client.expect_prefix(wanted);
+        read = (read + count) % bytes.len();
+        sent = client.stuff(&bytes, sent % bytes.len());
+        count < wanted.len()
     });
+    drop(client);
     assert_eq!(server.stop().total().closed_for(Reason::Drain), 1);
 }
 

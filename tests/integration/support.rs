@@ -170,10 +170,12 @@ impl Drop for TestServer {
             return;
         };
         self.handle.shut_down();
-        let outcome = serving.join();
-        // A test that fails already has said what is wrong.
+        // A test that fails already has said what is wrong, and its clients may still be there.
         if !thread::panicking() {
-            let stats = outcome.expect("the server's thread has not panicked");
+            until("the server ends", || serving.is_finished());
+            let stats = serving
+                .join()
+                .expect("the server's thread has not panicked");
             check_books(&stats.expect("the server has not failed"), self.is_echo);
         }
     }
@@ -264,6 +266,20 @@ impl Client {
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).expect("the server takes the bytes");
+    }
+
+    /// Sends `bytes` from `position` on until the kernel takes no more; returns how far that is.
+    pub(crate) fn stuff(&mut self, bytes: &[u8], mut position: usize) -> usize {
+        self.0.set_nonblocking(true).unwrap();
+        while position < bytes.len() {
+            match self.0.write(&bytes[position..]) {
+                Ok(count) => position += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("the server is gone: {error}"),
+            }
+        }
+        self.0.set_nonblocking(false).unwrap();
+        position
     }
 
     /// Sends `bytes`, unless the connection ends first.
@@ -370,6 +386,28 @@ pub(crate) fn expect_all(clients: &mut [Client], bytes: &[u8]) {
 pub(crate) fn ping_all(clients: &mut [Client], bytes: &[u8]) {
     send_all(clients, bytes);
     expect_all(clients, bytes);
+}
+
+/// Clients that have written until nothing moved any more, and how far each of them got.
+pub(crate) fn stuffed(server: &TestServer, count: usize, bytes: &[u8]) -> Vec<(Client, usize)> {
+    let mut clients: Vec<_> = (0..count)
+        .map(|_| (Client::connect_narrow(server.address()), 0))
+        .collect();
+    loop {
+        let before: usize = clients.iter().map(|(_, position)| position).sum();
+        for (client, position) in &mut clients {
+            *position = client.stuff(bytes, *position);
+        }
+        if before == clients.iter().map(|(_, position)| position).sum() {
+            break;
+        }
+        server.until_still();
+    }
+    assert!(
+        clients.iter().all(|(_, position)| *position < bytes.len()),
+        "everybody is stuck"
+    );
+    clients
 }
 
 /// Waits until everything that `clients` have sent, ends included, is in the server's kernel.
