@@ -15,7 +15,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 /// For so long nothing may move before a client gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
 
-/// A connection is at rest once nothing has moved for so long.
+/// A connection is at rest once nothing has moved for so many times so long.
+const RESTS: u32 = 5;
 const REST: Duration = Duration::from_millis(300);
 
 pub(crate) type Verdict<T = ()> = Result<T, String>;
@@ -238,9 +239,12 @@ impl Client {
     /// Lets time pass until a sender on another thread has sent all that can be sent.
     pub(crate) fn come_late(&self) {
         let deadline = Instant::now() + PATIENCE;
-        let mut before = u64::MAX;
-        while before != self.taken.load(SeqCst) && Instant::now() < deadline {
-            before = self.taken.load(SeqCst);
+        let (mut before, mut rests) = (u64::MAX, 0);
+        // On a busy machine a sender rests too; only several rests in a row are the end.
+        while rests < RESTS && Instant::now() < deadline {
+            let taken = self.taken.load(SeqCst);
+            rests = if taken == before { rests + 1 } else { 0 };
+            before = taken;
             thread::sleep(REST);
         }
     }
