@@ -87,8 +87,20 @@ fn difference(few: &Calls, many: &Calls) -> Calls {
     difference
 }
 
-fn expected<const N: usize>(calls: [(&str, i64); N]) -> Calls {
-    calls.map(|(name, count)| (name.to_owned(), count)).into()
+/// Calls that the opening and the end of connections may cost more or less, by who was faster.
+const SLACK: i64 = 10;
+
+/// That exactly these calls were made, give or take the slack.
+fn assert_calls<const N: usize>(made: &Calls, expected: [(&str, i64); N]) {
+    let near = |(name, count): &(&str, i64)| {
+        let made = made.get(*name).copied().unwrap_or_default();
+        made.abs_diff(*count) <= SLACK.unsigned_abs()
+    };
+    let known = |name: &String| expected.iter().any(|(known, _)| known == name);
+    assert!(
+        expected.iter().all(near) && made.keys().all(known),
+        "{made:?}, instead of {expected:?}"
+    );
 }
 
 fn ping_in_turn(program: &Program, count: usize) {
@@ -107,13 +119,13 @@ fn a_message_costs_three_calls() {
     }
     let few = calls("few-messages", |program| ping_in_turn(program, 100));
     let many = calls("many-messages", |program| ping_in_turn(program, 2_100));
-    assert_eq!(
-        difference(&few, &many),
-        expected([
+    assert_calls(
+        &difference(&few, &many),
+        [
             ("epoll_wait", 2_000),
             ("recvfrom", 2_000),
-            ("sendto", 2_000)
-        ])
+            ("sendto", 2_000),
+        ],
     );
 }
 
@@ -141,7 +153,7 @@ fn a_message_in_a_crowd_costs_two_calls_and_a_share() {
     let waits = more.remove("epoll_wait").unwrap_or_default();
     assert!(waits < 2_000, "{waits} waits for 2,000 messages");
     println!("2,000 messages: {} calls", 4_000 + waits);
-    assert_eq!(more, expected([("recvfrom", 2_000), ("sendto", 2_000)]));
+    assert_calls(&more, [("recvfrom", 2_000), ("sendto", 2_000)]);
 }
 
 /// Connect, echo, close: all calls of all threads.
