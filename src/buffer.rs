@@ -370,6 +370,15 @@ mod tests {
     }
 
     #[test]
+    fn data_is_changed_in_place_and_shown_as_its_size() {
+        let mut buffer = filled(4, b"abc");
+        buffer.consume(1);
+        buffer.data_mut().make_ascii_uppercase();
+        assert_eq!(buffer.data(), b"BC");
+        assert_eq!(format!("{buffer:?}"), "Buffer(2 of 4 bytes)");
+    }
+
+    #[test]
     fn write_takes_what_fits() {
         let mut buffer = Buffer::with_capacity(5);
         assert!(write!(buffer, "{}", 123).is_ok());
@@ -400,6 +409,9 @@ mod tests {
         assert!(buffer.take_short());
         assert_eq!(buffer.write(b"f").unwrap(), 0);
         assert!(buffer.take_short());
+        buffer.clear();
+        assert_eq!(buffer.write(b"fghi").unwrap(), 4);
+        assert!(!buffer.take_short(), "it fitted, if only just");
     }
 
     #[test]
