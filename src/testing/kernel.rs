@@ -560,6 +560,10 @@ impl<'a> Kernel<'a> {
                     "connection {id} is forgotten: {unread} bytes{} wait to be read, and no event will come",
                     if end { " and its end" } else { "" }
                 ));
+            } else if self.drained_at.is_some() && wire.ended.is_none() {
+                self.fail(format!(
+                    "connection {id} is forgotten: nothing keeps it open, and the drain has not ended it"
+                ));
             } else if wire.ended.is_none() && !wire.told_end {
                 let due = (self.model)(&wire.input[..wire.read]).len();
                 let written = wire.written;
