@@ -650,6 +650,27 @@ mod tests {
     }
 
     #[test]
+    fn closes_are_told_of_once() {
+        let mut scene = echoes(LIMITS, "a");
+        assert!(!scene.connections.take_closed());
+        scene.admit(0, 'b', 0, |_| Err(Reason::Error));
+        assert!(scene.connections.take_closed());
+        assert!(!scene.connections.take_closed());
+        scene.connections.close(0, Reason::Cut, 0);
+        assert!(scene.connections.take_closed());
+    }
+
+    #[test]
+    fn the_table_is_at_most_a_quarter_too_large() {
+        let mut scene = Scene::new(LIMITS);
+        for count in 1..=2000 {
+            scene.admit(0, 'a', 0, |_| Ok(Echo));
+            let spare = scene.connections.table.capacity() - count;
+            assert!(spare < 64 || spare <= count / 4, "{spare} of {count}");
+        }
+    }
+
+    #[test]
     fn an_event_for_nobody_is_ignored() {
         let mut scene = echoes(LIMITS, "a");
         scene.turn(0, &[7, 0]);
