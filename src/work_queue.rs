@@ -388,6 +388,8 @@ mod tests {
         inboxes.clear();
         assert!(!queue.has_room());
         assert_eq!(queue.push(4), Err(Rejected::Closed(4)));
+        assert_eq!(Rejected::Closed(4).to_string(), "no worker is left");
+        assert_eq!(Rejected::Full(4).to_string(), "every mailbox is full");
     }
 
     #[test]
