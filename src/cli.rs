@@ -151,15 +151,17 @@ impl Page {
     /// Writes it out.
     pub(crate) fn write(self, out: &mut impl Write) -> io::Result<()> {
         let mut command = Options::command();
-        let shell = match self {
-            Self::Man => return clap_mangen::Man::new(command).render(out),
-            Self::Bash => Shell::Bash,
-            Self::Zsh => Shell::Zsh,
-            Self::Fish => Shell::Fish,
-        };
         let mut page = Vec::new();
-        clap_complete::generate(shell, &mut command, "echoserver", &mut page);
-        out.write_all(&page)
+        let mut complete =
+            |shell: Shell| clap_complete::generate(shell, &mut command, "echoserver", &mut page);
+        match self {
+            Self::Man => clap_mangen::Man::new(command).render(&mut page)?,
+            Self::Bash => complete(Shell::Bash),
+            Self::Zsh => complete(Shell::Zsh),
+            Self::Fish => complete(Shell::Fish),
+        }
+        out.write_all(&page)?;
+        out.flush()
     }
 }
 

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     if let Some(page) = options.generate {
         return match page.write(&mut io::stdout()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                complain(&error.to_string(), FAILURE)
+                complain(&format!("cannot write to stdout: {error}"), FAILURE)
             }
             _ => ExitCode::SUCCESS,
         };
