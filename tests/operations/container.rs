@@ -68,6 +68,20 @@ fn it_serves_in_an_empty_directory() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
+/// A name needs a resolver, and its files; addresses don't.
+#[test]
+fn a_host_name_is_refused_there_in_one_line() {
+    let root = Scratch::new();
+    let Some(mut command) = contained(&root) else {
+        return;
+    };
+    let (status, said) = Daemon::launch(command.arg("--listen=localhost:0")).wait();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let culprit = "echoserver: cannot listen on localhost:0: ";
+    assert!(said.starts_with(culprit), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
 /// The image's command is one that the program takes.
 #[test]
 fn the_image_starts_the_program_as_it_is() {

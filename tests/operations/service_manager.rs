@@ -263,7 +263,7 @@ fn the_service_is_exposed_to_little() {
         &[
             "security",
             "--offline=true",
-            "--threshold=15",
+            "--threshold=12",
             "./echoserver.service",
         ],
     );
