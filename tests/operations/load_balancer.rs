@@ -12,11 +12,12 @@ use std::thread;
 
 use rustix::process::Signal;
 
+use crate::companion::Companion;
 use crate::daemon::{Daemon, number, totals};
 use crate::http::get;
 use crate::support::{
-    Client, Companion, Scratch, check_echo, connect, free_address, installed, packaged, pattern,
-    ping, replaced, wait_until,
+    Client, Scratch, check_echo, connect, free_address, installed, packaged, pattern, ping,
+    replaced, wait_until,
 };
 
 /// HAProxy before two servers.

@@ -2,6 +2,8 @@
 //! the program itself, and the real tools around it; where a tool isn't installed, it says so.
 #![cfg(unix)]
 
+#[cfg(feature = "metrics")]
+mod companion;
 #[cfg(target_os = "linux")]
 mod container;
 mod daemon;

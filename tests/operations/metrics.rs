@@ -10,11 +10,12 @@ use std::thread;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::companion::Companion;
 use crate::daemon::Daemon;
 use crate::http::{Answer, ask, get, read_answer, read_head, read_to_end};
 use crate::support::{
-    Client, Companion, Scratch, check_echo, connect, free_address, installed, pattern, ping,
-    replaced, wait_until,
+    Client, Scratch, check_echo, connect, free_address, installed, pattern, ping, replaced,
+    wait_until,
 };
 
 fn watched() -> (Daemon, SocketAddr) {

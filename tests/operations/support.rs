@@ -6,7 +6,6 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -133,27 +132,6 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _kept = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Another program that runs beside the test, until this is dropped.
-#[derive(Debug)]
-#[cfg(feature = "metrics")]
-pub(crate) struct Companion(Child);
-
-#[cfg(feature = "metrics")]
-impl Companion {
-    pub(crate) fn start(command: &mut Command) -> Self {
-        command.stdin(Stdio::null());
-        Self(command.spawn().expect("it starts"))
-    }
-}
-
-#[cfg(feature = "metrics")]
-impl Drop for Companion {
-    fn drop(&mut self) {
-        let _ended = self.0.kill();
-        let _reaped = self.0.wait();
     }
 }
 
