@@ -149,10 +149,8 @@ impl TestServer {
     /// Shuts it down and returns what it counted, or why it failed.
     pub(crate) fn outcome(mut self) -> io::Result<Stats> {
         self.handle.shut_down();
-        let serving = self.serving.take().expect("only this and the drop take it");
-        serving
-            .join()
-            .expect("the server's thread has not panicked")
+        let serving = self.serving.take();
+        ended(serving.expect("only this and the drop take it"))
     }
 
     /// Shuts it down, checks its books, and returns them.
@@ -172,13 +170,18 @@ impl Drop for TestServer {
         self.handle.shut_down();
         // A test that fails already has said what is wrong, and its clients may still be there.
         if !thread::panicking() {
-            until("the server ends", || serving.is_finished());
-            let stats = serving
-                .join()
-                .expect("the server's thread has not panicked");
-            check_books(&stats.expect("the server has not failed"), self.is_echo);
+            let stats = ended(serving).expect("the server has not failed");
+            check_books(&stats, self.is_echo);
         }
     }
+}
+
+/// Waits for a server that is to end, and joins its thread.
+fn ended(serving: JoinHandle<io::Result<Stats>>) -> io::Result<Stats> {
+    until("the server ends", || serving.is_finished());
+    serving
+        .join()
+        .expect("the server's thread has not panicked")
 }
 
 /// Contract: nothing is lost, neither a connection nor a byte.
