@@ -207,8 +207,10 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         }
         // Bounded: clients that keep coming must not keep the server from ending.
         for _ in 0..64 {
-            self.accept_batch(now);
-            self.queue.rouse();
+            if self.pause.is_none() {
+                self.accept_batch(now);
+                self.queue.rouse();
+            }
         }
         self.resume(now);
     }

@@ -136,7 +136,11 @@ impl<T> std::error::Error for Rejected<T> {}
 
 impl<T, W: Wake> WorkQueue<T, W> {
     /// A queue with one worker per waker, each of whose mailboxes holds at most `mailbox_max` items;
-    /// and the workers' inboxes, in the order of their wakers.
+    /// and the workers' inboxes, in the order of their wakers. Room for all items is allocated at once.
+    ///
+    /// # Panics
+    ///
+    /// If that much memory cannot be had.
     pub fn bounded(
         mailbox_max: NonZeroUsize,
         wakers: impl IntoIterator<Item = W>,
