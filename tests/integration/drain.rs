@@ -108,7 +108,12 @@ fn transfers_under_way_end_in_order() {
         server.shut_down();
         let reading: Vec<_> = readers
             .iter_mut()
-            .map(|reader| scope.spawn(|| reader.expect_prefix(&bytes[100_000..])))
+            .map(|reader| {
+                scope.spawn(|| {
+                    reader.expect_prefix(&bytes[100_000..]);
+                    reader.expect_end();
+                })
+            })
             .collect();
         for reader in reading {
             reader.join().expect("a part in order, then the end");
@@ -117,7 +122,7 @@ fn transfers_under_way_end_in_order() {
     });
     drop((readers, senders));
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Drain), count as u64);
+    assert_eq!(total.closed_for(Reason::Drain), count as u64, "{total:?}");
 }
 
 /// Who always has sent more than it has read back is answered for half of the drain's time, and then
@@ -126,7 +131,7 @@ fn transfers_under_way_end_in_order() {
 fn an_endless_sender_is_ended() {
     let server = TestServer::echo_with(Config {
         // Half of it is left for a busy client to find the end.
-        drain_timeout: Duration::from_secs(6),
+        drain_timeout: Duration::from_secs(4),
         ..config()
     });
     // Sent over and over.
