@@ -4,14 +4,14 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::companion::Companion;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, program};
 use crate::http::{Answer, ask, get, read_answer, read_head, read_to_end};
 use crate::support::{
     Client, Scratch, check_echo, connect, free_address, installed, pattern, ping, replaced,
@@ -256,13 +256,10 @@ fn it_is_not_healthy_while_it_drains() {
 #[test]
 fn an_endpoint_in_use_is_named() {
     let (daemon, address) = watched();
-    let other = crate::daemon::program()
-        .args(["--listen=127.0.0.1:0", &format!("--metrics={address}")])
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap();
-    assert_eq!(other.status.code(), Some(1));
-    let said = String::from_utf8(other.stderr).unwrap();
+    let mut other = program();
+    other.args(["--listen=127.0.0.1:0", &format!("--metrics={address}")]);
+    let (status, said) = Daemon::launch(&mut other).wait();
+    assert_eq!(status.code(), Some(1), "{said}");
     let culprit = format!("echoserver: cannot listen on {address}: address");
     assert!(said.contains(&culprit), "{said}");
     daemon.end();

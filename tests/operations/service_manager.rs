@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::process::Signal;
 
@@ -79,10 +79,8 @@ fn sockets_handed_over_come_beside_those_asked_for() {
 #[test]
 fn a_socket_that_cannot_listen_is_named() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut daemon = inheriting(vec![datagrams.into()]);
-    let output = daemon.stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let (status, said) = Daemon::launch(&mut inheriting(vec![datagrams.into()])).wait();
+    assert_eq!(status.code(), Some(1), "{said}");
     let culprit = "echoserver: cannot listen on inherited socket 0: ";
     assert!(said.starts_with(culprit), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -55,13 +55,10 @@ fn a_name_needs_no_file() {
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let connect = || crate::support::bounded(UnixStream::connect_addr(&address).unwrap());
     check_echo(connect(), &pattern(1, 1_000_000));
-    let second = program()
-        .arg(format!("--listen=unix:@{name}"))
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap();
-    assert_eq!(second.status.code(), Some(1));
-    let said = String::from_utf8(second.stderr).unwrap();
+    let mut second = program();
+    second.arg(format!("--listen=unix:@{name}"));
+    let (status, said) = Daemon::launch(&mut second).wait();
+    assert_eq!(status.code(), Some(1), "{said}");
     let culprit = format!("echoserver: cannot listen on unix:@{name}: address");
     assert!(said.starts_with(&culprit), "{said}");
     check_echo(connect(), b"still here");
@@ -154,11 +151,10 @@ fn the_file_is_gone_at_the_end() {
 
     // One that could not be had takes the others with it.
     fs::write(&other, "no socket").unwrap();
-    let output = listening_at(&path)
-        .arg(format!("--listen=unix:{}", other.display()))
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    let mut both = listening_at(&path);
+    both.arg(format!("--listen=unix:{}", other.display()));
+    let (status, said) = Daemon::launch(&mut both).wait();
+    assert_eq!(status.code(), Some(1), "{said}");
     assert!(!path.exists());
 }
 
@@ -193,10 +189,9 @@ fn permissions_are_as_asked_for() {
     assert_eq!(fs::metadata(&path).unwrap().nlink(), 1);
     daemon.end();
     for wrong in ["0999", "rw", "1777", ""] {
-        let output = listening_at(&path)
-            .arg(format!("--unix-mode={wrong}"))
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        let mut command = listening_at(&path);
+        command.arg(format!("--unix-mode={wrong}"));
+        let (status, said) = Daemon::launch(&mut command).wait();
+        assert_eq!(status.code(), Some(2), "{wrong}: {said}");
     }
 }
