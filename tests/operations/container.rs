@@ -34,7 +34,13 @@ fn contained(root: &Scratch) -> Option<Command> {
         println!("skipped: there is no static binary; to build it: {BUILD}");
         return None;
     };
-    fs::copy(binary, root.join("echoserver")).expect("it can be copied");
+    // By another process: a descriptor that writes to it here could be inherited by what other tests
+    // start meanwhile, and what is written to can't be run.
+    let copied = Command::new("cp")
+        .arg(binary)
+        .arg(root.join("echoserver"))
+        .status();
+    assert!(copied.expect("there is a cp").success());
     let mut chroot = clean(Command::new("chroot"));
     chroot.arg(root.path()).arg("/echoserver");
     Some(chroot)
