@@ -24,6 +24,9 @@ const WAKER: Token = Token(usize::MAX);
 /// Accepts per turn: enough for one wake to serve many, few enough that a shutdown is seen soon.
 const BATCH_MAX: usize = 128;
 
+/// Batches taken in at the end, of those who were connected already.
+const LAST_BATCHES: usize = 64;
+
 /// How long a pause lasts if no connection closes meanwhile.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -206,10 +209,15 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             door.ready = true;
         }
         // Bounded: clients that keep coming must not keep the server from ending.
-        for _ in 0..64 {
-            if self.pause.is_none() {
-                self.accept_batch(now);
-                self.queue.rouse();
+        for _ in 0..LAST_BATCHES {
+            self.accept_batch(now);
+            self.queue.rouse();
+            if self.pause.is_some() && self.queue.has_room() {
+                break;
+            }
+            if self.pause.is_some() {
+                self.queue.wait_for_room(Some(RETRY));
+                self.resume(now);
             }
         }
         self.resume(now);

@@ -143,9 +143,14 @@ impl Buffer {
         count
     }
 
-    /// Whether since the last call something did not fit.
-    pub(crate) fn take_short(&mut self) -> bool {
-        mem::take(&mut self.short)
+    /// Forgets what did not fit so far.
+    pub(crate) fn forget_short(&mut self) {
+        self.short = false;
+    }
+
+    /// Whether something did not fit since that was last forgotten.
+    pub(crate) fn is_short(&self) -> bool {
+        self.short
     }
 
     /// Reads once into all the room there is; 0 is the stream's end, or no room.
@@ -239,19 +244,22 @@ impl Pool {
 
     /// A pool of buffers of `capacity` bytes each.
     pub(crate) fn new(capacity: usize) -> Self {
-        let spare_max = (Self::SPARE_BYTES_MAX / (2 * capacity)).clamp(1, 1024);
         Self {
             hand: pair(capacity),
             spare: Vec::new(),
-            spare_max,
+            spare_max: Self::spare_max(capacity),
             capacity,
         }
     }
 
     /// The most bytes that a pool of buffers of `capacity` bytes keeps.
     pub(crate) fn bytes_max(capacity: usize) -> usize {
-        let spare_max = (Self::SPARE_BYTES_MAX / (2 * capacity)).clamp(1, 1024);
-        (spare_max + 1) * 2 * capacity
+        (Self::spare_max(capacity) + 1) * 2 * capacity
+    }
+
+    /// How many pairs are kept spare.
+    fn spare_max(capacity: usize) -> usize {
+        (Self::SPARE_BYTES_MAX / (2 * capacity).max(1)).clamp(1, 1024)
     }
 
     /// The pair at hand. It is empty, and is to be left empty, or [taken away](Self::take_hand).
@@ -401,17 +409,20 @@ mod tests {
     #[test]
     fn what_did_not_fit_is_remembered_until_told() {
         let mut buffer = filled(4, b"abc");
-        assert!(!buffer.take_short());
+        assert!(!buffer.is_short());
         assert!(!buffer.push(b"de"));
-        assert!(buffer.take_short());
-        assert!(!buffer.take_short());
+        assert!(buffer.is_short());
+        buffer.forget_short();
+        assert!(!buffer.is_short());
         assert_eq!(buffer.append(&mut filled(4, b"de")), 1);
-        assert!(buffer.take_short());
+        assert!(buffer.is_short());
+        buffer.forget_short();
         assert_eq!(buffer.write(b"f").unwrap(), 0);
-        assert!(buffer.take_short());
+        assert!(buffer.is_short());
+        buffer.forget_short();
         buffer.clear();
         assert_eq!(buffer.write(b"fghi").unwrap(), 4);
-        assert!(!buffer.take_short(), "it fitted, if only just");
+        assert!(!buffer.is_short(), "it fitted, if only just");
     }
 
     #[test]

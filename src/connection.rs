@@ -11,7 +11,6 @@
 //! what the client sends then stays in the kernel, whose window closes and pushes back. So a client
 //! that never reads costs at most two buffers, and in an echo no byte is ever copied between them.
 
-use std::any::Any;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -270,7 +269,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     return Ok(if drained { None } else { Some(Status::Idle) });
                 }
             }
-            self.process(buffers, counters)?;
+            self.process(buffers, counters);
             if !self.flush(&mut buffers.output, counters)? {
                 return Ok(Some(Status::Idle));
             }
@@ -316,7 +315,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn end(&mut self, reason: Reason) -> Result<Reason, Reason> {
         self.stream
             .end()
-            .map_err(|error| is_retry(&error).err().unwrap_or(Reason::Error))?;
+            .map_err(|error| retry_or_reason(&error).err().unwrap_or(Reason::Error))?;
         self.stage = Stage::Lingering(reason);
         self.ready.readable = true;
         Ok(reason)
@@ -337,7 +336,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     counters.bytes_out.add(count as u64);
                 }
                 Err(error) => {
-                    self.ready.writable = is_retry(&error)?;
+                    self.ready.writable = retry_or_reason(&error)?;
                 }
             }
         }
@@ -346,29 +345,34 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Lets the handler work. `output` is empty: [`flush`](Self::flush) went before.
     #[inline(always)]
-    fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) -> Result<(), Reason> {
+    fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) {
         let Buffers { input, output } = buffers;
         let before = input.len();
+        output.forget_short();
         // After a panic the handler is never called again, only dropped.
         let action = catch_unwind(AssertUnwindSafe(|| self.handler.process(input, output)));
         let (left, made) = (input.len(), output.len());
         counters.bytes_made.shift(before, left + made);
         match action {
             Ok(Action::Continue) => {
-                let (idle, short) = (left == before && made == 0, output.take_short());
+                let (idle, short) = (left == before && made == 0, output.is_short());
                 if left == 0 && !short && made <= before {
                     self.settled = true;
                 } else if idle && (short || input.room() == 0) {
                     // A message that no input holds, or an answer that no output does.
-                    return Err(Reason::Limit);
+                    self.finish(Reason::Limit);
                 } else {
                     self.settled = idle;
                 }
             }
             Ok(Action::Close) => self.finish(Reason::Handler),
-            Err(panic) => return Err(panicked(panic)),
+            Err(panic) => {
+                // The panic hook has told of it. What it left half made is nobody's answer.
+                drop(panic);
+                discard(output, Reason::Panic, counters);
+                self.finish(Reason::Panic);
+            }
         }
-        Ok(())
     }
 
     /// Reads once, if the stream may be readable; says whether bytes came.
@@ -387,7 +391,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     return Ok(true);
                 }
                 Err(error) => {
-                    self.ready.readable = is_retry(&error)?;
+                    self.ready.readable = retry_or_reason(&error)?;
                     self.ready.to_the_end &= self.ready.readable;
                 }
             }
@@ -407,15 +411,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 }
 
-/// Drops what a panic left behind; the panic hook has told of it.
+/// Drops bytes that nobody will see.
 #[cold]
 #[inline(never)]
-fn panicked(panic: Box<dyn Any + Send>) -> Reason {
-    drop(panic);
-    Reason::Panic
-}
-
-/// Drops input that no handler will see.
 fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
     counters.discarded[reason as usize].add(input.len() as u64);
     input.clear();
@@ -424,7 +422,7 @@ fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
 /// What a failed call means: to try again now, to wait for an edge (`false`), or the end.
 #[cold]
 #[inline(never)]
-fn is_retry(error: &io::Error) -> Result<bool, Reason> {
+fn retry_or_reason(error: &io::Error) -> Result<bool, Reason> {
     match error.kind() {
         ErrorKind::Interrupted => Ok(true),
         ErrorKind::WouldBlock => Ok(false),
@@ -780,21 +778,27 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_handler_ends_it() {
-        let mut scene = Scene::new(Does(|input: &mut Buffer, _: &mut Buffer| {
+        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+            assert!(output.push(b"h"));
             assert!(input.is_empty(), "a panic that a test wants");
+            output.clear();
             Action::Continue
         }));
-        let calls = [Reads(Ok(b"ab"))];
-        assert_eq!(scene.event(READABLE, &calls), Status::Closed(Reason::Panic));
-        assert_eq!(scene.connection.buffered(), 2);
+        // Answers that are on their way are not to be lost in a reset.
+        let calls = [Reads(Ok(b"ab")), End(Ok(())), NOTHING];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(scene.connection.lingers(), Some(Reason::Panic));
+        assert_eq!(scene.discarded(Reason::Panic), 3);
     }
 
     #[test]
     fn a_message_that_exceeds_the_buffer_ends_it() {
         let mut scene = Scene::new(Does(|_: &mut Buffer, _: &mut Buffer| Action::Continue));
         assert_eq!(scene.event(READABLE, &[Reads(Ok(b"abc"))]), Status::Idle);
-        let calls = [Reads(Ok(b"d"))];
-        assert_eq!(scene.event(READABLE, &calls), Status::Closed(Reason::Limit));
+        let calls = [Reads(Ok(b"d")), End(Ok(())), NOTHING];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(scene.connection.lingers(), Some(Reason::Limit));
+        assert_eq!(scene.discarded(Reason::Limit), 4);
     }
 
     #[test]
@@ -803,8 +807,25 @@ mod tests {
             assert!(input.is_empty() || !output.push(b"too long"));
             Action::Continue
         }));
-        let status = scene.event(READABLE, &[Reads(Ok(b"a"))]);
-        assert_eq!(status, Status::Closed(Reason::Limit));
+        let calls = [Reads(Ok(b"a")), End(Ok(())), NOTHING];
+        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(scene.connection.lingers(), Some(Reason::Limit));
+    }
+
+    #[test]
+    fn one_that_found_too_little_room_is_no_matter_to_the_next() {
+        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+            if input.is_empty() || output.push(b"too long") {
+                return Action::Continue;
+            }
+            Action::Close
+        }));
+        scene.event(READABLE, &[Reads(Ok(b"a")), End(Ok(())), THE_END]);
+        let other = Scripted::default();
+        let silent = Does(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
+        let mut other = Connection::new(other, silent);
+        let status = other.run(&mut scene.pool, scene.rounds, &scene.counters);
+        assert_eq!(status, Status::Idle, "with the same buffers");
     }
 
     #[test]

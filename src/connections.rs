@@ -4,12 +4,12 @@
 //! so the code that serves sockets is the code that a simulated kernel drives.
 //!
 //! A connection that is ready is run at once, up to a budget of bytes. Who has spent it goes to the
-//! back of the run queue, which is gone through once a turn; while anyone is in it, the worker must
-//! not sleep. So a flood costs its neighbours one budget's time and no more.
+//! back of the run queue, which is gone through once a turn, before anyone else is run; while anyone is
+//! in it, the worker must not sleep. So a flood costs its neighbours one budget's time and no more.
 //!
 //! Time is a count of milliseconds since any fixed moment. It is looked at once a turn, and nothing
 //! is scheduled per message: a connection notes when it last moved a byte, and a sweep of the whole
-//! table, at most eight times per timeout, finds those whose time is over.
+//! table, a few times per timeout at most, finds those whose time is over.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -43,18 +43,6 @@ pub(crate) struct Limits {
     pub(crate) linger_max: Millis,
     /// How long a drain may take.
     pub(crate) drain_max: Millis,
-}
-
-impl Limits {
-    /// How far apart two sweeps are at least.
-    fn sweep_interval(&self) -> Millis {
-        (self
-            .idle_max
-            .unwrap_or(self.linger_max)
-            .min(self.linger_max)
-            / 8)
-        .max(1)
-    }
 }
 
 /// A duration in whole milliseconds, rounded up: a deadline never comes early.
@@ -127,7 +115,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 
-    /// One turn of the worker: first what is ready, then those who had spent their budget, then the
+    /// One turn of the worker: first those who had spent their budget, then who is ready, then the
     /// new, then the clock.
     ///
     /// The new come after the events, so that a place freed by this batch of events isn't given to
@@ -140,17 +128,17 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         inbox: &mut Inbox<(S, Peer)>,
         mut open: impl FnMut(&mut S, &Peer, usize) -> Result<H, Reason>,
     ) {
+        for _ in 0..self.run_queue.len() {
+            if let Some(token) = self.run_queue.pop_front() {
+                self.table[token].queued = false;
+                self.run_on(token, now);
+            }
+        }
         let mut roused = false;
         for event in events {
             match event {
                 Event::Roused => roused = true,
                 Event::Ready(token, readiness) => self.run(token, readiness, now),
-            }
-        }
-        for _ in 0..self.run_queue.len() {
-            if let Some(token) = self.run_queue.pop_front() {
-                self.table[token].queued = false;
-                self.run_on(token, now);
             }
         }
         if roused {
@@ -199,6 +187,8 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         let handler = match opened.unwrap_or(Err(Reason::Panic)) {
             Ok(handler) => handler,
             Err(reason) => {
+                log::debug!(target: "echoserver::access", peer:%, worker = self.worker, reason:%; "not opened");
+                drop(stream);
                 counters.closed[reason as usize].add(1);
                 self.closed = true;
                 return;
@@ -331,29 +321,32 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         let mut expired = Vec::new();
         let mut earliest = None;
         for (token, entry) in &self.table {
-            let Some(at) = self.expiry(entry) else {
+            let Some(patience) = self.patience(entry) else {
                 continue;
             };
+            let at = entry.active.saturating_add(patience);
             if at <= now {
                 expired.push(token);
             } else {
+                // Rather an eighth too late than a sweep for each that becomes idle.
+                let at = at.max(now.saturating_add(patience / 8)).max(now + 1);
                 earliest = Some(earliest.map_or(at, |earliest: Millis| earliest.min(at)));
             }
         }
         if let Some(at) = earliest {
-            self.sweep_by(at.max(now + self.limits.sweep_interval()));
+            self.sweep_by(at);
         }
         for token in expired {
             self.expire(token, now);
         }
     }
 
-    fn expiry(&self, entry: &Entry<S, H>) -> Option<Millis> {
-        let patience = match entry.connection.lingers() {
+    /// How long a connection may go on without moving a byte.
+    fn patience(&self, entry: &Entry<S, H>) -> Option<Millis> {
+        match entry.connection.lingers() {
             Some(_) => Some(self.limits.linger_max),
             None => self.limits.idle_max,
-        };
-        Some(entry.active.saturating_add(patience?))
+        }
     }
 
     /// Ends a connection whose time is over: in order if nothing is stuck, at once otherwise.
@@ -546,7 +539,7 @@ mod tests {
             "nobody is known to be readable"
         );
         scene.turn(0, &[2, 0]);
-        assert_eq!(scene.reads(), "ccaaccaa", "a budget each, then the queue");
+        assert_eq!(scene.reads(), "ccaa", "a budget each");
         assert_eq!(
             scene.connections.sleep_max(0),
             Some(0),
@@ -555,12 +548,12 @@ mod tests {
         scene.turn(0, &[1, 0]);
         assert_eq!(
             scene.reads(),
-            "bbccaabb",
-            "whoever is queued isn't run for an event"
+            "ccaabb",
+            "the queue first, and whoever is queued isn't run for an event"
         );
         scene.turn(0, &[]);
         assert_eq!(scene.reads(), "ccaabb");
-        assert_eq!(scene.counters.snapshot().total().yields, 4 + 4 + 3);
+        assert_eq!(scene.counters.snapshot().total().yields, 2 + 3 + 3);
     }
 
     #[test]
@@ -569,7 +562,7 @@ mod tests {
         scene.admit(0, 'q', 3, |_| Ok(Echo));
         scene.turn(0, &[0]);
         scene.turn(0, &[1]);
-        assert_eq!(scene.reads(), "ffffqff");
+        assert_eq!(scene.reads(), "ffffq");
     }
 
     #[test]
@@ -613,21 +606,20 @@ mod tests {
     }
 
     #[test]
-    fn sweeps_are_no_closer_than_an_eighth_of_the_shortest_timeout() {
+    fn sweeps_wait_for_an_eighth_of_the_timeout() {
         let idle_max = Some(800);
         let mut scene = Scene::new(Limits { idle_max, ..LIMITS });
         for at in 0..5 {
             scene.admit(at, 'a', 0, |_| Ok(Echo));
         }
         scene.turn(800, &[]);
-        // The others are due from 801 on, the first one's lingering at 880.
-        assert_eq!(scene.connections.sleep_max(800), Some(80 / 8));
-        assert_eq!(LIMITS.sweep_interval(), 10);
-        let short = Limits {
-            idle_max: Some(4),
-            ..LIMITS
-        };
-        assert_eq!(short.sweep_interval(), 1);
+        // The first one's lingering ends at 880; the others are due from 801 on, but not looked at
+        // before an eighth of their own timeout has passed.
+        assert_eq!(scene.connections.sleep_max(800), Some(80));
+        scene.turn(880, &[]);
+        assert_eq!(scene.closed(Reason::Idle), 1);
+        // That sweep has found the others.
+        assert_eq!(scene.connections.sleep_max(880), Some(80));
     }
 
     #[test]
@@ -679,7 +671,7 @@ mod tests {
     fn an_event_for_nobody_is_ignored() {
         let mut scene = echoes(LIMITS, "a");
         scene.turn(0, &[7, 0]);
-        assert_eq!(scene.reads(), "aaaa");
+        assert_eq!(scene.reads(), "aa");
     }
 
     /// Panics when it is dropped, which happens once its client has sent a byte.
@@ -705,6 +697,8 @@ mod tests {
             scene.admit(0, name, 1, |_| Ok(Grudge));
         }
         scene.turn(0, &[0, 1]);
+        assert_eq!(scene.closed(Reason::Panic), 0, "they linger");
+        scene.turn(LIMITS.linger_max, &[]);
         assert_eq!(scene.closed(Reason::Panic), 2);
         assert!(scene.connections.table.is_empty());
         let stats = scene.counters.snapshot();

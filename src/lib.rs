@@ -193,7 +193,7 @@
 //!     Pinned by `a_crowd_is_served_in_one_turn`.
 //! 13. **Read the clock once a turn**, not once a message: who is idle is found by a sweep that
 //!     is due a few times per timeout.
-//!     Pinned by `sweeps_are_no_closer_than_an_eighth_of_the_shortest_timeout`,
+//!     Pinned by `sweeps_wait_for_an_eighth_of_the_timeout`,
 //!     `an_idle_timeout_wakes_nobody_before_its_time`.
 //!
 //! # Portability

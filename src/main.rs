@@ -94,7 +94,7 @@ fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     let stats = server.run(|_peer| Echo)?;
 
     log.stats("ended", &stats);
-    match stats.imbalance() {
+    match stats.imbalance_at_end() {
         None => {
             log::info!("balanced: every connection and every byte is accounted for");
             Ok(())

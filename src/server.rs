@@ -54,7 +54,8 @@ pub struct Config {
     pub backlog: u32,
     /// The permissions of a Unix-domain socket's file, as `0o660`. Default: as the umask leaves them.
     pub unix_mode: Option<u32>,
-    /// Close a connection that has moved no byte for this long. Default: never.
+    /// Close a connection that has moved no byte for this long, or at most an eighth longer; not zero.
+    /// Default: never.
     pub idle_timeout: Option<Duration>,
     /// How long a shutdown may take; who is not done by then is cut off. Default: 5 s.
     pub drain_timeout: Duration,
@@ -93,6 +94,8 @@ impl Config {
                 "a buffer of {} bytes is not between 1 byte and 1 GiB",
                 self.buffer_size
             )
+        } else if self.idle_timeout == Some(Duration::ZERO) {
+            "an idle timeout of zero, which closes everyone at once".to_owned()
         } else if self.connections_max == 0 {
             "a server of no connections".to_owned()
         } else {

@@ -100,7 +100,7 @@ impl Listener {
                 let (stream, mut address) = listener.accept()?;
                 // Linux's sockets have inherited these from the listener.
                 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-                set_options(&SockRef::from(&stream))?;
+                let _reset_already = set_options(&SockRef::from(&stream));
                 address.set_ip(address.ip().to_canonical());
                 Ok((Socket::Tcp(stream), Peer::Ip(address)))
             }

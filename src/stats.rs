@@ -252,6 +252,23 @@ impl Stats {
         fields
     }
 
+    /// What does not add up for a server that has ended, in one line: beyond
+    /// [`imbalance`](Self::imbalance), every connection must have been closed once, and no byte be left
+    /// in a buffer.
+    #[must_use]
+    pub fn imbalance_at_end(&self) -> Option<String> {
+        let total = self.total();
+        let (taken, closed) = (total.taken, total.closed_in_all());
+        self.imbalance().or_else(|| {
+            (taken != closed || total.buffered != 0).then(|| {
+                format!(
+                    "{taken} connections taken, {closed} closed, {} bytes still buffered",
+                    total.buffered
+                )
+            })
+        })
+    }
+
     /// What does not add up, if anything, in one line. Meant for a server at rest or at its end.
     #[must_use]
     pub fn imbalance(&self) -> Option<String> {
@@ -403,6 +420,14 @@ mod tests {
 
         counters.workers[0].buffered.add(1);
         assert_eq!(counters.snapshot().imbalance(), None);
+        let open = counters
+            .snapshot()
+            .imbalance_at_end()
+            .expect("two are open");
+        assert!(
+            open.contains("2 connections taken, 0 closed, 1 bytes still"),
+            "{open}"
+        );
         assert_eq!(counters.snapshot().open(), 2);
     }
 

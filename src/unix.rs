@@ -15,10 +15,11 @@ use crate::address::Address;
 /// A listener on a Unix-domain socket. Dropping it removes the file that it has made.
 #[derive(Debug)]
 pub(crate) struct UnixListener {
+    /// Held for its drop. First, so that the file goes while the listener is still there: otherwise a
+    /// successor could take the file for stale, and lose its own to our drop.
+    _file: Option<File>,
     listener: MioListener,
     address: Address,
-    /// Held for its drop.
-    _file: Option<File>,
 }
 
 /// A socket's file: its path, and which file it was, so that another's is not taken for it.

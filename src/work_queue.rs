@@ -1,6 +1,6 @@
 //! A work queue: items dealt round-robin into one bounded mailbox per worker, and the worker roused.
 //!
-//! With `W = mio::Waker` it is the server's dispatcher, after memcached's: the acceptor deals
+//! With `W = Arc<mio::Waker>` it is the server's dispatcher, after memcached's: the acceptor deals
 //! sockets, and a worker that sleeps in its poll is woken. With `W = ()` it is a plain multithreaded
 //! job queue, whose workers wait in `for job in inbox`.
 //!
@@ -14,6 +14,7 @@ use std::iter;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, TrySendError};
 
@@ -195,7 +196,7 @@ impl<T, W: Wake> WorkQueue<T, W> {
     pub fn push(&self, item: T) -> Result<(), Rejected<T>> {
         let mut attempt = self.try_push(item);
         while let Err(Rejected::Full(item)) = attempt {
-            self.wait_for_room();
+            self.wait_for_room(None);
             attempt = self.try_push(item);
         }
         attempt
@@ -250,13 +251,19 @@ impl<T, W: Wake> WorkQueue<T, W> {
         })
     }
 
-    /// Waits until a live worker has taken something, or none is left.
-    fn wait_for_room(&self) {
+    /// Waits until a live worker has taken something or none is left, but not for longer than
+    /// `timeout`.
+    pub(crate) fn wait_for_room(&self, timeout: Option<Duration>) {
         let mut room = Select::new();
-        for mailbox in self.mailboxes.iter().filter(|mailbox| mailbox.is_alive()) {
-            room.send(&mailbox.sender);
+        let live = self.mailboxes.iter().filter(|mailbox| mailbox.is_alive());
+        if live.map(|mailbox| room.send(&mailbox.sender)).count() == 0 {
+            return;
         }
-        room.ready();
+        match timeout {
+            // Either way whoever waits looks for itself.
+            Some(timeout) => drop(room.ready_timeout(timeout)),
+            None => drop(room.ready()),
+        }
     }
 }
 
@@ -510,6 +517,14 @@ mod tests {
         done.push(lost);
         done.sort_unstable();
         assert_eq!(done, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nobody_is_waited_for_when_all_workers_are_dead() {
+        let (queue, inboxes) = WorkQueue::<u32>::bounded(at_most(1), [()]);
+        drop(inboxes);
+        queue.wait_for_room(None);
+        assert_eq!(queue.push(1), Err(Rejected::Closed(1)));
     }
 
     #[test]

@@ -98,6 +98,8 @@ fn wait(
                 return Ok(());
             }
         }
+        let rest = sleep_max.map(|sleep_max| sleep_max.saturating_sub(start.elapsed()));
+        return poll_once(poll, events, rest);
     }
     poll_once(poll, events, sleep_max)
 }

@@ -524,18 +524,18 @@ impl<'a> Kernel<'a> {
     /// Nobody is open beyond his time.
     fn check_deadlines(&mut self) {
         let (now, limits) = (self.now, self.limits);
-        let slack = (limits.linger_max / 8).max(1);
+        let late = |patience: Millis| patience + (patience / 8).max(1);
         for id in 0..self.wires.len() {
             let wire = &self.wires[id];
             if !wire.is_open() || wire.token.is_none() {
                 continue;
             }
             let overdue = match wire.ended {
-                Some((at, _)) if self.drained_at.is_none() => now >= at + limits.linger_max + slack,
+                Some((at, _)) if self.drained_at.is_none() => now >= at + late(limits.linger_max),
                 Some(_) => false,
                 None => limits
                     .idle_max
-                    .is_some_and(|idle_max| now >= wire.active + idle_max + slack),
+                    .is_some_and(|idle_max| now >= wire.active + late(idle_max)),
             };
             let cut = self
                 .drained_at
