@@ -14,6 +14,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 
 use crate::buffer::{Buffer, Buffers, Pool};
 use crate::handler::{Action, Handler};
@@ -351,18 +352,34 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         output.forget_short();
         // After a panic the handler is never called again, only dropped.
         let action = catch_unwind(AssertUnwindSafe(|| self.handler.process(input, output)));
+        let took_all = input.is_empty() && !output.is_short();
+        if took_all && output.len() == before && matches!(action, Ok(Action::Continue)) {
+            // As an echo does it.
+            self.settled = true;
+        } else {
+            self.judge(action, before, buffers, counters);
+        }
+    }
+
+    /// What follows from a handler's work: whether it is to be called again, and what it has made.
+    #[inline(never)]
+    fn judge(
+        &mut self,
+        action: thread::Result<Action>,
+        before: usize,
+        buffers: &mut Buffers,
+        counters: &WorkerCounters,
+    ) {
+        let Buffers { input, output } = buffers;
         let (left, made) = (input.len(), output.len());
         counters.bytes_made.shift(before, left + made);
         match action {
             Ok(Action::Continue) => {
                 let (idle, short) = (left == before && made == 0, output.is_short());
-                if left == 0 && !short && made <= before {
-                    self.settled = true;
-                } else if idle && (short || input.room() == 0) {
+                self.settled = idle || (left == 0 && !short && made <= before);
+                if idle && (short || input.room() == 0) {
                     // A message that no input holds, or an answer that no output does.
                     self.finish(Reason::Limit);
-                } else {
-                    self.settled = idle;
                 }
             }
             Ok(Action::Close) => self.finish(Reason::Handler),

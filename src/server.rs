@@ -26,7 +26,7 @@ const MAILBOX_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// Bytes that a connection may receive per turn, in whole buffers, of which it gets at least two.
-const TURN_BYTES: usize = 256 << 10;
+const TURN_BYTES: usize = 1 << 20;
 
 /// What a server is told: a plain struct, to be filled from its [`Default`].
 ///
