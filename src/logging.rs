@@ -3,6 +3,7 @@
 //! Lines wait in a bounded queue; what finds it full is dropped, counted, and told of later. What a
 //! record says besides its message stands behind it as `key=value`, or in JSON as fields of its own.
 
+use std::env;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,9 +59,7 @@ impl Log {
             .name("log".to_owned())
             .spawn(move || print(&lines, &dropped))?;
         let mut logger = env_logger::Builder::new();
-        logger
-            .filter_module("echoserver", level)
-            .parse_default_env();
+        let bad_filter = filter(&mut logger, level).err();
         logger.target(env_logger::Target::Pipe(Box::new(log.clone())));
         if format == Format::Json {
             logger.format(|line, record| {
@@ -69,6 +68,9 @@ impl Log {
             });
         }
         logger.init();
+        if let Some(error) = bad_filter {
+            log::warn!("RUST_LOG is not used: {error}");
+        }
         Ok(log)
     }
 
@@ -98,6 +100,22 @@ impl Log {
             let _late = written.recv_timeout(FLUSH_MAX);
         }
     }
+}
+
+/// What is logged: as `RUST_LOG` says and nothing else, or else what this program says at `level`.
+fn filter(logger: &mut env_logger::Builder, level: LevelFilter) -> Result<(), String> {
+    let said = env::var_os("RUST_LOG").unwrap_or_default();
+    let said = said.to_string_lossy();
+    // The logger itself would tell stderr what it can't parse.
+    let outcome = env_filter::Builder::new()
+        .try_parse(&said)
+        .map(drop)
+        .map_err(|error| format!("'{said}': {error}"));
+    match said.trim().is_empty() || outcome.is_err() {
+        true => logger.filter_module("echoserver", level),
+        false => logger.parse_filters(&said),
+    };
+    outcome
 }
 
 /// Takes whole lines only: the logger formats a record, then writes it at once.

@@ -2,6 +2,7 @@
 //! programs; and each connection at its end, for those who want to know.
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -111,6 +112,51 @@ fn each_connection_is_logged_at_its_end() {
         assert!(lines[0].ends_with(" reason=done"), "{lines:?}");
     }
     daemon.end();
+}
+
+#[test]
+fn the_usual_variable_wins() {
+    let scratch = Scratch::new();
+    let path = scratch.join("echo");
+    for (filter, words, logs_access, is_silent) in [
+        ("debug", &["-qqq"][..], true, false),
+        ("echoserver::access=debug", &["-q"], true, false),
+        ("warn", &["-vv"], false, true),
+        ("off", &["-vv"], false, true),
+        ("", &["-v"], true, false),
+    ] {
+        let mut command = program();
+        command.arg(format!("--listen=unix:{}", path.display()));
+        let daemon = Daemon::launch(command.args(words).env("RUST_LOG", filter));
+        wait_until("it listens", || UnixStream::connect(&path).is_ok());
+        check_echo(connect_unix(&path), b"in passing");
+        daemon.signal(Signal::TERM);
+        let (status, log) = daemon.wait();
+        assert_eq!(status.code(), Some(0), "{filter}: {log}");
+        assert_eq!(log.contains(" reason=done"), logs_access, "{filter}: {log}");
+        assert_eq!(log.is_empty(), is_silent, "{filter}: {log}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_usual_variable_is_logged() {
+    for bad in ["echoserver=loud", "info/a/b", "a=b=c"] {
+        let mut command = program();
+        command.args(["--listen=127.0.0.1:0", "--log-format=json"]);
+        let daemon = Daemon::spawn(command.env("RUST_LOG", bad));
+        let log = daemon.end();
+        let lines = objects(&log);
+        let warnings: Vec<_> = lines
+            .iter()
+            .filter(|line| line["level"] == "WARN")
+            .collect();
+        assert_eq!(warnings.len(), 1, "{log}");
+        let message = warnings[0]["message"].as_str().unwrap();
+        assert!(
+            message.contains(&format!("RUST_LOG is not used: '{bad}'")),
+            "{log}"
+        );
+    }
 }
 
 /// Every line is an object, whatever is logged.
