@@ -88,6 +88,13 @@ impl Log {
         log::logger().log(&record.args(format_args!("{what}")).build());
     }
 
+    /// Says a line as it is, whatever the level and the format. From the log's start on stderr is its
+    /// thread's alone: to write there past a reader who stalls is to stall too.
+    pub(crate) fn say(&self, line: &str) {
+        let line = format!("{line}\n").into_bytes();
+        let _late = self.queue.send_timeout(Message::Line(line), FLUSH_MAX);
+    }
+
     /// Waits until what was logged is written, but not for long.
     pub(crate) fn finish(&self) {
         let (done, written) = bounded(1);

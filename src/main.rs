@@ -10,6 +10,7 @@ mod service;
 #[cfg(unix)]
 mod signals;
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
@@ -38,12 +39,12 @@ fn main() -> ExitCode {
             let _closed = asked.print();
             return ExitCode::SUCCESS;
         }
-        Err(error) => return complain(&cli::one_line(&error), USAGE),
+        Err(error) => return complain(cli::one_line(&error), USAGE),
     };
     if let Some(page) = options.generate {
         return match page.write(&mut io::stdout()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                complain(&format!("cannot write to stdout: {error}"), FAILURE)
+                complain(format_args!("cannot write to stdout: {error}"), FAILURE)
             }
             _ => ExitCode::SUCCESS,
         };
@@ -52,22 +53,30 @@ fn main() -> ExitCode {
     let inherited = Inherited::take();
     let log = match Log::start(options.log_level(), options.log_format) {
         Ok(log) => log,
-        Err(error) => return complain(&format!("cannot start the log: {error}"), FAILURE),
+        Err(error) => return complain(format_args!("cannot start the log: {error}"), FAILURE),
     };
     panic::set_hook(Box::new(|panic| {
         log::error!("{}", panic.to_string().replace('\n', " "));
     }));
     let outcome = serve(&options, &log, inherited);
+    if let Err(error) = &outcome {
+        log.say(&complaint(error));
+    }
     log.finish();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&error.to_string(), FAILURE),
+        Err(_) => ExitCode::from(FAILURE),
     }
 }
 
-/// Says what is wrong, in one line, to whoever listens.
-fn complain(what: &str, status: u8) -> ExitCode {
-    let _closed = writeln!(io::stderr(), "echoserver: {what}");
+/// What is wrong, in one line that says who speaks.
+fn complaint(what: impl Display) -> String {
+    format!("echoserver: {what}")
+}
+
+/// Says what is wrong to whoever listens, while there is no log.
+fn complain(what: impl Display, status: u8) -> ExitCode {
+    let _closed = writeln!(io::stderr(), "{}", complaint(what));
     ExitCode::from(status)
 }
 

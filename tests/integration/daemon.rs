@@ -106,7 +106,8 @@ impl Daemon {
         daemon
     }
 
-    fn launch_with(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+    /// The same with another stderr.
+    pub(crate) fn launch_with(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
         let command = command.args(["--listen", "127.0.0.1:0"]).stderr(stderr);
         Self {
             child: command.spawn().expect("it starts"),

@@ -4,13 +4,14 @@
 //! That it idles is counted, not timed: in lines of its log, in failed accepts and in wakes.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, BufRead, BufReader, ErrorKind, PipeWriter, Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionbio;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::daemon::{Daemon, PATIENCE, program, program_with_descriptors, total};
@@ -331,6 +332,32 @@ fn a_log_that_is_read_late_says_what_is_missing() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().code(), Some(0));
     reading.join().unwrap();
+}
+
+/// Fills a pipe, so that whoever writes to it next waits for a reader.
+fn fill(pipe: &mut PipeWriter) {
+    ioctl_fionbio(&*pipe, true).expect("it is a pipe");
+    for size in [4096, 1] {
+        while pipe.write(&vec![b'x'; size]).is_ok() {}
+    }
+    ioctl_fionbio(&*pipe, false).expect("it is a pipe");
+}
+
+#[test]
+fn a_failure_ends_it_though_nobody_reads_why() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let (_reader, mut writer) = io::pipe().unwrap();
+    fill(&mut writer);
+    // Once the log is silent, and once its thread is stuck by then.
+    for level in ["-qqq", "-vv"] {
+        let stderr = writer.try_clone().unwrap();
+        let mut command = program();
+        command.args([level, "--listen", &taken]);
+        // Too many connections: a warning comes first.
+        let mut daemon = Daemon::launch_with(command.arg("-c1000000000"), stderr);
+        assert_eq!(daemon.wait().code(), Some(1), "{level}");
+    }
 }
 
 #[test]
