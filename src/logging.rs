@@ -6,22 +6,23 @@
 use std::env;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use echoserver::Stats;
 use log::kv::{self, Key, Source, Value, VisitSource};
 use log::{Level, LevelFilter, Record};
 use serde_json::Map;
 
-/// Lines that wait for a slow reader.
-const LINES_MAX: usize = 1024;
+/// What waits for a slow reader, in bytes: some seven thousand lines, as a drain may log at once.
+const QUEUED_MAX: usize = 1 << 20;
 
-/// How long the end of the process waits for a slow reader.
-const FLUSH_MAX: Duration = Duration::from_millis(200);
+/// How long the end of the process waits for a reader who stalls, and for one who is slow.
+const STALL_MAX: Duration = Duration::from_millis(200);
+const FINISH_MAX: Duration = Duration::from_secs(2);
 
 /// How a record is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -42,36 +43,47 @@ enum Message {
 pub(crate) struct Log {
     format: Format,
     queue: Sender<Message>,
-    dropped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What both ends of the queue count.
+#[derive(Default)]
+struct Counts {
+    queued_bytes: AtomicUsize,
+    dropped: AtomicU64,
 }
 
 impl Log {
     /// Starts logging at `level`, or as `RUST_LOG` says.
     pub(crate) fn start(level: LevelFilter, format: Format) -> io::Result<Self> {
-        let (queue, lines) = bounded(LINES_MAX);
-        let log = Self {
-            format,
-            queue,
-            dropped: Arc::default(),
-        };
-        let dropped = Arc::clone(&log.dropped);
+        let (log, lines) = Self::queue(format);
+        let counts = Arc::clone(&log.counts);
+        let notes = written_as(format, io::stderr())
+            .filter_level(LevelFilter::Warn)
+            .build();
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || print(&lines, &dropped))?;
-        let mut logger = env_logger::Builder::new();
+            .spawn(move || print(&lines, &counts, &notes))?;
+        let mut logger = written_as(format, log.clone());
         let bad_filter = filter(&mut logger, level).err();
-        logger.target(env_logger::Target::Pipe(Box::new(log.clone())));
-        if format == Format::Json {
-            logger.format(|line, record| {
-                let time = line.timestamp_millis().to_string();
-                writeln!(line, "{}", json(record, time))
-            });
-        }
         logger.init();
         if let Some(error) = bad_filter {
             log::warn!("RUST_LOG is not used: {error}");
         }
         Ok(log)
+    }
+
+    /// A queue, and its end for reading.
+    fn queue(format: Format) -> (Self, Receiver<Message>) {
+        // Its bound is in bytes, and kept where lines are sent.
+        let (queue, lines) = unbounded();
+        let counts = Arc::default();
+        let log = Self {
+            format,
+            queue,
+            counts,
+        };
+        (log, lines)
     }
 
     /// Logs the numbers of a server.
@@ -91,22 +103,49 @@ impl Log {
     /// Says a line as it is, whatever the level and the format. From the log's start on stderr is its
     /// thread's alone: to write there past a reader who stalls is to stall too.
     pub(crate) fn say(&self, line: &str) {
-        let line = format!("{line}\n").into_bytes();
-        let _late = self.queue.send_timeout(Message::Line(line), FLUSH_MAX);
+        self.send(format!("{line}\n").as_bytes());
     }
 
     /// Waits until what was logged is written, but not for long.
     pub(crate) fn finish(&self) {
         let (done, written) = bounded(1);
-        if self
-            .queue
-            .send_timeout(Message::Flush(done), FLUSH_MAX)
-            .is_ok()
-        {
-            // A reader who stalls now has had its time.
-            let _late = written.recv_timeout(FLUSH_MAX);
+        // The thread that reads never ends.
+        let _sent = self.queue.send(Message::Flush(done));
+        let deadline = Instant::now() + FINISH_MAX;
+        loop {
+            let queued = self.queued_bytes();
+            let late = written.recv_timeout(STALL_MAX) == Err(RecvTimeoutError::Timeout);
+            // A reader who stalls has had its time; one who is slow gets more.
+            if !late || self.queued_bytes() == queued || Instant::now() > deadline {
+                return;
+            }
         }
     }
+
+    fn queued_bytes(&self) -> usize {
+        self.counts.queued_bytes.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, line: &[u8]) {
+        self.counts
+            .queued_bytes
+            .fetch_add(line.len(), Ordering::Relaxed);
+        // The thread that reads never ends.
+        let _sent = self.queue.send(Message::Line(line.to_vec()));
+    }
+}
+
+/// A logger that writes to `pipe` in this format.
+fn written_as(format: Format, pipe: impl Write + Send + 'static) -> env_logger::Builder {
+    let mut logger = env_logger::Builder::new();
+    logger.target(env_logger::Target::Pipe(Box::new(pipe)));
+    if format == Format::Json {
+        logger.format(|line, record| {
+            let time = line.timestamp_millis().to_string();
+            writeln!(line, "{}", json(record, time))
+        });
+    }
+    logger
 }
 
 /// What is logged: as `RUST_LOG` says and nothing else, or else what this program says at `level`.
@@ -128,8 +167,10 @@ fn filter(logger: &mut env_logger::Builder, level: LevelFilter) -> Result<(), St
 /// Takes whole lines only: the logger formats a record, then writes it at once.
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        // Threads that pass here together overshoot by a line each.
+        match self.queued_bytes() + line.len() <= QUEUED_MAX {
+            true => self.send(line),
+            false => drop(self.counts.dropped.fetch_add(1, Ordering::Relaxed)),
         }
         Ok(line.len())
     }
@@ -177,20 +218,50 @@ fn json(record: &Record<'_>, time: String) -> serde_json::Value {
     serde_json::Value::Object(object.0)
 }
 
-/// Writes lines as they come. Whether stderr takes them is not the server's concern.
-fn print(messages: &Receiver<Message>, dropped: &AtomicU64) {
+/// Writes lines as they come, and notes between them. Whether stderr takes them is not the server's
+/// concern.
+fn print(messages: &Receiver<Message>, counts: &Counts, notes: &impl log::Log) {
     let mut stderr = io::stderr();
     for message in messages {
         match message {
-            Message::Line(line) => drop(stderr.write_all(&line)),
+            Message::Line(line) => {
+                drop(stderr.write_all(&line));
+                counts.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
+            }
             Message::Flush(done) => drop(done.try_send(())),
         }
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            drop(writeln!(
-                stderr,
-                "[{lost} log lines were dropped here: nobody was reading]"
-            ));
+        let dropped = counts.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            notes.log(
+                &Record::builder()
+                    .level(Level::Warn)
+                    .target("echoserver")
+                    .args(format_args!(
+                        "{dropped} log lines were dropped: nobody was reading"
+                    ))
+                    .build(),
+            );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_lines_wait_and_not_too_many() {
+        let (mut log, lines) = Log::queue(Format::Text);
+        let line = [b'x'; 150];
+        for _ in 0..6_000 {
+            log.write_all(&line).unwrap();
+        }
+        let dropped = || log.counts.dropped.load(Ordering::Relaxed);
+        assert_eq!((lines.len(), dropped()), (6_000, 0));
+        let mut writer = log.clone();
+        while dropped() < 5 {
+            writer.write_all(&line).unwrap();
+        }
+        assert_eq!(lines.len(), QUEUED_MAX / line.len());
     }
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, PipeWriter, Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionbio;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use serde_json::{Map, Value};
 
 use crate::daemon::{Daemon, PATIENCE, program, program_with_descriptors, total};
 use crate::support::{Client, check_echo, pattern, until, until_arrived};
@@ -297,9 +299,16 @@ fn sigpipe_is_nothing() {
 
 // The log.
 
+/// The program with the longest log that it has.
+fn loquacious() -> Command {
+    let mut command = program();
+    command.arg("--log-format=json").env("RUST_LOG", "trace");
+    command
+}
+
 /// Enough connections, each of them logged, to fill a pipe and the queue in front of it.
-fn log_much(daemon: &Daemon) {
-    for _ in 0..2_500 {
+fn log_much(daemon: &Daemon, connections: usize) {
+    for _ in 0..connections {
         Client::connect(daemon.address()).ping(b"x");
     }
 }
@@ -307,8 +316,8 @@ fn log_much(daemon: &Daemon) {
 #[test]
 fn a_log_that_nobody_reads_stops_nothing() {
     let (_reader, writer) = io::pipe().unwrap();
-    let mut daemon = Daemon::spawn_unheard(program().args(["-vv", "--workers=1"]), writer);
-    log_much(&daemon);
+    let mut daemon = Daemon::spawn_unheard(loquacious().arg("--workers=1"), writer);
+    log_much(&daemon, 6_000);
     check_echo(daemon.address(), &pattern(5, 1_000_000));
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().code(), Some(0));
@@ -317,12 +326,18 @@ fn a_log_that_nobody_reads_stops_nothing() {
 #[test]
 fn a_log_that_is_read_late_says_what_is_missing() {
     let (reader, writer) = io::pipe().unwrap();
-    let mut daemon = Daemon::spawn_unheard(program().args(["-vv", "--workers=1"]), writer);
-    log_much(&daemon);
+    let mut daemon = Daemon::spawn_unheard(loquacious().arg("--workers=1"), writer);
+    log_much(&daemon, 6_000);
     let (found, finding) = mpsc::channel();
     let reading = thread::spawn(move || {
         for line in BufReader::new(reader).lines().map_while(Result::ok) {
-            if line.contains("log lines were dropped") {
+            let line: Map<String, Value> = serde_json::from_str(&line).expect("an object");
+            let message = line["message"].as_str().expect("it has a message");
+            if message.contains("log lines were dropped") {
+                assert_eq!(
+                    (&line["level"], &line["target"]),
+                    (&"WARN".into(), &"echoserver".into())
+                );
                 // Only the first one is waited for.
                 let _unheard = found.send(());
             }
@@ -363,9 +378,9 @@ fn a_failure_ends_it_though_nobody_reads_why() {
 #[test]
 fn a_broken_log_stops_nothing() {
     let (reader, writer) = io::pipe().unwrap();
-    let mut daemon = Daemon::spawn_unheard(program().args(["-vv", "--workers=1"]), writer);
+    let mut daemon = Daemon::spawn_unheard(loquacious().arg("--workers=1"), writer);
     drop(reader);
-    log_much(&daemon);
+    log_much(&daemon, 500);
     check_echo(daemon.address(), &pattern(6, 1_000_000));
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().code(), Some(0));

@@ -401,7 +401,7 @@ pub(crate) fn stuffed(server: &TestServer, count: usize, bytes: &[u8]) -> Vec<(C
         for (client, position) in &mut clients {
             *position = client.stuff(bytes, *position);
         }
-        if before == clients.iter().map(|(_, position)| position).sum() {
+        if before == clients.iter().map(|(_, position)| position).sum::<usize>() {
             break;
         }
         server.until_still();
