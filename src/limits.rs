@@ -41,7 +41,19 @@ fn needed(options: &Options) -> u64 {
     let open = std::fs::read_dir("/dev/fd").map_or(8, Iterator::count) as u64;
     let threads = options.workers().get() as u64 + 1;
     let listeners = options.listen.len().max(1) as u64 * 2;
-    open + 2 * threads + listeners + 4 + SPARE
+    open + 2 * threads + listeners + 4 + metrics(options) + SPARE
+}
+
+/// What the server of the metrics opens: the same for its two threads, and its connections.
+#[cfg(all(unix, feature = "metrics"))]
+fn metrics(options: &Options) -> u64 {
+    let needed = 2 * 2 + 2 + crate::metrics::CONNECTIONS_MAX as u64;
+    options.metrics.as_ref().map_or(0, |_| needed)
+}
+
+#[cfg(all(unix, not(feature = "metrics")))]
+fn metrics(_: &Options) -> u64 {
+    0
 }
 
 #[cfg(not(unix))]

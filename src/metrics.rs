@@ -19,6 +19,9 @@ use prometheus_client::registry::Registry;
 const REQUEST_MAX: usize = 8 << 10;
 const HEADERS_MAX: usize = 64;
 
+/// Scrapers and health checks are few.
+pub(crate) const CONNECTIONS_MAX: usize = 32;
+
 /// The endpoint's server; it ends when this is dropped.
 pub(crate) struct Metrics {
     server: Handle,
@@ -31,7 +34,7 @@ impl Metrics {
         let server = Server::bind(Config {
             listen: vec![address],
             workers: NonZeroUsize::MIN,
-            connections_max: 128,
+            connections_max: CONNECTIONS_MAX,
             buffer_size: REQUEST_MAX,
             backlog: 128,
             idle_timeout: Some(Duration::from_secs(90)),

@@ -274,3 +274,19 @@ fn few_descriptors_are_enough_or_named() {
         "{served} served, {refused} refused"
     );
 }
+
+#[test]
+#[cfg(feature = "metrics")]
+fn the_metrics_have_their_share_of_the_descriptors() {
+    let most = |words: &[&str]| -> u64 {
+        let log = Daemon::spawn(program_with_descriptors(200).args(words)).end();
+        let (_, rest) = log.split_once("connections: at most ").expect("it says so");
+        let (most, _) = rest.split_once(',').expect("more is said");
+        most.parse().expect("a number")
+    };
+    let (without, with) = (
+        most(&["--workers=2"]),
+        most(&["--workers=2", "--metrics=127.0.0.1:0"]),
+    );
+    assert!(with + 32 < without, "{with}, {without}");
+}
