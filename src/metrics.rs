@@ -52,6 +52,7 @@ impl Metrics {
             if let Err(error) = server.run(|_peer| Client {
                 site: &site,
                 answer: Vec::new(),
+                sent: 0,
                 last: false,
             }) {
                 log::error!("metrics: {error}");
@@ -88,6 +89,8 @@ struct Client<'a> {
     site: &'a Site,
     /// What is still to be sent of an answer, which may be larger than the buffer.
     answer: Vec<u8>,
+    /// So many bytes of it are sent.
+    sent: usize,
     /// The connection ends behind this answer.
     last: bool,
 }
@@ -96,9 +99,8 @@ impl Handler for Client<'_> {
     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
         loop {
             // A buffer takes what fits, and never fails.
-            let sent = output.write(&self.answer).unwrap_or(0);
-            self.answer.drain(..sent);
-            if !self.answer.is_empty() {
+            self.sent += output.write(&self.answer[self.sent..]).unwrap_or(0);
+            if self.sent < self.answer.len() {
                 return Action::Continue;
             }
             if self.last {
@@ -109,6 +111,7 @@ impl Handler for Client<'_> {
             };
             input.consume(length);
             (self.answer, self.last) = self.site.answer(request);
+            self.sent = 0;
         }
     }
 }
@@ -140,23 +143,20 @@ fn read_request(bytes: &[u8], is_full: bool) -> Option<(Request, usize)> {
     else {
         return Some((Request::Bad, length));
     };
-    let has = |name: &str| {
-        request
-            .headers
-            .iter()
-            .any(|header| header.name.eq_ignore_ascii_case(name))
-    };
     let says = |name: &str, what: &str| {
         let named = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case(name);
         request
             .headers
             .iter()
             .filter(named)
-            .any(|header| header.value.eq_ignore_ascii_case(what.as_bytes()))
+            .flat_map(|header| header.value.split(|&byte| byte == b','))
+            .any(|token| token.trim_ascii().eq_ignore_ascii_case(what.as_bytes()))
     };
     // A body is nothing that these paths take: it goes unread, and the connection with it.
-    let has_body =
-        has("transfer-encoding") || (has("content-length") && !says("content-length", "0"));
+    let has_body = request.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("transfer-encoding")
+            || (header.name.eq_ignore_ascii_case("content-length") && header.value != b"0")
+    });
     let last = has_body
         || says("connection", "close")
         || (version == 0 && !says("connection", "keep-alive"));

@@ -169,6 +169,11 @@ fn a_connection_is_kept_until_someone_wants_it_closed() {
     assert!(last.starts_with("HTTP/1.1 200 "), "{last}");
     assert!(last.ends_with("\r\n\r\nserving\n"), "{last}");
 
+    // One wish of several.
+    let wishes = b"GET /healthz HTTP/1.1\r\nConnection: Close, TE\r\n\r\n";
+    let last = ask(address, wishes);
+    assert!(last.contains("\r\nConnection: close\r\n"), "{last}");
+
     let old = ask(address, b"GET /healthz HTTP/1.0\r\n\r\n");
     assert!(old.contains("\r\nConnection: close\r\n"), "{old}");
     assert!(old.ends_with("\r\n\r\nserving\n"), "{old}");
