@@ -14,6 +14,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 #[cfg(feature = "metrics")]
@@ -56,7 +57,14 @@ fn main() -> ExitCode {
         Err(error) => return complain(format_args!("cannot start the log: {error}"), FAILURE),
     };
     panic::set_hook(Box::new(|panic| {
-        log::error!("{}", panic.to_string().replace('\n', " "));
+        let payload = panic.payload();
+        let what = payload.downcast_ref::<&str>().copied();
+        let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let what = what.unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string);
+        let place = place.as_deref().unwrap_or("a place unknown");
+        let what = what.replace('\n', " ");
+        log::error!("internal error: {what} (at {place})");
     }));
     let outcome = serve(&options, &log, inherited);
     if let Err(error) = &outcome {
@@ -123,9 +131,13 @@ fn announce(server: &Server, config: &Config) {
     let idle = config
         .idle_timeout
         .map_or_else(|| "off".to_owned(), |idle| format!("{idle:?}"));
+    let busy_poll = match config.busy_poll {
+        Duration::ZERO => "off".to_owned(),
+        busy_poll => format!("{busy_poll:?}"),
+    };
     log::info!(
         "workers: {}, connections: at most {}, buffers: {} each way, backlog: {}, idle timeout: {idle}, \
-         drain timeout: {:?}",
+         drain timeout: {:?}, busy poll: {busy_poll}",
         config.workers,
         config.connections_max,
         ByteSize(config.buffer_size as u64),
