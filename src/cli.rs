@@ -286,7 +286,12 @@ fn variable_of(error: &clap::Error) -> Option<String> {
             .to_uppercase()
     );
     let value = env::var_os(&variable)?;
-    let said = |word: OsString| word.to_string_lossy().ends_with(&*value.to_string_lossy());
+    let value = value.to_string_lossy();
+    // Every word ends with nothing; only an option could have been given it.
+    let said = |word: OsString| match value.is_empty() {
+        true => word.to_string_lossy().starts_with(long),
+        false => word.to_string_lossy().ends_with(&*value),
+    };
     (!env::args_os().skip(1).any(said)).then_some(variable)
 }
 

@@ -106,6 +106,16 @@ fn bad_values_in_the_environment_are_named() {
 }
 
 #[test]
+fn an_empty_variable_is_named() {
+    for option in ["backlog", "workers", "max-connections", "unix-mode"] {
+        let mut command = program_with(&["-v"]);
+        command.env(variable(option), "");
+        let said = check_complaint(command, 2);
+        assert!(said.contains(&variable(option)), "{option}: {said}");
+    }
+}
+
+#[test]
 fn every_option_has_its_bad_values() {
     let help = String::from_utf8(run(program_with(&["--help"])).stdout).unwrap();
     let options: BTreeSet<_> = help
