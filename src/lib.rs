@@ -198,9 +198,9 @@
 //!
 //! # Portability
 //!
-//! Linux is where it is measured and tested. It is type-checked for macOS and Windows with
-//! every change, and relies on nothing beyond mio there; what exists on some systems only is
-//! gated:
+//! Linux is where it is measured and tested. For macOS and Windows it is type-checked
+//! (`.ci/cross-check`), and relies on nothing beyond mio there; what exists on some systems only
+//! is gated:
 //!
 //! * Unix: `Address::Path`, Unix-domain sockets. Linux and Android: `Address::Abstract`, their
 //!   names without a file.
