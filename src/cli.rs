@@ -20,7 +20,8 @@ use crate::logging::Format;
 #[command(name = "echoserver", version, max_term_width = 100)]
 #[command(
     after_help = "Every option can also be set in the environment, as ECHOSERVER_ and its name: \
-    ECHOSERVER_MAX_CONNECTIONS=1000. SIGTERM and SIGINT drain and exit 0; a second one exits at once."
+    ECHOSERVER_MAX_CONNECTIONS=1000. SIGTERM and SIGINT drain and exit 0; a second one exits at once. \
+    For a man page: --generate man; for completions: --generate bash, zsh or fish."
 )]
 pub(crate) struct Options {
     /// Where to listen: IP:PORT, HOST:PORT, [V6]:PORT, :PORT or PORT (every interface), unix:PATH or
@@ -53,7 +54,11 @@ pub(crate) struct Options {
 
     /// Worker threads, 1 to 1024 [default: the CPUs available]
     #[arg(short, long, value_name = "N", env = "ECHOSERVER_WORKERS", value_parser = workers)]
-    #[arg(help_heading = "Resources", hide_env = true)]
+    #[arg(
+        help_heading = "Resources",
+        hide_env = true,
+        allow_negative_numbers = true
+    )]
     workers: Option<NonZeroUsize>,
 
     /// Connections open at once; beyond it accepting pauses, and clients wait in the kernel's backlog
@@ -62,9 +67,14 @@ pub(crate) struct Options {
         short = 'c',
         long,
         value_name = "N",
-        env = "ECHOSERVER_MAX_CONNECTIONS"
+        env = "ECHOSERVER_MAX_CONNECTIONS",
+        value_parser = count
     )]
-    #[arg(help_heading = "Resources", hide_env = true)]
+    #[arg(
+        help_heading = "Resources",
+        hide_env = true,
+        allow_negative_numbers = true
+    )]
     pub(crate) max_connections: Option<NonZeroUsize>,
 
     /// Most bytes held for one connection in each direction, as 65536, 64KiB or 1MiB
@@ -220,6 +230,11 @@ fn workers(text: &str) -> Result<NonZeroUsize, String> {
     NonZeroUsize::new(workers)
         .filter(|workers| workers.get() <= Config::WORKERS_MAX)
         .ok_or_else(bounds)
+}
+
+fn count(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| "expected a number of at least 1".to_owned())
 }
 
 fn buffer_size(text: &str) -> Result<usize, String> {
