@@ -38,6 +38,15 @@ fn an_idle_timeout_wakes_nobody_before_its_time() {
     });
 }
 
+/// A busy poll that finds nothing is no wake either.
+#[test]
+fn busy_polling_wakes_for_events_only() {
+    check_wakes(Config {
+        busy_poll: Duration::from_millis(1),
+        ..config()
+    });
+}
+
 /// A worker that finds many connections ready serves them all after one wake.
 #[test]
 fn a_crowd_is_served_in_one_turn() {
