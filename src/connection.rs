@@ -11,12 +11,15 @@
 //! what the client sends then stays in the kernel, whose window closes and pushes back. So a client
 //! that never reads costs at most two buffers, and in an echo no byte is ever copied between them.
 
+pub(crate) mod buffer;
+pub(crate) mod table;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
-use crate::buffer::{Buffer, Buffers, Pool};
+use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::handler::{Action, Handler};
 use crate::stats::{Reason, WorkerCounters};
 

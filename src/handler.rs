@@ -1,6 +1,6 @@
 //! The protocol's place in the server: one [`Handler`] per connection, told of bytes and of nothing else.
 
-use crate::buffer::Buffer;
+use crate::connection::buffer::Buffer;
 
 /// What becomes of bytes: one per connection, made when it opens and dropped when it closes.
 ///

@@ -210,26 +210,19 @@
 //!   Unix only.
 //!
 //! The oldest Rust that compiles it is 1.88.
-mod acceptor;
-mod address;
-mod buffer;
 mod connection;
-mod connections;
 mod handler;
+mod net;
 mod server;
-mod socket;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-#[cfg(unix)]
-mod unix;
 mod work_queue;
-mod worker;
 
-pub use address::{Address, AddressError};
-pub use buffer::Buffer;
+pub use connection::buffer::Buffer;
 pub use handler::{Action, Echo, Handler};
+pub use net::address::{Address, AddressError};
+pub use net::stream::Peer;
 pub use server::{Config, Handle, Server};
-pub use socket::Peer;
 pub use stats::{Reason, Stats, WorkerStats};
 pub use work_queue::{Inbox, Rejected, Wake, WorkQueue};

@@ -1,5 +1,8 @@
 //! The server: what it is told, and who owns and joins every thread.
 
+mod acceptor;
+mod worker;
+
 use std::any::Any;
 use std::io;
 use std::num::NonZeroUsize;
@@ -9,15 +12,15 @@ use std::time::Duration;
 
 use mio::Poll;
 
-use crate::acceptor::{Acceptor, Gate};
-use crate::address::Address;
-use crate::buffer::{Buffer, Pool};
-use crate::connections::{Limits, millis};
+use self::acceptor::{Acceptor, Gate};
+use self::worker::Worker;
+use crate::connection::buffer::{Buffer, Pool};
+use crate::connection::table::{Limits, millis};
 use crate::handler::Handler;
-use crate::socket::{Listener, Peer, about};
+use crate::net::address::Address;
+use crate::net::stream::{Listener, Peer, about};
 use crate::stats::{Counters, Stats};
 use crate::work_queue::WorkQueue;
-use crate::worker::Worker;
 
 /// Connections that may wait in one worker's mailbox.
 const MAILBOX_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");

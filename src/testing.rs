@@ -201,7 +201,7 @@ fn report<H: Handler>(play: &Play<'_, H>, seed: u64) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::Buffer;
+    use crate::connection::buffer::Buffer;
     use crate::handler::{Action, Echo};
 
     const SCHEDULES: u64 = 2000;

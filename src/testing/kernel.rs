@@ -14,8 +14,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::connection::table::{Event, Limits, Millis};
 use crate::connection::{Readiness, Stream};
-use crate::connections::{Event, Limits, Millis};
 use crate::stats::{Counter, Counters, Reason};
 
 /// How often one connection may be run in a turn: for two events, from the queue, or when it is

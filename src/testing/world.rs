@@ -9,10 +9,10 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::kernel::{Kernel, Random, SimulatedStream, note_handling};
-use crate::buffer::Buffer;
-use crate::connections::{Connections, Event, Limits, Millis};
+use crate::connection::buffer::Buffer;
+use crate::connection::table::{Connections, Event, Limits, Millis};
 use crate::handler::{Action, Handler};
-use crate::socket::Peer;
+use crate::net::stream::Peer;
 use crate::stats::Counters;
 use crate::work_queue::{Inbox, Wake, WorkQueue};
 

@@ -13,10 +13,10 @@ use mio::{Interest, Registry, Token};
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
-use crate::address::Address;
 use crate::connection::{Readiness, Stream};
+use crate::net::address::Address;
 #[cfg(unix)]
-use crate::unix::UnixListener;
+use crate::net::unix::UnixListener;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

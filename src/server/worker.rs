@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 use mio::{Events, Poll, Token, Waker};
 
-use crate::acceptor::Gate;
-use crate::connections::{Connections, Event, Limits, Millis};
+use super::acceptor::Gate;
+use crate::connection::table::{Connections, Event, Limits, Millis};
 use crate::handler::Handler;
-use crate::socket::{Peer, Socket, readiness};
+use crate::net::stream::{Peer, Socket, readiness};
 use crate::stats::{Reason, WorkerCounters};
 use crate::work_queue::Inbox;
 

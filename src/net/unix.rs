@@ -10,7 +10,7 @@ use mio::net::UnixListener as MioListener;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::address::Address;
+use crate::net::address::Address;
 
 /// A listener on a Unix-domain socket. Dropping it removes the file that it has made.
 #[derive(Debug)]

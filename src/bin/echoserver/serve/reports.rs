@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use echoserver::Handle;
 
-use crate::logging::Log;
+use crate::serve::logging::Log;
 
 /// The thread that logs; it ends when this is dropped.
 pub(crate) struct Reports {

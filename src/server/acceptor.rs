@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
 
-use crate::socket::{Listener, Peer, Socket, reason_of};
+use crate::net::stream::{Listener, Peer, Socket, reason_of};
 use crate::stats::Counters;
 use crate::work_queue::{Wake, WorkQueue};
 

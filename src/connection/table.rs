@@ -20,10 +20,10 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 use slab::Slab;
 
-use crate::buffer::Pool;
+use crate::connection::buffer::Pool;
 use crate::connection::{Connection, Readiness, Status, Stream};
 use crate::handler::Handler;
-use crate::socket::Peer;
+use crate::net::stream::Peer;
 use crate::stats::{Reason, WorkerCounters};
 use crate::work_queue::Inbox;
 
@@ -410,7 +410,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::buffer::Buffer;
+    use crate::connection::buffer::Buffer;
     use crate::handler::{Action, Echo};
     use crate::stats::Counters;
     use crate::work_queue::WorkQueue;

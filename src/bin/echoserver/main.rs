@@ -1,14 +1,7 @@
 //! The program: arguments, log, signals and exit status round the library's server.
 
 mod cli;
-mod limits;
-mod logging;
-#[cfg(feature = "metrics")]
-mod metrics;
-mod reports;
-mod service;
-#[cfg(unix)]
-mod signals;
+mod serve;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -22,11 +15,11 @@ use echoserver::Address;
 use echoserver::{Config, Echo, Server};
 
 use crate::cli::Options;
-use crate::logging::Log;
+use crate::serve::logging::Log;
 #[cfg(feature = "metrics")]
-use crate::metrics::Metrics;
-use crate::reports::Reports;
-use crate::service::Inherited;
+use crate::serve::metrics::Metrics;
+use crate::serve::reports::Reports;
+use crate::serve::service::Inherited;
 
 /// Exit statuses, as users expect them.
 const FAILURE: u8 = 1;
@@ -90,8 +83,8 @@ fn complain(what: impl Display, status: u8) -> ExitCode {
 
 fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     #[cfg(unix)]
-    let signals = signals::Signals::catch()?;
-    let connections_max = limits::connections_max(options)?;
+    let signals = serve::signals::Signals::catch()?;
+    let connections_max = serve::limits::connections_max(options)?;
     let config = options.config(connections_max, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
     inherited.give_to(&mut server)?;
@@ -106,7 +99,7 @@ fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     let _reports = options.stats_interval.map(report).transpose()?;
 
     #[cfg(unix)]
-    service::ready(&server);
+    serve::service::ready(&server);
 
     let stats = server.run(|_peer| Echo)?;
 

@@ -13,7 +13,7 @@ use clap_complete::Shell;
 use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
 
-use crate::logging::Format;
+use crate::serve::logging::Format;
 
 /// A TCP echo server: every byte comes back, in order, from a pool of event-loop threads.
 #[derive(Debug, Parser)]

@@ -10,8 +10,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator;
 use signal_hook::low_level::signal_name;
 
-use crate::logging::Log;
-use crate::service;
+use crate::serve::logging::Log;
+use crate::serve::service;
 
 /// Signals that are caught, and obeyed once there is a server to obey them.
 pub(crate) struct Signals(iterator::Signals);
