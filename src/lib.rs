@@ -211,8 +211,10 @@
 //!
 //! The oldest Rust that compiles it is 1.88.
 mod connection;
+mod error;
 mod handler;
 mod net;
+mod peer;
 mod server;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
@@ -222,7 +224,7 @@ mod work_queue;
 pub use connection::buffer::Buffer;
 pub use handler::{Action, Echo, Handler};
 pub use net::address::{Address, AddressError};
-pub use net::stream::Peer;
+pub use peer::Peer;
 pub use server::{Config, Handle, Server};
 pub use stats::{Reason, Stats, WorkerStats};
 pub use work_queue::{Inbox, Rejected, Wake, WorkQueue};

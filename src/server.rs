@@ -16,9 +16,11 @@ use self::acceptor::{Acceptor, Gate};
 use self::worker::Worker;
 use crate::connection::buffer::{Buffer, Pool};
 use crate::connection::table::{Limits, millis};
+use crate::error::about;
 use crate::handler::Handler;
 use crate::net::address::Address;
-use crate::net::stream::{Listener, Peer, about};
+use crate::net::listener::Listener;
+use crate::peer::Peer;
 use crate::stats::{Counters, Stats};
 use crate::work_queue::WorkQueue;
 

@@ -23,7 +23,7 @@ use slab::Slab;
 use crate::connection::buffer::Pool;
 use crate::connection::{Connection, Readiness, Status, Stream};
 use crate::handler::Handler;
-use crate::net::stream::Peer;
+use crate::peer::Peer;
 use crate::stats::{Reason, WorkerCounters};
 use crate::work_queue::Inbox;
 

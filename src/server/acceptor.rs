@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
 
-use crate::net::stream::{Listener, Peer, Socket, reason_of};
+use crate::error::reason_of;
+use crate::net::listener::Listener;
+use crate::net::stream::Socket;
+use crate::peer::Peer;
 use crate::stats::Counters;
 use crate::work_queue::{Wake, WorkQueue};
 

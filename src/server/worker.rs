@@ -10,7 +10,8 @@ use mio::{Events, Poll, Token, Waker};
 use super::acceptor::Gate;
 use crate::connection::table::{Connections, Event, Limits, Millis};
 use crate::handler::Handler;
-use crate::net::stream::{Peer, Socket, readiness};
+use crate::net::stream::{Socket, readiness};
+use crate::peer::Peer;
 use crate::stats::{Reason, WorkerCounters};
 use crate::work_queue::Inbox;
 

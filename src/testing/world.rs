@@ -12,7 +12,7 @@ use super::kernel::{Kernel, Random, SimulatedStream, note_handling};
 use crate::connection::buffer::Buffer;
 use crate::connection::table::{Connections, Event, Limits, Millis};
 use crate::handler::{Action, Handler};
-use crate::net::stream::Peer;
+use crate::peer::Peer;
 use crate::stats::Counters;
 use crate::work_queue::{Inbox, Wake, WorkQueue};
 
