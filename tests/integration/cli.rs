@@ -46,7 +46,6 @@ const COUNTED: [&str; 2] = ["verbose", "quiet"];
 /// Each option that this build has, with each of its bad values.
 fn bad_values() -> impl Iterator<Item = (&'static str, &'static str)> {
     BAD.into_iter()
-        .filter(|(option, _)| *option != "metrics" || cfg!(feature = "metrics"))
         .flat_map(|(option, values)| values.iter().map(move |value| (option, *value)))
 }
 
@@ -286,7 +285,6 @@ fn few_descriptors_are_enough_or_named() {
 }
 
 #[test]
-#[cfg(feature = "metrics")]
 fn the_metrics_have_their_share_of_the_descriptors() {
     let most = |words: &[&str]| -> u64 {
         let log = Daemon::spawn(program_with_descriptors(200).args(words)).end();

@@ -53,9 +53,7 @@ fn it_serves_in_an_empty_directory() {
         return;
     };
     command.args(["--listen=127.0.0.1:0", "--listen=unix:/echo", "--workers=2"]);
-    if cfg!(feature = "metrics") {
-        command.arg("--metrics=127.0.0.1:0");
-    }
+    command.arg("--metrics=127.0.0.1:0");
     let daemon = Daemon::spawn(&mut command);
     check_echo(connect(daemon.address()), &pattern(1, 3_000_000));
     check_echo(
@@ -95,13 +93,11 @@ fn the_image_starts_the_program_as_it_is() {
     for line in ["FROM scratch", r#"ENTRYPOINT ["/echoserver"]"#] {
         assert!(file.lines().any(|found| found == line), "no {line}");
     }
-    if cfg!(feature = "metrics") {
-        let command = file.lines().find_map(|line| line.strip_prefix("CMD "));
-        let words: Vec<String> = serde_json::from_str(command.expect("a command")).unwrap();
-        let started = crate::daemon::program()
-            .args(&words)
-            .arg("--version")
-            .status();
-        assert!(started.unwrap().success(), "{words:?}");
-    }
+    let command = file.lines().find_map(|line| line.strip_prefix("CMD "));
+    let words: Vec<String> = serde_json::from_str(command.expect("a command")).unwrap();
+    let started = crate::daemon::program()
+        .args(&words)
+        .arg("--version")
+        .status();
+    assert!(started.unwrap().success(), "{words:?}");
 }

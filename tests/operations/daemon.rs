@@ -73,7 +73,6 @@ impl Daemon {
     }
 
     /// Where it serves its metrics.
-    #[cfg(feature = "metrics")]
     pub(crate) fn metrics(&mut self) -> SocketAddr {
         self.wait_for_log("metrics: listening on ");
         self.address_behind("metrics: listening on ")

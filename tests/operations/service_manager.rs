@@ -238,15 +238,13 @@ fn the_unit_starts_the_program_as_it_is() {
         .lines()
         .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/echoserver"))
         .expect("it starts the program");
-    if cfg!(feature = "metrics") {
-        let mut command = program();
-        command
-            .arg("--listen=127.0.0.1:0")
-            .args(start.split_whitespace());
-        // But not at this port, which may be in use here.
-        let status = command.arg("--help").status().unwrap();
-        assert!(status.success(), "{start}");
-    }
+    let mut command = program();
+    command
+        .arg("--listen=127.0.0.1:0")
+        .args(start.split_whitespace());
+    // But not at this port, which may be in use here.
+    let status = command.arg("--help").status().unwrap();
+    assert!(status.success(), "{start}");
 }
 
 #[test]
@@ -320,11 +318,8 @@ fn the_filter_allows_what_the_program_does() {
     strace.args(["--listen=127.0.0.1:0", "--unix-mode=0660", "--workers=2"]);
     strace.arg(format!("--listen=unix:{}", path.display()));
     strace.args(["--idle-timeout=1s", "--stats-interval=50ms", "-v"]);
-    if cfg!(feature = "metrics") {
-        strace.arg("--metrics=127.0.0.1:0");
-    }
+    strace.arg("--metrics=127.0.0.1:0");
     let mut daemon = Daemon::spawn(&mut strace);
-    #[cfg(feature = "metrics")]
     {
         let metrics = daemon.metrics();
         assert_eq!(crate::http::get(metrics, "/metrics").status, 200);

@@ -110,7 +110,6 @@ pub(crate) struct Options {
     drain_timeout: Duration,
 
     /// Serve what was counted, for Prometheus at /metrics, and /healthz for load balancers
-    #[cfg(feature = "metrics")]
     #[arg(long, value_name = "ADDR", env = "ECHOSERVER_METRICS")]
     #[arg(help_heading = "Logging and metrics", hide_env = true)]
     pub(crate) metrics: Option<Address>,

@@ -10,13 +10,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-#[cfg(feature = "metrics")]
 use echoserver::Address;
 use echoserver::{Config, Echo, Server};
 
 use crate::cli::Options;
 use crate::serve::logging::Log;
-#[cfg(feature = "metrics")]
 use crate::serve::metrics::Metrics;
 use crate::serve::reports::Reports;
 use crate::serve::service::Inherited;
@@ -89,9 +87,7 @@ fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     let mut server = Server::bind(config.clone())?;
     inherited.give_to(&mut server)?;
     announce(&server, &config);
-    #[cfg(feature = "metrics")]
     let watch = |address: &Address| Metrics::start(address.clone(), server.handle());
-    #[cfg(feature = "metrics")]
     let _metrics = options.metrics.as_ref().map(watch).transpose()?;
     #[cfg(unix)]
     let _signals = signals.obey(server.handle(), log.clone())?;

@@ -2,7 +2,6 @@
 
 pub(crate) mod limits;
 pub(crate) mod logging;
-#[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub(crate) mod reports;
 pub(crate) mod service;

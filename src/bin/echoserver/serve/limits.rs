@@ -45,15 +45,10 @@ fn needed(options: &Options) -> u64 {
 }
 
 /// What the server of the metrics opens: the same for its two threads, and its connections.
-#[cfg(all(unix, feature = "metrics"))]
+#[cfg(unix)]
 fn metrics(options: &Options) -> u64 {
     let needed = 2 * 2 + 2 + crate::serve::metrics::CONNECTIONS_MAX as u64;
     options.metrics.as_ref().map_or(0, |_| needed)
-}
-
-#[cfg(all(unix, not(feature = "metrics")))]
-fn metrics(_: &Options) -> u64 {
-    0
 }
 
 #[cfg(not(unix))]
