@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It shows what a [`WorkQueue`] is good for on its own. Jobs are dealt to workers whose mailboxes are
-//! bounded, so that the dealing waits for the work; a worker takes its jobs with `for job in inbox`,
+//! bounded, so that the dealing waits for the work; a worker takes its jobs with `for job in receiver`,
 //! and the loop ends when the queue has been dropped. Lines come in the order of the arguments. A file
 //! that can't be read costs one line on stderr that names it, and the exit status, and nothing else.
 
@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 const BLOCK_SIZE: usize = 64 << 10;
 
 /// Jobs that wait in one worker's mailbox.
-const MAILBOX_MAX: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
+const MAX_QUEUED: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 
 fn main() -> ExitCode {
     let paths: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
@@ -134,16 +134,16 @@ fn in_order<J: Sync, R: Send>(
     report: impl FnMut(&J, Outcome<R>) + Send,
 ) {
     let workers = thread::available_parallelism().map_or(1, usize::from);
-    let (queue, inboxes) = WorkQueue::bounded(MAILBOX_MAX, vec![(); workers]);
+    let (queue, receivers) = WorkQueue::bounded(MAX_QUEUED, vec![(); workers]);
     let line_up = Mutex::new(LineUp {
         next: 0,
         early: BTreeMap::new(),
         report,
     });
     thread::scope(|scope| {
-        for inbox in inboxes {
+        for receiver in receivers {
             scope.spawn(|| {
-                for index in inbox {
+                for index in receiver {
                     let outcome = catch_unwind(AssertUnwindSafe(|| work(&jobs[index])));
                     let mut line_up = line_up.lock().unwrap_or_else(PoisonError::into_inner);
                     line_up.add(jobs, index, outcome);

@@ -248,7 +248,7 @@ fn take_bulk<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
         return Err(Stop::Fault(format!("expected '$', got '{got}'")));
     };
     let length =
-        number(digits, Buffer::CAPACITY_MAX).ok_or_else(|| fault("invalid bulk length"))?;
+        number(digits, Buffer::MAX_CAPACITY).ok_or_else(|| fault("invalid bulk length"))?;
     let (bulk, behind) = rest.split_at_checked(length).ok_or(Stop::Partial)?;
     let (end, behind) = behind.split_at_checked(2).ok_or(Stop::Partial)?;
     if end != b"\r\n" {

@@ -5,7 +5,7 @@
 //! ([`Connection::run`]): stream, `input`, handler, `output`, stream.
 //!
 //! What is *noticed* is a hint; only the result of a system call is a fact. The one exception is the
-//! short read: see [`Readiness::to_the_end`].
+//! short read: see [`Readiness::read_until_would_block`].
 //!
 //! Output goes first. While some of it is stuck, the connection neither reads nor calls its handler:
 //! what the client sends then stays in the kernel, whose window closes and pushes back. So a client
@@ -21,7 +21,7 @@ use std::thread;
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::handler::{Action, Handler};
-use crate::stats::{Reason, WorkerCounters};
+use crate::stats::{CloseReason, WorkerCounters};
 
 /// A two-way stream of bytes whose writing half can be ended on its own.
 ///
@@ -35,8 +35,8 @@ pub(crate) trait Stream: Read + Write {
     fn end(&mut self) -> io::Result<()>;
 
     /// Whether a read that does not fill the buffer has drained the stream; see
-    /// [`Readiness::to_the_end`].
-    fn is_drained_by_short_read(&self) -> bool {
+    /// [`Readiness::read_until_would_block`].
+    fn short_read_means_drained(&self) -> bool {
         true
     }
 }
@@ -54,8 +54,8 @@ pub(crate) struct Readiness {
     /// whatever comes next: one system call in three is saved. That does not hold where something
     /// else cuts a read short: the stream's end, which comes in one event with the last data; TCP's
     /// urgent mark, at which every read stops. (And some kinds of stream promise nothing at all:
-    /// [`Stream::is_drained_by_short_read`].)
-    pub(crate) to_the_end: bool,
+    /// [`Stream::short_read_means_drained`].)
+    pub(crate) read_until_would_block: bool,
 }
 
 /// How a [run](Connection::run) ended.
@@ -66,7 +66,7 @@ pub(crate) enum Status {
     /// Its rounds are spent, and there may be more to move.
     Runnable,
     /// It has ended; the stream is to be dropped.
-    Closed(Reason),
+    Closed(CloseReason),
 }
 
 /// Where a connection is on its way.
@@ -78,13 +78,13 @@ enum Stage {
     /// that finds the stream drained.
     Draining,
     /// The same, but nothing more is read.
-    Deaf,
+    DrainingOutput,
     /// Nothing more is handled; what is in `output` is to be sent, and then the stream ended.
-    Finishing(Reason),
+    Flushing(CloseReason),
     /// The stream was ended from this side. What still arrives is read and discarded until the
     /// client ends it too: closing with unread bytes would reset the connection, and a reset can
     /// destroy what is on its way to the client.
-    Lingering(Reason),
+    Lingering(CloseReason),
 }
 
 #[derive(Debug)]
@@ -98,8 +98,8 @@ pub(crate) struct Connection<S, H> {
     stage: Stage,
     ready: Readiness,
     /// The handler has nothing to do until input comes.
-    settled: bool,
-    /// A byte has moved since [`Connection::take_active`] was asked.
+    awaiting_input: bool,
+    /// A byte has moved since [`Connection::take_progress`] was asked.
     active: bool,
 }
 
@@ -117,7 +117,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 writable: true,
                 ..Readiness::default()
             },
-            settled: false,
+            awaiting_input: false,
             active: false,
         }
     }
@@ -126,7 +126,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     pub(crate) fn notice(&mut self, event: Readiness) {
         self.ready.readable |= event.readable;
         self.ready.writable |= event.writable;
-        self.ready.to_the_end |= event.to_the_end;
+        self.ready.read_until_would_block |= event.read_until_would_block;
     }
 
     /// From here on only what has arrived already is read, answered and flushed.
@@ -137,23 +137,23 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             self.notice(Readiness {
                 readable: true,
                 writable: false,
-                to_the_end: true,
+                read_until_would_block: true,
             });
         }
     }
 
     /// Ends a drain's reading, for a client that never stops sending.
-    pub(crate) fn deafen(&mut self) {
+    pub(crate) fn stop_reading(&mut self) {
         if let Stage::Serving | Stage::Draining = self.stage {
-            self.stage = Stage::Deaf;
+            self.stage = Stage::DrainingOutput;
         }
     }
 
     /// Ends it from this side: nothing more is read, and what is in `output` is still sent.
-    pub(crate) fn finish(&mut self, reason: Reason) {
-        if let Stage::Serving | Stage::Draining | Stage::Deaf = self.stage {
-            self.stage = Stage::Finishing(reason);
-            self.settled = true;
+    pub(crate) fn finish(&mut self, reason: CloseReason) {
+        if let Stage::Serving | Stage::Draining | Stage::DrainingOutput = self.stage {
+            self.stage = Stage::Flushing(reason);
+            self.awaiting_input = true;
         }
     }
 
@@ -171,12 +171,12 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Whether a byte has moved since this was last asked.
-    pub(crate) fn take_active(&mut self) -> bool {
+    pub(crate) fn take_progress(&mut self) -> bool {
         mem::take(&mut self.active)
     }
 
     /// Whether all is sent, and only the client's own end is awaited; for what reason it will close.
-    pub(crate) fn lingers(&self) -> Option<Reason> {
+    pub(crate) fn linger_reason(&self) -> Option<CloseReason> {
         match self.stage {
             Stage::Lingering(reason) => Some(reason),
             _ => None,
@@ -198,8 +198,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let status = self
             .advance(pool.hand(), rounds, counters)
             .unwrap_or_else(Status::Closed);
-        if !pool.is_hand_free() {
-            self.keep(pool.take_hand(), 0, pool, counters);
+        if !pool.is_scratch_clean() {
+            self.keep(pool.take_scratch(), 0, pool, counters);
         }
         status
     }
@@ -245,13 +245,13 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         buffers: &mut Buffers,
         rounds: u32,
         counters: &WorkerCounters,
-    ) -> Result<Status, Reason> {
+    ) -> Result<Status, CloseReason> {
         if !buffers.output.is_empty() && !self.flush(&mut buffers.output, counters)? {
             return Ok(Status::Idle);
         }
         match self.serve(buffers, rounds, counters)? {
             Some(status) => Ok(status),
-            None => self.wind_up(&mut buffers.input, rounds, counters),
+            None => self.discard_until_eof(&mut buffers.input, rounds, counters),
         }
     }
 
@@ -262,9 +262,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         buffers: &mut Buffers,
         rounds: u32,
         counters: &WorkerCounters,
-    ) -> Result<Option<Status>, Reason> {
+    ) -> Result<Option<Status>, CloseReason> {
         for _ in 0..rounds {
-            if self.settled {
+            if self.awaiting_input {
                 if self.stage != Stage::Serving && self.is_served() {
                     return Ok(None);
                 }
@@ -284,16 +284,18 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Ends the stream from this side, then discards what still comes until the client ends its own.
     #[cold]
     #[inline(never)]
-    fn wind_up(
+    fn discard_until_eof(
         &mut self,
         input: &mut Buffer,
         rounds: u32,
         counters: &WorkerCounters,
-    ) -> Result<Status, Reason> {
+    ) -> Result<Status, CloseReason> {
         let reason = match self.stage {
             Stage::Lingering(reason) => reason,
-            Stage::Finishing(reason) => self.end(reason)?,
-            Stage::Serving | Stage::Draining | Stage::Deaf => self.end(Reason::Drain)?,
+            Stage::Flushing(reason) => self.end(reason)?,
+            Stage::Serving | Stage::Draining | Stage::DrainingOutput => {
+                self.end(CloseReason::Shutdown)?
+            }
         };
         discard(input, reason, counters);
         for _ in 0..rounds {
@@ -312,14 +314,16 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         match self.stage {
             Stage::Serving => false,
             Stage::Draining => !self.ready.readable,
-            Stage::Deaf | Stage::Finishing(_) | Stage::Lingering(_) => true,
+            Stage::DrainingOutput | Stage::Flushing(_) | Stage::Lingering(_) => true,
         }
     }
 
-    fn end(&mut self, reason: Reason) -> Result<Reason, Reason> {
-        self.stream
-            .end()
-            .map_err(|error| retry_or_reason(&error).err().unwrap_or(Reason::Error))?;
+    fn end(&mut self, reason: CloseReason) -> Result<CloseReason, CloseReason> {
+        self.stream.end().map_err(|error| {
+            would_block_or_reason(&error)
+                .err()
+                .unwrap_or(CloseReason::Error)
+        })?;
         self.stage = Stage::Lingering(reason);
         self.ready.readable = true;
         Ok(reason)
@@ -327,20 +331,24 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Sends what is in `output`; says whether all of it is gone.
     #[inline(always)]
-    fn flush(&mut self, output: &mut Buffer, counters: &WorkerCounters) -> Result<bool, Reason> {
+    fn flush(
+        &mut self,
+        output: &mut Buffer,
+        counters: &WorkerCounters,
+    ) -> Result<bool, CloseReason> {
         while !output.is_empty() {
             if !self.ready.writable {
                 return Ok(false);
             }
             match output.flush_into(&mut self.stream) {
-                Ok(0) => return Err(Reason::Error),
+                Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
                     self.active = true;
                     counters.bytes_out.add(count as u64);
                 }
                 Err(error) => {
-                    self.ready.writable = retry_or_reason(&error)?;
+                    self.ready.writable = would_block_or_reason(&error)?;
                 }
             }
         }
@@ -352,21 +360,21 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) {
         let Buffers { input, output } = buffers;
         let before = input.len();
-        output.forget_short();
+        output.clear_overflow();
         // After a panic the handler is never called again, only dropped.
         let action = catch_unwind(AssertUnwindSafe(|| self.handler.process(input, output)));
-        let took_all = input.is_empty() && !output.is_short();
+        let took_all = input.is_empty() && !output.overflowed();
         if took_all && output.len() == before && matches!(action, Ok(Action::Continue)) {
             // As an echo does it.
-            self.settled = true;
+            self.awaiting_input = true;
         } else {
-            self.judge(action, before, buffers, counters);
+            self.after_process(action, before, buffers, counters);
         }
     }
 
     /// What follows from a handler's work: whether it is to be called again, and what it has made.
     #[inline(never)]
-    fn judge(
+    fn after_process(
         &mut self,
         action: thread::Result<Action>,
         before: usize,
@@ -375,44 +383,48 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     ) {
         let Buffers { input, output } = buffers;
         let (left, made) = (input.len(), output.len());
-        counters.bytes_made.shift(before, left + made);
+        counters.bytes_generated.shift(before, left + made);
         match action {
             Ok(Action::Continue) => {
-                let (idle, short) = (left == before && made == 0, output.is_short());
-                self.settled = idle || (left == 0 && !short && made <= before);
+                let (idle, short) = (left == before && made == 0, output.overflowed());
+                self.awaiting_input = idle || (left == 0 && !short && made <= before);
                 if idle && (short || input.room() == 0) {
                     // A message that no input holds, or an answer that no output does.
-                    self.finish(Reason::Limit);
+                    self.finish(CloseReason::BufferFull);
                 }
             }
-            Ok(Action::Close) => self.finish(Reason::Handler),
+            Ok(Action::Close) => self.finish(CloseReason::Handler),
             Err(panic) => {
                 // The panic hook has told of it. What it left half made is nobody's answer.
                 drop(panic);
-                discard(output, Reason::Panic, counters);
-                self.finish(Reason::Panic);
+                discard(output, CloseReason::Panic, counters);
+                self.finish(CloseReason::Panic);
             }
         }
     }
 
     /// Reads once, if the stream may be readable; says whether bytes came.
     #[inline(always)]
-    fn receive(&mut self, input: &mut Buffer, counters: &WorkerCounters) -> Result<bool, Reason> {
+    fn receive(
+        &mut self,
+        input: &mut Buffer,
+        counters: &WorkerCounters,
+    ) -> Result<bool, CloseReason> {
         while self.ready.readable {
             let room = input.room();
             match input.fill_from(&mut self.stream) {
-                Ok(0) => return Err(self.reason_of_end()),
+                Ok(0) => return Err(self.eof_reason()),
                 Ok(count) => {
                     self.bytes_in += count as u64;
                     self.active = true;
                     counters.bytes_in.add(count as u64);
-                    let drained = count < room && self.stream.is_drained_by_short_read();
-                    self.ready.readable = !drained || self.ready.to_the_end;
+                    let drained = count < room && self.stream.short_read_means_drained();
+                    self.ready.readable = !drained || self.ready.read_until_would_block;
                     return Ok(true);
                 }
                 Err(error) => {
-                    self.ready.readable = retry_or_reason(&error)?;
-                    self.ready.to_the_end &= self.ready.readable;
+                    self.ready.readable = would_block_or_reason(&error)?;
+                    self.ready.read_until_would_block &= self.ready.readable;
                 }
             }
         }
@@ -422,11 +434,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Why it ends now that its client has ended the stream.
     #[cold]
     #[inline(never)]
-    fn reason_of_end(&self) -> Reason {
+    fn eof_reason(&self) -> CloseReason {
         match self.stage {
             Stage::Lingering(reason) => reason,
             // Everything before the end is handled and sent: a close now ends the stream in order.
-            _ => Reason::Done,
+            _ => CloseReason::PeerClosed,
         }
     }
 }
@@ -434,7 +446,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 /// Drops bytes that nobody will see.
 #[cold]
 #[inline(never)]
-fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
+fn discard(input: &mut Buffer, reason: CloseReason, counters: &WorkerCounters) {
     counters.discarded[reason as usize].add(input.len() as u64);
     input.clear();
 }
@@ -442,7 +454,7 @@ fn discard(input: &mut Buffer, reason: Reason, counters: &WorkerCounters) {
 /// What a failed call means: to try again now, to wait for an edge (`false`), or the end.
 #[cold]
 #[inline(never)]
-fn retry_or_reason(error: &io::Error) -> Result<bool, Reason> {
+fn would_block_or_reason(error: &io::Error) -> Result<bool, CloseReason> {
     match error.kind() {
         ErrorKind::Interrupted => Ok(true),
         ErrorKind::WouldBlock => Ok(false),
@@ -452,8 +464,8 @@ fn retry_or_reason(error: &io::Error) -> Result<bool, Reason> {
         | ErrorKind::NotConnected
         | ErrorKind::TimedOut
         | ErrorKind::HostUnreachable
-        | ErrorKind::NetworkUnreachable => Err(Reason::Reset),
-        _ => Err(Reason::Error),
+        | ErrorKind::NetworkUnreachable => Err(CloseReason::Reset),
+        _ => Err(CloseReason::Error),
     }
 }
 
@@ -527,17 +539,17 @@ mod tests {
     const READABLE: Readiness = Readiness {
         readable: true,
         writable: false,
-        to_the_end: false,
+        read_until_would_block: false,
     };
     const WRITABLE: Readiness = Readiness {
         readable: false,
         writable: true,
-        to_the_end: false,
+        read_until_would_block: false,
     };
     const READ_CLOSED: Readiness = Readiness {
         readable: true,
         writable: false,
-        to_the_end: true,
+        read_until_would_block: true,
     };
 
     /// A connection with buffers of four bytes.
@@ -577,7 +589,7 @@ mod tests {
             self.run(calls)
         }
 
-        fn discarded(&self, reason: Reason) -> u64 {
+        fn discarded(&self, reason: CloseReason) -> u64 {
             self.counters.discarded[reason as usize].get()
         }
     }
@@ -610,8 +622,8 @@ mod tests {
         }
         assert_eq!(scene.connection.bytes_in(), 9);
         assert_eq!(scene.connection.bytes_out(), 9);
-        assert!(scene.connection.take_active());
-        assert!(!scene.connection.take_active(), "not since it was asked");
+        assert!(scene.connection.take_progress());
+        assert!(!scene.connection.take_progress(), "not since it was asked");
         assert_eq!(scene.counters.bytes_in.get(), 9);
         assert_eq!(scene.counters.bytes_out.get(), 9);
     }
@@ -652,7 +664,7 @@ mod tests {
         let calls = [Reads(Ok(b"ab")), Writes(b"ab", Ok(2)), THE_END];
         assert_eq!(
             scene.event(READ_CLOSED, &calls),
-            Status::Closed(Reason::Done)
+            Status::Closed(CloseReason::PeerClosed)
         );
     }
 
@@ -671,7 +683,7 @@ mod tests {
         let unstuck = [Writes(b"bcd", Ok(3)), THE_END];
         assert_eq!(
             scene.event(WRITABLE, &unstuck),
-            Status::Closed(Reason::Done)
+            Status::Closed(CloseReason::PeerClosed)
         );
     }
 
@@ -691,7 +703,10 @@ mod tests {
         ];
         assert_eq!(scene.event(READ_CLOSED, &calls), Status::Idle);
         let calls = [Writes(b"ab", Ok(2)), THE_END];
-        assert_eq!(scene.event(WRITABLE, &calls), Status::Closed(Reason::Done));
+        assert_eq!(
+            scene.event(WRITABLE, &calls),
+            Status::Closed(CloseReason::PeerClosed)
+        );
     }
 
     #[test]
@@ -719,15 +734,15 @@ mod tests {
             Kind::NetworkUnreachable,
         ];
         let errors = [Kind::Other, Kind::PermissionDenied];
-        let outcomes = resets.iter().map(|kind| (*kind, Reason::Reset));
-        for (kind, reason) in outcomes.chain(errors.map(|kind| (kind, Reason::Error))) {
+        let outcomes = resets.iter().map(|kind| (*kind, CloseReason::Reset));
+        for (kind, reason) in outcomes.chain(errors.map(|kind| (kind, CloseReason::Error))) {
             let closed = Status::Closed(reason);
             let reading = [Reads(Err(kind))];
             assert_eq!(Scene::new(Echo).event(READABLE, &reading), closed, "{kind}");
             let writing = [Reads(Ok(b"a")), Writes(b"a", Err(kind))];
             assert_eq!(Scene::new(Echo).event(READABLE, &writing), closed, "{kind}");
             let mut scene = Scene::new(Echo);
-            scene.connection.finish(Reason::Idle);
+            scene.connection.finish(CloseReason::IdleTimeout);
             assert_eq!(scene.run(&[End(Err(kind))]), closed, "{kind}");
         }
     }
@@ -736,7 +751,7 @@ mod tests {
     fn a_write_that_takes_nothing_is_an_error() {
         let calls = [Reads(Ok(b"a")), Writes(b"a", Ok(0))];
         let status = Scene::new(Echo).event(READABLE, &calls);
-        assert_eq!(status, Status::Closed(Reason::Error));
+        assert_eq!(status, Status::Closed(CloseReason::Error));
     }
 
     #[test]
@@ -761,7 +776,7 @@ mod tests {
             Action::Continue
         }));
         assert_eq!(scene.run(&[Writes(b"hi", Ok(2))]), Status::Idle);
-        assert_eq!(scene.counters.bytes_made.get(), 2);
+        assert_eq!(scene.counters.bytes_generated.get(), 2);
     }
 
     #[test]
@@ -774,15 +789,15 @@ mod tests {
             NOTHING,
         ];
         assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.lingers(), Some(Reason::Handler));
+        assert_eq!(scene.connection.linger_reason(), Some(CloseReason::Handler));
         assert_eq!(scene.connection.buffered(), 0);
-        assert_eq!(scene.discarded(Reason::Handler), 2, "x and y");
+        assert_eq!(scene.discarded(CloseReason::Handler), 2, "x and y");
 
         assert_eq!(scene.event(READABLE, &[Reads(Ok(b"z"))]), Status::Idle);
         let calls = [Reads(Ok(b"z")), THE_END];
         let status = scene.event(READ_CLOSED, &calls);
-        assert_eq!(status, Status::Closed(Reason::Handler));
-        assert_eq!(scene.discarded(Reason::Handler), 4);
+        assert_eq!(status, Status::Closed(CloseReason::Handler));
+        assert_eq!(scene.discarded(CloseReason::Handler), 4);
     }
 
     #[test]
@@ -790,10 +805,10 @@ mod tests {
         let mut scene = Scene::new(Does(goodbye));
         let calls = [Reads(Ok(b"q")), Writes(b"bye", Err(BLOCKED))];
         assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.lingers(), None);
+        assert_eq!(scene.connection.linger_reason(), None);
         let calls = [Writes(b"bye", Ok(3)), End(Ok(())), THE_END];
         let status = scene.event(WRITABLE, &calls);
-        assert_eq!(status, Status::Closed(Reason::Handler));
+        assert_eq!(status, Status::Closed(CloseReason::Handler));
     }
 
     #[test]
@@ -807,8 +822,8 @@ mod tests {
         // Answers that are on their way are not to be lost in a reset.
         let calls = [Reads(Ok(b"ab")), End(Ok(())), NOTHING];
         assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.lingers(), Some(Reason::Panic));
-        assert_eq!(scene.discarded(Reason::Panic), 3);
+        assert_eq!(scene.connection.linger_reason(), Some(CloseReason::Panic));
+        assert_eq!(scene.discarded(CloseReason::Panic), 3);
     }
 
     #[test]
@@ -817,8 +832,11 @@ mod tests {
         assert_eq!(scene.event(READABLE, &[Reads(Ok(b"abc"))]), Status::Idle);
         let calls = [Reads(Ok(b"d")), End(Ok(())), NOTHING];
         assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.lingers(), Some(Reason::Limit));
-        assert_eq!(scene.discarded(Reason::Limit), 4);
+        assert_eq!(
+            scene.connection.linger_reason(),
+            Some(CloseReason::BufferFull)
+        );
+        assert_eq!(scene.discarded(CloseReason::BufferFull), 4);
     }
 
     #[test]
@@ -829,7 +847,10 @@ mod tests {
         }));
         let calls = [Reads(Ok(b"a")), End(Ok(())), NOTHING];
         assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.lingers(), Some(Reason::Limit));
+        assert_eq!(
+            scene.connection.linger_reason(),
+            Some(CloseReason::BufferFull)
+        );
     }
 
     #[test]
@@ -874,9 +895,12 @@ mod tests {
             NOTHING,
         ];
         assert_eq!(scene.run(&calls), Status::Idle);
-        assert_eq!(scene.connection.lingers(), Some(Reason::Drain));
+        assert_eq!(
+            scene.connection.linger_reason(),
+            Some(CloseReason::Shutdown)
+        );
         let status = scene.event(READ_CLOSED, &[THE_END]);
-        assert_eq!(status, Status::Closed(Reason::Drain));
+        assert_eq!(status, Status::Closed(CloseReason::Shutdown));
     }
 
     #[test]
@@ -887,19 +911,22 @@ mod tests {
         scene.connection.drain();
         let flood = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4))];
         assert_eq!(scene.run(&flood), Status::Runnable);
-        scene.connection.deafen();
+        scene.connection.stop_reading();
         let calls = [End(Ok(())), Reads(Ok(b"efgh"))];
         assert_eq!(scene.run(&calls), Status::Runnable);
         assert_eq!(scene.run(&[NOTHING]), Status::Idle);
-        assert_eq!(scene.discarded(Reason::Drain), 4);
+        assert_eq!(scene.discarded(CloseReason::Shutdown), 4);
     }
 
     #[test]
     fn it_ends_for_the_first_reason_given() {
         let mut scene = Scene::new(Echo);
-        scene.connection.finish(Reason::Idle);
-        scene.connection.finish(Reason::Drain);
+        scene.connection.finish(CloseReason::IdleTimeout);
+        scene.connection.finish(CloseReason::Shutdown);
         scene.run(&[End(Ok(())), NOTHING]);
-        assert_eq!(scene.connection.lingers(), Some(Reason::Idle));
+        assert_eq!(
+            scene.connection.linger_reason(),
+            Some(CloseReason::IdleTimeout)
+        );
     }
 }

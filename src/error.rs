@@ -3,7 +3,7 @@
 use std::io;
 
 /// An error's message without the number that `io::Error` puts behind it.
-pub(crate) fn reason_of(error: &io::Error) -> String {
+pub(crate) fn error_text(error: &io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
     let mut text = text[..end].to_owned();
@@ -14,6 +14,6 @@ pub(crate) fn reason_of(error: &io::Error) -> String {
 }
 
 /// An error that says what it is about.
-pub(crate) fn about(error: &io::Error, what: &str) -> io::Error {
-    io::Error::new(error.kind(), format!("{what}: {}", reason_of(error)))
+pub(crate) fn with_context(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {}", error_text(error)))
 }

@@ -19,12 +19,12 @@ pub trait Handler {
     ///   little room (a push was refused, an append or a write cut short), or put more than it took.
     /// * Both buffers hold at most the server's `buffer_size` bytes. A message that fills `input`
     ///   and still isn't taken, or an answer that an empty `output` refuses, closes the connection
-    ///   ([`Reason::Limit`](crate::Reason::Limit)).
+    ///   ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
     /// * What is left in `input` when the client has ended its stream is discarded.
     ///
     /// # Panics
     ///
-    /// A panic ends this connection ([`Reason::Panic`](crate::Reason::Panic)) and no other. The
+    /// A panic ends this connection ([`CloseReason::Panic`](crate::CloseReason::Panic)) and no other. The
     /// handler is dropped without being called again.
     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action;
 }

@@ -37,7 +37,7 @@
 //!   progress the handler remembers, or refused. Mind those that outgrow their question (`ß` in
 //!   capitals is `SS`).
 //! * **A message larger than [`Config::buffer_size`]** can't be taken as a whole: its
-//!   connection is closed once it fills `input` ([`Reason::Limit`]), unless the handler takes
+//!   connection is closed once it fills `input` ([`CloseReason::BufferFull`]), unless the handler takes
 //!   it in parts, or answers with a refusal and [`Action::Close`].
 //! * **To greet** is to push when `input` is empty, once. **To refuse** a client is to return
 //!   [`Action::Close`] from the first call; **to say goodbye** is to push, and return it then.
@@ -83,7 +83,7 @@
 //! within one call, without a copy or an allocation of the library's; in an echo the two
 //! buffers swap their storage. A run ends *idle* (wait for an event), *runnable* (its share is
 //! spent: to the back of the run queue, and the next poll does not sleep) or *closed*, for a
-//! [`Reason`] that is counted.
+//! [`CloseReason`] that is counted.
 //!
 //! # The rooms of the house
 //!
@@ -202,7 +202,7 @@
 //! (`.ci/cross-check`), and relies on nothing beyond mio there; what exists on some systems only
 //! is gated:
 //!
-//! * Unix: `Address::Path`, Unix-domain sockets. Linux and Android: `Address::Abstract`, their
+//! * Unix: `Address::UnixPath`, Unix-domain sockets. Linux and Android: `Address::UnixAbstract`, their
 //!   names without a file.
 //! * Linux and Android: `recv` and `send` without libc; and notice of urgent data, which lets a
 //!   short read be trusted. Elsewhere reading goes on until it would block.
@@ -226,5 +226,5 @@ pub use handler::{Action, Echo, Handler};
 pub use net::address::{Address, AddressError};
 pub use peer::Peer;
 pub use server::{Config, Handle, Server};
-pub use stats::{Reason, Stats, WorkerStats};
-pub use work_queue::{Inbox, Rejected, Wake, WorkQueue};
+pub use stats::{CloseReason, Stats, WorkerStats};
+pub use work_queue::{Receiver, Rejected, Wake, WorkQueue};

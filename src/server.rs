@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use mio::Poll;
 
-use self::acceptor::{Acceptor, Gate};
+use self::acceptor::{Acceptor, AcceptorControl};
 use self::worker::Worker;
 use crate::connection::buffer::{Buffer, Pool};
 use crate::connection::table::{Limits, millis};
-use crate::error::about;
+use crate::error::with_context;
 use crate::handler::Handler;
 use crate::net::address::Address;
 use crate::net::listener::Listener;
@@ -25,10 +25,10 @@ use crate::stats::{Counters, Stats};
 use crate::work_queue::WorkQueue;
 
 /// Connections that may wait in one worker's mailbox.
-const MAILBOX_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+const MAX_QUEUED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// How long a client may take to end its stream once the server has ended its own.
-const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bytes that a connection may receive per turn, in whole buffers, of which it gets at least two.
 const TURN_BYTES: usize = 1 << 20;
@@ -38,21 +38,21 @@ const TURN_BYTES: usize = 1 << 20;
 /// ```
 /// use echoserver::Config;
 ///
-/// let config = Config { buffer_size: 4096, connections_max: 1000, ..Config::default() };
-/// assert!(config.memory_max() > 1000 * 2 * 4096);
+/// let config = Config { buffer_size: 4096, max_connections: 1000, ..Config::default() };
+/// assert!(config.max_memory() > 1000 * 2 * 4096);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen; may be empty if the server is to [adopt](Server::adopt_tcp) listeners.
     /// Default: every interface, port 5555.
     pub listen: Vec<Address>,
-    /// Worker threads, at most [`Config::WORKERS_MAX`]. Default: the CPUs available.
+    /// Worker threads, at most [`Config::MAX_WORKERS`]. Default: the CPUs available.
     pub workers: NonZeroUsize,
     /// Connections open at once; at the limit accepting pauses, and clients wait in the kernel's
     /// backlog. Default: 10,000.
-    pub connections_max: usize,
+    pub max_connections: usize,
     /// The most bytes held for one connection in each direction, from 1 to
-    /// [`Buffer::CAPACITY_MAX`]. Default: 64 KiB.
+    /// [`Buffer::MAX_CAPACITY`]. Default: 64 KiB.
     pub buffer_size: usize,
     /// Connections that the kernel may hold until they are accepted; the system may have a lower
     /// limit of its own. Default: 4096.
@@ -71,37 +71,37 @@ pub struct Config {
 
 impl Config {
     /// The largest number of workers.
-    pub const WORKERS_MAX: usize = 1024;
+    pub const MAX_WORKERS: usize = 1024;
 
     /// The most bytes that connections can make the server hold in their buffers: two buffers each,
     /// and what the workers keep spare.
     #[must_use]
-    pub fn memory_max(&self) -> u64 {
-        let connections = (self.connections_max as u64).saturating_mul(2 * self.buffer_size as u64);
-        connections.saturating_add(self.memory_spare_max())
+    pub fn max_memory(&self) -> u64 {
+        let connections = (self.max_connections as u64).saturating_mul(2 * self.buffer_size as u64);
+        connections.saturating_add(self.max_spare_memory())
     }
 
-    /// The part of [`memory_max`](Self::memory_max) that workers keep for connections to come.
+    /// The part of [`max_memory`](Self::max_memory) that workers keep for connections to come.
     #[must_use]
-    pub fn memory_spare_max(&self) -> u64 {
-        self.workers.get() as u64 * Pool::bytes_max(self.buffer_size) as u64
+    pub fn max_spare_memory(&self) -> u64 {
+        self.workers.get() as u64 * Pool::max_bytes(self.buffer_size) as u64
     }
 
     fn check(&self) -> io::Result<()> {
-        let fault = if self.workers.get() > Self::WORKERS_MAX {
+        let fault = if self.workers.get() > Self::MAX_WORKERS {
             format!(
                 "{} workers are more than {}",
                 self.workers,
-                Self::WORKERS_MAX
+                Self::MAX_WORKERS
             )
-        } else if self.buffer_size == 0 || self.buffer_size > Buffer::CAPACITY_MAX {
+        } else if self.buffer_size == 0 || self.buffer_size > Buffer::MAX_CAPACITY {
             format!(
                 "a buffer of {} bytes is not between 1 byte and 1 GiB",
                 self.buffer_size
             )
         } else if self.idle_timeout == Some(Duration::ZERO) {
             "an idle timeout of zero, which closes everyone at once".to_owned()
-        } else if self.connections_max == 0 {
+        } else if self.max_connections == 0 {
             "a server of no connections".to_owned()
         } else {
             return Ok(());
@@ -113,9 +113,9 @@ impl Config {
         Limits {
             buffer_size: self.buffer_size,
             rounds: (TURN_BYTES / self.buffer_size).clamp(2, 1024) as u32,
-            idle_max: self.idle_timeout.map(millis),
-            linger_max: millis(LINGER_MAX),
-            drain_max: millis(self.drain_timeout),
+            idle_timeout: self.idle_timeout.map(millis),
+            linger_timeout: millis(LINGER_TIMEOUT),
+            drain_timeout: millis(self.drain_timeout),
         }
     }
 }
@@ -123,9 +123,9 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec![Address::Everywhere(5555)],
+            listen: vec![Address::AnyInterface(5555)],
             workers: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            connections_max: 10_000,
+            max_connections: 10_000,
             buffer_size: 64 << 10,
             backlog: 4096,
             unix_mode: None,
@@ -185,12 +185,12 @@ impl Server {
         let workers = (0..count)
             .map(|index| {
                 Worker::new(index)
-                    .map_err(|error| about(&error, &format!("cannot set up worker {index}")))
+                    .map_err(|error| with_context(&error, &format!("cannot set up worker {index}")))
             })
             .collect::<io::Result<_>>()?;
         let poll = Poll::new()?;
         let handle = Handle {
-            gate: Arc::new(Gate::new(&poll)?),
+            control: Arc::new(AcceptorControl::new(&poll)?),
             counters: Arc::new(Counters::new(count)),
         };
         Ok(Self {
@@ -260,7 +260,7 @@ impl Server {
             listeners,
             workers,
             poll,
-            handle: Handle { gate, counters },
+            handle: Handle { control, counters },
             ..
         } = self;
         if listeners.is_empty() {
@@ -269,30 +269,36 @@ impl Server {
                 "nowhere to listen",
             ));
         }
-        let (queue, inboxes) = WorkQueue::bounded(MAILBOX_MAX, workers.iter().map(Worker::waker));
-        let (gate_ref, limits, handler) = (&*gate, config.limits(), &handler);
+        let (queue, receivers) = WorkQueue::bounded(MAX_QUEUED, workers.iter().map(Worker::waker));
+        let (control_ref, limits, handler) = (&*control, config.limits(), &handler);
         thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (index, (worker, inbox)) in workers.into_iter().zip(inboxes).enumerate() {
+            for (index, (worker, receiver)) in workers.into_iter().zip(receivers).enumerate() {
                 let own = Arc::clone(&counters.workers[index]);
                 let serve = move || {
-                    let _ending = Ending(gate_ref);
-                    worker.run(inbox, limits, config.busy_poll, &own, gate_ref, handler)
+                    let _ending = ShutdownOnDrop(control_ref);
+                    worker.run(
+                        receiver,
+                        limits,
+                        config.busy_poll,
+                        &own,
+                        control_ref,
+                        handler,
+                    )
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);
                 // Those who run already see the queue's end, and end too.
-                threads.push(
-                    thread
-                        .map_err(|error| about(&error, &format!("cannot start worker {index}")))?,
-                );
+                threads.push(thread.map_err(|error| {
+                    with_context(&error, &format!("cannot start worker {index}"))
+                })?);
             }
             let acceptor = Acceptor::new(
                 listeners,
                 queue,
-                config.connections_max,
+                config.max_connections,
                 Arc::clone(&counters),
-                Arc::clone(&gate),
+                Arc::clone(&control),
             );
             let accepted = acceptor.run(poll);
             let mut served = Ok(());
@@ -306,9 +312,9 @@ impl Server {
 }
 
 /// Ends the server when a worker ends, however it does: nobody may go on feeding a dead worker.
-struct Ending<'a>(&'a Gate);
+struct ShutdownOnDrop<'a>(&'a AcceptorControl);
 
-impl Drop for Ending<'_> {
+impl Drop for ShutdownOnDrop<'_> {
     fn drop(&mut self) {
         self.0.shut_down();
     }
@@ -316,7 +322,9 @@ impl Drop for Ending<'_> {
 
 fn join(index: usize, thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
     match thread.join() {
-        Ok(served) => served.map_err(|error| about(&error, &format!("worker {index} failed"))),
+        Ok(served) => {
+            served.map_err(|error| with_context(&error, &format!("worker {index} failed")))
+        }
         Err(panic) => Err(io::Error::other(format!(
             "worker {index} died: {}",
             message(&*panic)
@@ -335,7 +343,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 /// Reaches a running [`Server`] from any thread. Clones reach the same one.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    gate: Arc<Gate>,
+    control: Arc<AcceptorControl>,
     counters: Arc<Counters>,
 }
 
@@ -343,13 +351,13 @@ impl Handle {
     /// Asks the server to shut down: to stop listening, answer what has arrived, and close every
     /// connection in order. Returns at once; further calls change nothing.
     pub fn shut_down(&self) {
-        self.gate.shut_down();
+        self.control.shut_down();
     }
 
     /// Whether a shutdown was asked for, or a worker's death has caused one.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
-        self.gate.is_shut_down()
+        self.control.is_shut_down()
     }
 
     /// What the server has counted so far.

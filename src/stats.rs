@@ -4,7 +4,7 @@
 //! without the bus lock of a read-modify-write; each thread's counters have cache lines of their
 //! own. Nothing is published per message: the counters *are* the published values.
 //!
-//! Two balances follow, and are checked when a server ends ([`Stats::imbalance`]):
+//! Two balances follow, and are checked when a server ends ([`Stats::check_balance`]):
 //! every connection accepted is open or closed for a reason, and every byte that came in went out,
 //! is still buffered, or was discarded for a reason.
 
@@ -19,9 +19,9 @@ use crossbeam_utils::CachePadded;
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum CloseReason {
     /// The client ended its stream, and everything was answered.
-    Done,
+    PeerClosed,
     /// The handler asked for it.
     Handler,
     /// The client reset the connection, or vanished.
@@ -32,47 +32,47 @@ pub enum Reason {
     Panic,
     /// A message exceeds the buffer, or an answer does: the handler left a full input as it was, or
     /// was refused room in an empty output.
-    Limit,
+    BufferFull,
     /// No byte had moved for the idle timeout.
-    Idle,
+    IdleTimeout,
     /// The server shut down, and what had arrived was answered.
-    Drain,
+    Shutdown,
     /// The server shut down, and the drain timeout ran out first.
-    Cut,
+    DrainTimeout,
 }
 
-impl Reason {
+impl CloseReason {
     /// Every reason, in the order of [`WorkerStats::closed`].
-    pub const ALL: [Reason; 9] = [
-        Self::Done,
+    pub const ALL: [CloseReason; 9] = [
+        Self::PeerClosed,
         Self::Handler,
         Self::Reset,
         Self::Error,
         Self::Panic,
-        Self::Limit,
-        Self::Idle,
-        Self::Drain,
-        Self::Cut,
+        Self::BufferFull,
+        Self::IdleTimeout,
+        Self::Shutdown,
+        Self::DrainTimeout,
     ];
 
     /// The reason in one lower-case word, as logs and metrics show it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Done => "done",
+            Self::PeerClosed => "peer_closed",
             Self::Handler => "handler",
             Self::Reset => "reset",
             Self::Error => "error",
             Self::Panic => "panic",
-            Self::Limit => "limit",
-            Self::Idle => "idle",
-            Self::Drain => "drain",
-            Self::Cut => "cut",
+            Self::BufferFull => "buffer_full",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Shutdown => "shutdown",
+            Self::DrainTimeout => "drain_timeout",
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
@@ -102,12 +102,12 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
     pub(crate) taken: Counter,
-    pub(crate) closed: [Counter; Reason::ALL.len()],
+    pub(crate) closed: [Counter; CloseReason::ALL.len()],
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
-    pub(crate) bytes_made: Counter,
+    pub(crate) bytes_generated: Counter,
     pub(crate) buffered: Counter,
-    pub(crate) discarded: [Counter; Reason::ALL.len()],
+    pub(crate) discarded: [Counter; CloseReason::ALL.len()],
     pub(crate) wakes: Counter,
     pub(crate) yields: Counter,
 }
@@ -123,7 +123,7 @@ impl WorkerCounters {
             closed: self.closed.each_ref().map(Counter::get),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
-            bytes_made: self.bytes_made.get().cast_signed(),
+            bytes_generated: self.bytes_generated.get().cast_signed(),
             buffered: self.buffered.get(),
             discarded: self.discarded.each_ref().map(Counter::get),
             wakes: self.wakes.get(),
@@ -210,17 +210,17 @@ impl Stats {
     /// Connections open now, those on their way to a worker included.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.accepted.saturating_sub(self.total().closed_in_all())
+        self.accepted.saturating_sub(self.total().total_closed())
     }
 
-    /// Every number with its name, as logs show them: `bytes_in`, `closed_idle`. Bytes are in bytes,
+    /// Every number with its name, as logs show them: `bytes_in`, `closed_idle_timeout`. Bytes are in bytes,
     /// `accept_paused_ms` in milliseconds.
     #[must_use]
     pub fn fields(&self) -> Vec<(String, i64)> {
         let total = self.total();
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let by_reason = |what: &str, counts: [u64; Reason::ALL.len()]| -> Vec<_> {
-            Reason::ALL
+        let by_reason = |what: &str, counts: [u64; CloseReason::ALL.len()]| -> Vec<_> {
+            CloseReason::ALL
                 .iter()
                 .zip(counts)
                 .map(|(reason, count)| (format!("{what}_{reason}"), number(count)))
@@ -230,15 +230,15 @@ impl Stats {
         let mut fields = vec![
             named("accepted", self.accepted),
             named("open", self.open()),
-            named("closed", total.closed_in_all()),
+            named("closed", total.total_closed()),
         ];
         fields.extend(by_reason("closed", total.closed));
         fields.extend([
             named("bytes_in", total.bytes_in),
             named("bytes_out", total.bytes_out),
-            ("bytes_made".to_owned(), total.bytes_made),
+            ("bytes_generated".to_owned(), total.bytes_generated),
             named("buffered", total.buffered),
-            named("discarded", total.discarded_in_all()),
+            named("discarded", total.total_discarded()),
         ]);
         fields.extend(by_reason("discarded", total.discarded));
         let paused_ms = u64::try_from(self.accept_paused.as_millis()).unwrap_or(u64::MAX);
@@ -253,13 +253,13 @@ impl Stats {
     }
 
     /// What does not add up for a server that has ended, in one line: beyond
-    /// [`imbalance`](Self::imbalance), every connection must have been closed once, and no byte be left
+    /// [`check_balance`](Self::check_balance), every connection must have been closed once, and no byte be left
     /// in a buffer.
     #[must_use]
-    pub fn imbalance_at_end(&self) -> Option<String> {
+    pub fn check_final_balance(&self) -> Option<String> {
         let total = self.total();
-        let (taken, closed) = (total.taken, total.closed_in_all());
-        self.imbalance().or_else(|| {
+        let (taken, closed) = (total.taken, total.total_closed());
+        self.check_balance().or_else(|| {
             (taken != closed || total.buffered != 0).then(|| {
                 format!(
                     "{taken} connections taken, {closed} closed, {} bytes still buffered",
@@ -271,7 +271,7 @@ impl Stats {
 
     /// What does not add up, if anything, in one line. Meant for a server at rest or at its end.
     #[must_use]
-    pub fn imbalance(&self) -> Option<String> {
+    pub fn check_balance(&self) -> Option<String> {
         let total = self.total();
         if self.accepted != total.taken {
             return Some(format!(
@@ -279,16 +279,16 @@ impl Stats {
                 self.accepted, total.taken
             ));
         }
-        let kept = total.bytes_in.wrapping_add_signed(total.bytes_made);
-        let gone = total.bytes_out + total.buffered + total.discarded_in_all();
+        let kept = total.bytes_in.wrapping_add_signed(total.bytes_generated);
+        let gone = total.bytes_out + total.buffered + total.total_discarded();
         (kept != gone).then(|| {
             format!(
                 "{} bytes in, {:+} by handlers, but {} out, {} buffered, {} discarded",
                 total.bytes_in,
-                total.bytes_made,
+                total.bytes_generated,
                 total.bytes_out,
                 total.buffered,
-                total.discarded_in_all()
+                total.total_discarded()
             )
         })
     }
@@ -300,18 +300,18 @@ impl Stats {
 pub struct WorkerStats {
     /// Connections taken from the mailbox.
     pub taken: u64,
-    /// Connections closed, by [reason](Reason::ALL).
-    pub closed: [u64; Reason::ALL.len()],
+    /// Connections closed, by [reason](CloseReason::ALL).
+    pub closed: [u64; CloseReason::ALL.len()],
     /// Bytes received.
     pub bytes_in: u64,
     /// Bytes sent.
     pub bytes_out: u64,
     /// Bytes that handlers put into the world, less those they took out of it: 0 for an echo.
-    pub bytes_made: i64,
+    pub bytes_generated: i64,
     /// Bytes in the buffers of open connections.
     pub buffered: u64,
-    /// Bytes received or made but never sent, by the [reason](Reason::ALL) their connection ended.
-    pub discarded: [u64; Reason::ALL.len()],
+    /// Bytes received or made but never sent, by the [reason](CloseReason::ALL) their connection ended.
+    pub discarded: [u64; CloseReason::ALL.len()],
     /// How often the worker's poll returned.
     pub wakes: u64,
     /// How often a connection had spent its budget and went to the back of the queue.
@@ -321,19 +321,19 @@ pub struct WorkerStats {
 impl WorkerStats {
     /// Connections closed, whatever the reason.
     #[must_use]
-    pub fn closed_in_all(&self) -> u64 {
+    pub fn total_closed(&self) -> u64 {
         self.closed.iter().sum()
     }
 
     /// Connections closed for `reason`.
     #[must_use]
-    pub fn closed_for(&self, reason: Reason) -> u64 {
+    pub fn closed_for(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize]
     }
 
     /// Bytes discarded, whatever the reason.
     #[must_use]
-    pub fn discarded_in_all(&self) -> u64 {
+    pub fn total_discarded(&self) -> u64 {
         self.discarded.iter().sum()
     }
 }
@@ -343,11 +343,11 @@ impl AddAssign<&WorkerStats> for WorkerStats {
         self.taken += other.taken;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
-        self.bytes_made += other.bytes_made;
+        self.bytes_generated += other.bytes_generated;
         self.buffered += other.buffered;
         self.wakes += other.wakes;
         self.yields += other.yields;
-        for index in 0..Reason::ALL.len() {
+        for index in 0..CloseReason::ALL.len() {
             self.closed[index] += other.closed[index];
             self.discarded[index] += other.discarded[index];
         }
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn reasons_index_their_own_place() {
-        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+        for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
     }
@@ -401,7 +401,7 @@ mod tests {
         counters.workers[0].taken.add(1);
         let lost = counters
             .snapshot()
-            .imbalance()
+            .check_balance()
             .expect("one connection is missing");
         assert!(
             lost.contains("2 connections accepted, but 1 reached"),
@@ -411,18 +411,18 @@ mod tests {
         counters.workers[1].taken.add(1);
         counters.workers[1].bytes_in.add(10);
         counters.workers[1].bytes_out.add(6);
-        counters.workers[0].discarded[Reason::Reset as usize].add(3);
+        counters.workers[0].discarded[CloseReason::Reset as usize].add(3);
         let lost = counters
             .snapshot()
-            .imbalance()
+            .check_balance()
             .expect("one byte is missing");
         assert!(lost.contains("10 bytes in"), "{lost}");
 
         counters.workers[0].buffered.add(1);
-        assert_eq!(counters.snapshot().imbalance(), None);
+        assert_eq!(counters.snapshot().check_balance(), None);
         let open = counters
             .snapshot()
-            .imbalance_at_end()
+            .check_final_balance()
             .expect("two are open");
         assert!(
             open.contains("2 connections taken, 0 closed, 1 bytes still"),
@@ -436,10 +436,10 @@ mod tests {
         let counters = Counters::new(1);
         counters.acceptor.accepted.add(3);
         counters.workers[0].taken.add(3);
-        counters.workers[0].closed[Reason::Idle as usize].add(2);
+        counters.workers[0].closed[CloseReason::IdleTimeout as usize].add(2);
         let line = counters.snapshot().to_string();
         assert!(
-            line.starts_with("accepted=3 open=1 closed=2 closed_idle=2 bytes_in=0"),
+            line.starts_with("accepted=3 open=1 closed=2 closed_idle_timeout=2 bytes_in=0"),
             "{line}"
         );
     }

@@ -31,7 +31,7 @@ use crate::handler::Handler;
 const FRESH_TO_OLD: u64 = 4;
 
 /// Lines of a faulty schedule that are shown: the last ones.
-const TRACE_MAX: usize = 100;
+const MAX_TRACE: usize = 100;
 
 /// Plays `schedules` schedules with a new handler from `handler` for each connection.
 ///
@@ -164,9 +164,9 @@ fn outcome<H: Handler>(
 fn shrink<H: Handler>(play: &Play<'_, H>, seed: u64) -> Bounds {
     let mut bounds = Bounds::FULL;
     let fails = |bounds| outcome(play, seed, bounds, false).is_err();
-    for connections_max in 1..bounds.connections_max {
+    for max_connections in 1..bounds.max_connections {
         let smaller = Bounds {
-            connections_max,
+            max_connections,
             ..bounds
         };
         if fails(smaller) {
@@ -174,9 +174,9 @@ fn shrink<H: Handler>(play: &Play<'_, H>, seed: u64) -> Bounds {
             break;
         }
     }
-    for steps_max in 0..bounds.steps_max {
+    for max_steps in 0..bounds.max_steps {
         let smaller = Bounds {
-            steps_max,
+            max_steps,
             ..bounds
         };
         if fails(smaller) {
@@ -191,7 +191,7 @@ fn report<H: Handler>(play: &Play<'_, H>, seed: u64) -> ! {
     let Err(Fault { what, trace }) = outcome(play, seed, bounds, true) else {
         panic!("seed {seed} goes wrong at times only: is the handler or its model at random?");
     };
-    let skipped = trace.len().saturating_sub(TRACE_MAX);
+    let skipped = trace.len().saturating_sub(MAX_TRACE);
     panic!(
         "{what}\n\nSIMULATION_SEED={seed} plays it again. Its last lines:\n{}\n",
         trace[skipped..].join("\n")

@@ -1,13 +1,13 @@
-//! A work queue: items dealt round-robin into one bounded mailbox per worker, and the worker roused.
+//! A work queue: items dealt round-robin into one bounded mailbox per worker, and the worker notified.
 //!
 //! With `W = Arc<mio::Waker>` it is the server's dispatcher, after memcached's: the acceptor deals
 //! sockets, and a worker that sleeps in its poll is woken. With `W = ()` it is a plain multithreaded
-//! job queue, whose workers wait in `for job in inbox`.
+//! job queue, whose workers wait in `for job in receiver`.
 //!
-//! A wake must never be lost, and should be rare. So an item is placed first and the worker roused
-//! after; and a worker that has been roused and hasn't looked yet isn't roused again. [`Inbox::take_all`]
+//! A wake must never be lost, and should be rare. So an item is placed first and the worker notified
+//! after; and a worker that has been notified and hasn't looked yet isn't notified again. [`Receiver::take_all`]
 //! takes that mark away *before* it empties the mailbox: an item placed in between is either seen
-//! by it or rouses anew.
+//! by it or notifies anew.
 
 use std::fmt;
 use std::iter;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, TrySendError};
+use crossbeam_channel::{Select, Sender, TryRecvError, TrySendError};
 
 /// Rouses a worker that waits somewhere else than in its mailbox.
 pub trait Wake {
@@ -49,11 +49,11 @@ impl Wake for Arc<mio::Waker> {
 ///
 /// use echoserver::WorkQueue;
 ///
-/// let (queue, inboxes) = WorkQueue::bounded(NonZeroUsize::new(16).unwrap(), [(), ()]);
+/// let (queue, receivers) = WorkQueue::bounded(NonZeroUsize::new(16).unwrap(), [(), ()]);
 /// let sum: u64 = thread::scope(|scope| {
-///     let workers: Vec<_> = inboxes
+///     let workers: Vec<_> = receivers
 ///         .into_iter()
-///         .map(|inbox| scope.spawn(move || inbox.sum::<u64>()))
+///         .map(|receiver| scope.spawn(move || receiver.sum::<u64>()))
 ///         .collect();
 ///     for job in 1..=100 {
 ///         queue.push(job).expect("both workers are alive");
@@ -78,9 +78,9 @@ struct Mailbox<T, W> {
 
 #[derive(Debug)]
 struct State {
-    /// The worker was roused, and hasn't looked into its mailbox since.
-    roused: AtomicBool,
-    /// The worker still has its inbox.
+    /// The worker was notified, and hasn't looked into its mailbox since.
+    notified: AtomicBool,
+    /// The worker still has its receiver.
     alive: AtomicBool,
 }
 
@@ -90,10 +90,10 @@ struct State {
 /// is empty. Towards the end it also takes what others have left over: items dealt to a worker that
 /// died are not lost while another one lives.
 #[derive(Debug)]
-pub struct Inbox<T> {
-    receiver: Receiver<T>,
+pub struct Receiver<T> {
+    receiver: crossbeam_channel::Receiver<T>,
     state: Arc<State>,
-    everyone: Arc<[Receiver<T>]>,
+    all_receivers: Arc<[crossbeam_channel::Receiver<T>]>,
     closed: bool,
 }
 
@@ -136,21 +136,21 @@ impl<T> fmt::Display for Rejected<T> {
 impl<T> std::error::Error for Rejected<T> {}
 
 impl<T, W: Wake> WorkQueue<T, W> {
-    /// A queue with one worker per waker, each of whose mailboxes holds at most `mailbox_max` items;
-    /// and the workers' inboxes, in the order of their wakers. Room for all items is allocated at once.
+    /// A queue with one worker per waker, each of whose mailboxes holds at most `capacity` items;
+    /// and the workers' receivers, in the order of their wakers. Room for all items is allocated at once.
     ///
     /// # Panics
     ///
     /// If that much memory cannot be had.
     pub fn bounded(
-        mailbox_max: NonZeroUsize,
+        capacity: NonZeroUsize,
         wakers: impl IntoIterator<Item = W>,
-    ) -> (Self, Vec<Inbox<T>>) {
+    ) -> (Self, Vec<Receiver<T>>) {
         let (mut mailboxes, mut receivers) = (Vec::new(), Vec::new());
         for waker in wakers {
-            let (sender, receiver) = crossbeam_channel::bounded(mailbox_max.get());
+            let (sender, receiver) = crossbeam_channel::bounded(capacity.get());
             let state = Arc::new(State {
-                roused: AtomicBool::new(false),
+                notified: AtomicBool::new(false),
                 alive: AtomicBool::new(true),
             });
             mailboxes.push(Mailbox {
@@ -160,12 +160,12 @@ impl<T, W: Wake> WorkQueue<T, W> {
             });
             receivers.push(receiver);
         }
-        let everyone: Arc<[Receiver<T>]> = receivers.into();
-        let inboxes = iter::zip(&mailboxes, everyone.iter())
-            .map(|(mailbox, receiver)| Inbox {
+        let all_receivers: Arc<[crossbeam_channel::Receiver<T>]> = receivers.into();
+        let receivers = iter::zip(&mailboxes, all_receivers.iter())
+            .map(|(mailbox, receiver)| Receiver {
                 receiver: receiver.clone(),
                 state: Arc::clone(&mailbox.state),
-                everyone: Arc::clone(&everyone),
+                all_receivers: Arc::clone(&all_receivers),
                 closed: false,
             })
             .collect();
@@ -174,18 +174,18 @@ impl<T, W: Wake> WorkQueue<T, W> {
                 mailboxes,
                 next: AtomicUsize::new(0),
             },
-            inboxes,
+            receivers,
         )
     }
 
-    /// Places `item` with the next worker, or the next after it that has room, and rouses it.
+    /// Places `item` with the next worker, or the next after it that has room, and notifies it.
     /// Never waits.
     ///
     /// # Errors
     ///
     /// Hands `item` back where every mailbox is full, or every worker gone.
     pub fn try_push(&self, item: T) -> Result<(), Rejected<T>> {
-        self.place(item).map(Mailbox::rouse)
+        self.place(item).map(Mailbox::notify)
     }
 
     /// Like [`try_push`](Self::try_push), but waits until there is room.
@@ -202,20 +202,20 @@ impl<T, W: Wake> WorkQueue<T, W> {
         attempt
     }
 
-    /// Like [`try_push`](Self::try_push), but rouses nobody: for a batch, which ends in one
-    /// [`rouse`](Self::rouse). Until then a sleeping worker sleeps on.
+    /// Like [`try_push`](Self::try_push), but notifies nobody: for a batch, which ends in one
+    /// [`notify`](Self::notify). Until then a sleeping worker sleeps on.
     ///
     /// # Errors
     ///
     /// Hands `item` back where every mailbox is full, or every worker gone.
-    pub fn try_push_quietly(&self, item: T) -> Result<(), Rejected<T>> {
+    pub fn try_push_without_notify(&self, item: T) -> Result<(), Rejected<T>> {
         self.place(item).map(drop)
     }
 
-    /// Rouses each worker that has something in its mailbox and was not roused for it yet.
-    pub fn rouse(&self) {
+    /// Rouses each worker that has something in its mailbox and was not notified for it yet.
+    pub fn notify(&self) {
         for mailbox in &self.mailboxes {
-            mailbox.rouse();
+            mailbox.notify();
         }
     }
 
@@ -268,7 +268,7 @@ impl<T, W: Wake> WorkQueue<T, W> {
 }
 
 impl<T, W: Wake> Drop for WorkQueue<T, W> {
-    /// Closes the mailboxes, and only then rouses the workers, so that they see it.
+    /// Closes the mailboxes, and only then notifies the workers, so that they see it.
     fn drop(&mut self) {
         for Mailbox { sender, waker, .. } in self.mailboxes.drain(..) {
             drop(sender);
@@ -278,8 +278,8 @@ impl<T, W: Wake> Drop for WorkQueue<T, W> {
 }
 
 impl<T, W: Wake> Mailbox<T, W> {
-    fn rouse(&self) {
-        if !self.sender.is_empty() && !self.state.roused.swap(true, Ordering::SeqCst) {
+    fn notify(&self) {
+        if !self.sender.is_empty() && !self.state.notified.swap(true, Ordering::SeqCst) {
             self.waker.wake();
         }
     }
@@ -289,12 +289,12 @@ impl<T, W: Wake> Mailbox<T, W> {
     }
 }
 
-impl<T> Inbox<T> {
-    /// Empties the mailbox without waiting: the way to look into it after having been roused.
+impl<T> Receiver<T> {
+    /// Empties the mailbox without waiting: the way to look into it after having been notified.
     pub fn take_all(&mut self) -> impl Iterator<Item = T> {
-        // Before the first look, and SeqCst as in `rouse`: whoever finds the mark still set has
+        // Before the first look, and SeqCst as in `notify`: whoever finds the mark still set has
         // placed an item that this look will find.
-        self.state.roused.store(false, Ordering::SeqCst);
+        self.state.notified.store(false, Ordering::SeqCst);
         iter::from_fn(|| match self.receiver.try_recv() {
             Ok(item) => Some(item),
             Err(TryRecvError::Empty) => None,
@@ -312,12 +312,12 @@ impl<T> Inbox<T> {
     }
 }
 
-impl<T> Iterator for Inbox<T> {
+impl<T> Iterator for Receiver<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
         let leftover = || {
-            self.everyone
+            self.all_receivers
                 .iter()
                 .find_map(|receiver| receiver.try_recv().ok())
         };
@@ -325,7 +325,7 @@ impl<T> Iterator for Inbox<T> {
     }
 }
 
-impl<T> Drop for Inbox<T> {
+impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
         self.state.alive.store(false, Ordering::Release);
     }
@@ -360,29 +360,29 @@ mod tests {
 
     #[test]
     fn deals_in_turn() {
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [(), (), ()]);
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [(), (), ()]);
         for item in 0..7 {
             queue.try_push(item).unwrap();
         }
-        let dealt: Vec<Vec<i32>> = inboxes
+        let dealt: Vec<Vec<i32>> = receivers
             .iter_mut()
-            .map(|inbox| inbox.take_all().collect())
+            .map(|receiver| receiver.take_all().collect())
             .collect();
         assert_eq!(dealt, [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
     }
 
     #[test]
     fn skips_full_mailboxes_and_hands_back_what_fits_nowhere() {
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(1), [(), ()]);
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(1), [(), ()]);
         assert!(queue.has_room());
         queue.try_push('a').unwrap();
         queue.try_push('b').unwrap();
         assert!(!queue.has_room());
         assert_eq!(queue.try_push('c'), Err(Rejected::Full('c')));
-        assert_eq!(inboxes[1].take_all().collect::<Vec<_>>(), ['b']);
+        assert_eq!(receivers[1].take_all().collect::<Vec<_>>(), ['b']);
         queue.try_push('d').unwrap();
         assert_eq!(
-            inboxes[1].take_all().collect::<Vec<_>>(),
+            receivers[1].take_all().collect::<Vec<_>>(),
             ['d'],
             "the only one with room"
         );
@@ -390,13 +390,13 @@ mod tests {
 
     #[test]
     fn skips_the_dead_and_says_when_none_is_left() {
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(2), [(), ()]);
-        drop(inboxes.remove(0));
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(2), [(), ()]);
+        drop(receivers.remove(0));
         queue.try_push(1).unwrap();
         queue.try_push(2).unwrap();
         assert_eq!(queue.try_push(3), Err(Rejected::Full(3)));
-        assert_eq!(inboxes[0].take_all().collect::<Vec<_>>(), [1, 2]);
-        inboxes.clear();
+        assert_eq!(receivers[0].take_all().collect::<Vec<_>>(), [1, 2]);
+        receivers.clear();
         assert!(!queue.has_room());
         assert_eq!(queue.push(4), Err(Rejected::Closed(4)));
         assert_eq!(Rejected::Closed(4).to_string(), "no worker is left");
@@ -406,27 +406,27 @@ mod tests {
     #[test]
     fn a_batch_rouses_each_worker_once() {
         let bells = [Bell::default(), Bell::default(), Bell::default()];
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), bells.clone());
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), bells.clone());
         for item in 0..5 {
-            queue.try_push_quietly(item).unwrap();
+            queue.try_push_without_notify(item).unwrap();
         }
-        inboxes[2].take_all().for_each(drop);
-        queue.rouse();
+        receivers[2].take_all().for_each(drop);
+        queue.notify();
         assert_eq!(
             bells.each_ref().map(Bell::rung),
             [1, 1, 0],
-            "not roused for nothing"
+            "not notified for nothing"
         );
     }
 
     #[test]
     fn rouses_once_until_the_worker_looks() {
         let bell = Bell::default();
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [bell.clone()]);
         queue.try_push(1).unwrap();
         queue.try_push(2).unwrap();
         assert_eq!(bell.rung(), 1);
-        assert_eq!(inboxes[0].take_all().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(receivers[0].take_all().collect::<Vec<_>>(), [1, 2]);
         queue.try_push(3).unwrap();
         assert_eq!(bell.rung(), 2);
     }
@@ -434,9 +434,9 @@ mod tests {
     #[test]
     fn an_item_placed_while_the_mailbox_is_emptied_rouses_anew() {
         let bell = Bell::default();
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [bell.clone()]);
         queue.try_push(1).unwrap();
-        let mut taking = inboxes[0].take_all();
+        let mut taking = receivers[0].take_all();
         queue.try_push(2).unwrap();
         assert_eq!(
             bell.rung(),
@@ -450,18 +450,18 @@ mod tests {
 
     #[test]
     fn the_item_is_there_when_the_bell_rings() {
-        struct Look(Mutex<Option<Inbox<u32>>>, Arc<Mutex<Vec<u32>>>);
+        struct Look(Mutex<Option<Receiver<u32>>>, Arc<Mutex<Vec<u32>>>);
         impl Wake for Arc<Look> {
             fn wake(&self) {
-                if let Some(inbox) = &mut *self.0.lock().unwrap() {
-                    self.1.lock().unwrap().extend(inbox.take_all());
+                if let Some(receiver) = &mut *self.0.lock().unwrap() {
+                    self.1.lock().unwrap().extend(receiver.take_all());
                 }
             }
         }
         let seen = Arc::default();
         let look = Arc::new(Look(Mutex::default(), Arc::clone(&seen)));
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [Arc::clone(&look)]);
-        *look.0.lock().unwrap() = inboxes.pop();
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [Arc::clone(&look)]);
+        *look.0.lock().unwrap() = receivers.pop();
         queue.try_push(7).unwrap();
         assert_eq!(*seen.lock().unwrap(), [7]);
         drop(queue);
@@ -474,22 +474,22 @@ mod tests {
     #[test]
     fn closes_when_dropped_but_loses_nothing() {
         let bell = Bell::default();
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [bell.clone()]);
         queue.try_push(1).unwrap();
         drop(queue);
         assert_eq!(bell.rung(), 2);
-        assert!(!inboxes[0].is_closed(), "nobody has looked");
-        assert_eq!(inboxes[0].take_all().collect::<Vec<_>>(), [1]);
-        assert!(inboxes[0].is_closed());
+        assert!(!receivers[0].is_closed(), "nobody has looked");
+        assert_eq!(receivers[0].take_all().collect::<Vec<_>>(), [1]);
+        assert!(receivers[0].is_closed());
     }
 
     #[test]
     fn push_waits_for_room() {
-        let (queue, inboxes) = WorkQueue::bounded(at_most(1), [(), ()]);
+        let (queue, receivers) = WorkQueue::bounded(at_most(1), [(), ()]);
         let total: u64 = thread::scope(|scope| {
-            let workers: Vec<_> = inboxes
+            let workers: Vec<_> = receivers
                 .into_iter()
-                .map(|inbox| scope.spawn(move || inbox.sum::<u64>()))
+                .map(|receiver| scope.spawn(move || receiver.sum::<u64>()))
                 .collect();
             for job in 1..=10_000 {
                 queue.push(job).unwrap();
@@ -505,11 +505,11 @@ mod tests {
 
     #[test]
     fn a_worker_that_dies_loses_no_other_job() {
-        let (queue, mut inboxes) = WorkQueue::bounded(at_most(100), [(), ()]);
+        let (queue, mut receivers) = WorkQueue::bounded(at_most(100), [(), ()]);
         for job in 0..100 {
             queue.try_push(job).unwrap();
         }
-        let (survivor, mut doomed) = (inboxes.remove(0), inboxes.remove(0));
+        let (survivor, mut doomed) = (receivers.remove(0), receivers.remove(0));
         let lost = doomed.next().expect("a job");
         drop(doomed);
         drop(queue);
@@ -521,19 +521,19 @@ mod tests {
 
     #[test]
     fn nobody_is_waited_for_when_all_workers_are_dead() {
-        let (queue, inboxes) = WorkQueue::<u32>::bounded(at_most(1), [()]);
-        drop(inboxes);
+        let (queue, receivers) = WorkQueue::<u32>::bounded(at_most(1), [()]);
+        drop(receivers);
         queue.wait_for_room(None);
         assert_eq!(queue.push(1), Err(Rejected::Closed(1)));
     }
 
     #[test]
     fn all_workers_dying_ends_the_waiting_of_push() {
-        let (queue, inboxes) = WorkQueue::bounded(at_most(1), [()]);
+        let (queue, receivers) = WorkQueue::bounded(at_most(1), [()]);
         queue.try_push(1).unwrap();
         thread::scope(|scope| {
             let waiting = scope.spawn(|| queue.push(2));
-            drop(inboxes);
+            drop(receivers);
             assert_eq!(waiting.join().unwrap(), Err(Rejected::Closed(2)));
         });
     }

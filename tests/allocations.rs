@@ -97,5 +97,5 @@ fn nothing_per_message_and_little_per_connection() {
     check_messages(address);
     check_idle_connections(address, &handle);
     handle.shut_down();
-    assert_eq!(serving.join().unwrap().unwrap().imbalance(), None);
+    assert_eq!(serving.join().unwrap().unwrap().check_balance(), None);
 }

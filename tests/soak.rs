@@ -25,7 +25,7 @@ use daemon::{Daemon, total, wait_until};
 use echoserver::Config;
 
 const WORKERS: usize = 2;
-const CONNECTIONS_MAX: usize = 400;
+const MAX_CONNECTIONS: usize = 400;
 const BUFFER_SIZE: usize = 16 << 10;
 
 /// Clients of each kind at a time.
@@ -33,7 +33,7 @@ const CLIENTS: u64 = 2;
 
 /// What a process may grow by beyond its buffers: the tables of connections, and what the system's
 /// allocator keeps for each thread.
-const GROWTH_MAX_KIB: u64 = 8 << 10;
+const MAX_GROWTH_KIB: u64 = 8 << 10;
 
 /// One client from its start to its end.
 type Kind = fn(SocketAddr, &mut Random) -> Verdict;
@@ -240,13 +240,13 @@ fn soak() {
     println!("soak: SOAK_SECONDS={seconds} SOAK_SEED={seed}");
     let config = Config {
         workers: NonZeroUsize::new(WORKERS).expect("not zero"),
-        connections_max: CONNECTIONS_MAX,
+        max_connections: MAX_CONNECTIONS,
         buffer_size: BUFFER_SIZE,
         ..Config::default()
     };
     let daemon = Daemon::start(&[
         &format!("--workers={WORKERS}"),
-        &format!("--max-connections={CONNECTIONS_MAX}"),
+        &format!("--max-connections={MAX_CONNECTIONS}"),
         &format!("--buffer-size={BUFFER_SIZE}"),
     ]);
     let (descriptors, memory) = (daemon.descriptors(), daemon.memory_kib("VmRSS"));
@@ -258,8 +258,8 @@ fn soak() {
         daemon.descriptors() == descriptors
     });
     let (rest, peak) = (daemon.memory_kib("VmRSS"), daemon.memory_kib("VmHWM"));
-    let rest_max = memory + config.memory_spare_max() / 1024 + GROWTH_MAX_KIB;
-    let peak_max = memory + config.memory_max() / 1024 + GROWTH_MAX_KIB;
+    let rest_max = memory + config.max_spare_memory() / 1024 + MAX_GROWTH_KIB;
+    let peak_max = memory + config.max_memory() / 1024 + MAX_GROWTH_KIB;
     let log = daemon.end();
     println!(
         "soak: {served} clients in {seconds} s, {} connections, {} bytes; descriptors: \

@@ -26,7 +26,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const CHUNK: usize = 256 << 10;
 
 /// Events taken per wait.
-const EVENTS_MAX: usize = 1024;
+const MAX_EVENTS: usize = 1024;
 
 /// A flooding client sends and reads by this much at a time.
 const FLOOD_CHUNK: usize = 64 << 10;
@@ -198,7 +198,7 @@ impl Echoes {
 impl Client for Echoes {
     fn run(&mut self, duration: Duration) -> io::Result<Tally> {
         let mut tally = Tally::new();
-        let mut events = Vec::with_capacity(EVENTS_MAX);
+        let mut events = Vec::with_capacity(MAX_EVENTS);
         for connection in &mut self.connections {
             connection.served = false;
         }
@@ -444,7 +444,7 @@ impl Visits {
 impl Client for Visits {
     fn run(&mut self, duration: Duration) -> io::Result<Tally> {
         let mut tally = Tally::new();
-        let mut events = Vec::with_capacity(EVENTS_MAX);
+        let mut events = Vec::with_capacity(MAX_EVENTS);
         let start = Instant::now();
         let deadline = start + duration;
         for index in 0..self.open.len() {

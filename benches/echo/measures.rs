@@ -60,7 +60,7 @@ pub(crate) enum Load {
 pub(crate) struct Scale {
     pub(crate) workers: usize,
     /// Connections that the descriptor limit and the hurry allow.
-    pub(crate) connections_max: usize,
+    pub(crate) max_connections: usize,
 }
 
 /// Every measure, by name and what it is.
@@ -106,7 +106,7 @@ pub(crate) fn measure(name: &str, scale: Scale) -> Option<Measure> {
         workers: scale.workers,
         load,
     };
-    let many = scale.connections_max.min(10_000);
+    let many = scale.max_connections.min(10_000);
     let (shape, cases) = match name {
         "ping-pong" => (Shape::Rate, vec![case(String::new(), messages(1, 64, 1))]),
         "50x64" => (Shape::Rate, vec![case(String::new(), messages(50, 64, 1))]),

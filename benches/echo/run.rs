@@ -124,7 +124,7 @@ struct Plan {
 impl Plan {
     fn new(options: &Options, workers: usize, descriptors: u64) -> Result<Self, String> {
         // Without cargo's word for it this is a test: does all of it work?
-        let (rounds, seconds, connections_max) = match (options.bench, options.quick) {
+        let (rounds, seconds, max_connections) = match (options.bench, options.quick) {
             (false, _) => (1, 0.1, 100),
             (true, true) => (3, 0.12, 4_000),
             (true, false) => (5, 1.0, 10_000),
@@ -133,7 +133,7 @@ impl Plan {
         let room = usize::try_from(descriptors.saturating_sub(SPARE)).unwrap_or(usize::MAX);
         let scale = Scale {
             workers,
-            connections_max: room.clamp(1, connections_max),
+            max_connections: room.clamp(1, max_connections),
         };
         Ok(Self {
             servers: chosen(servers(options), &options.servers, |server| &server.name)?,

@@ -32,17 +32,17 @@ pub struct Buffer {
 
 impl Buffer {
     /// The largest capacity, in bytes: 1 GiB.
-    pub const CAPACITY_MAX: usize = 1 << 30;
+    pub const MAX_CAPACITY: usize = 1 << 30;
 
     /// An empty buffer that holds at most `capacity` bytes.
     ///
     /// # Panics
     ///
-    /// If `capacity` is above [`Buffer::CAPACITY_MAX`].
+    /// If `capacity` is above [`Buffer::MAX_CAPACITY`].
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         assert!(
-            capacity <= Self::CAPACITY_MAX,
+            capacity <= Self::MAX_CAPACITY,
             "a buffer of {capacity} bytes is above the limit of 1 GiB"
         );
         Self {
@@ -144,12 +144,12 @@ impl Buffer {
     }
 
     /// Forgets what did not fit so far.
-    pub(crate) fn forget_short(&mut self) {
+    pub(crate) fn clear_overflow(&mut self) {
         self.short = false;
     }
 
     /// Whether something did not fit since that was last forgotten.
-    pub(crate) fn is_short(&self) -> bool {
+    pub(crate) fn overflowed(&self) -> bool {
         self.short
     }
 
@@ -234,54 +234,54 @@ impl Buffers {
 pub(crate) struct Pool {
     hand: Box<Buffers>,
     spare: Vec<Box<Buffers>>,
-    spare_max: usize,
+    max_spare: usize,
     capacity: usize,
 }
 
 impl Pool {
     /// The most bytes kept spare; above it storage goes back to the allocator.
-    const SPARE_BYTES_MAX: usize = 8 << 20;
+    const MAX_SPARE_BYTES: usize = 8 << 20;
 
     /// A pool of buffers of `capacity` bytes each.
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             hand: pair(capacity),
             spare: Vec::new(),
-            spare_max: Self::spare_max(capacity),
+            max_spare: Self::max_spare(capacity),
             capacity,
         }
     }
 
     /// The most bytes that a pool of buffers of `capacity` bytes keeps.
-    pub(crate) fn bytes_max(capacity: usize) -> usize {
-        (Self::spare_max(capacity) + 1) * 2 * capacity
+    pub(crate) fn max_bytes(capacity: usize) -> usize {
+        (Self::max_spare(capacity) + 1) * 2 * capacity
     }
 
     /// How many pairs are kept spare.
-    fn spare_max(capacity: usize) -> usize {
-        (Self::SPARE_BYTES_MAX / (2 * capacity).max(1)).clamp(1, 1024)
+    fn max_spare(capacity: usize) -> usize {
+        (Self::MAX_SPARE_BYTES / (2 * capacity).max(1)).clamp(1, 1024)
     }
 
-    /// The pair at hand. It is empty, and is to be left empty, or [taken away](Self::take_hand).
+    /// The pair at hand. It is empty, and is to be left empty, or [taken away](Self::take_scratch).
     pub(crate) fn hand(&mut self) -> &mut Buffers {
         &mut self.hand
     }
 
     /// Whether the pair at hand is as the next connection needs it: a connection may have left bytes
     /// in it, and a handler a buffer of its own.
-    pub(crate) fn is_hand_free(&self) -> bool {
+    pub(crate) fn is_scratch_clean(&self) -> bool {
         self.hand.is_empty() && self.is_own(&self.hand)
     }
 
     /// Gives the pair at hand away, with what is in it, and puts another in its place.
-    pub(crate) fn take_hand(&mut self) -> Box<Buffers> {
+    pub(crate) fn take_scratch(&mut self) -> Box<Buffers> {
         let next = self.spare.pop().unwrap_or_else(|| pair(self.capacity));
         mem::replace(&mut self.hand, next)
     }
 
     /// Takes an empty pair back.
     pub(crate) fn reclaim(&mut self, buffers: Box<Buffers>) {
-        if self.spare.len() < self.spare_max && self.is_own(&buffers) {
+        if self.spare.len() < self.max_spare && self.is_own(&buffers) {
             self.spare.push(buffers);
         }
     }
@@ -403,49 +403,49 @@ mod tests {
     #[test]
     #[should_panic(expected = "above the limit")]
     fn capacity_is_bounded() {
-        drop(Buffer::with_capacity(Buffer::CAPACITY_MAX + 1));
+        drop(Buffer::with_capacity(Buffer::MAX_CAPACITY + 1));
     }
 
     #[test]
     fn what_did_not_fit_is_remembered_until_told() {
         let mut buffer = filled(4, b"abc");
-        assert!(!buffer.is_short());
+        assert!(!buffer.overflowed());
         assert!(!buffer.push(b"de"));
-        assert!(buffer.is_short());
-        buffer.forget_short();
-        assert!(!buffer.is_short());
+        assert!(buffer.overflowed());
+        buffer.clear_overflow();
+        assert!(!buffer.overflowed());
         assert_eq!(buffer.append(&mut filled(4, b"de")), 1);
-        assert!(buffer.is_short());
-        buffer.forget_short();
+        assert!(buffer.overflowed());
+        buffer.clear_overflow();
         assert_eq!(buffer.write(b"f").unwrap(), 0);
-        assert!(buffer.is_short());
-        buffer.forget_short();
+        assert!(buffer.overflowed());
+        buffer.clear_overflow();
         buffer.clear();
         assert_eq!(buffer.write(b"fghi").unwrap(), 4);
-        assert!(!buffer.is_short(), "it fitted, if only just");
+        assert!(!buffer.overflowed(), "it fitted, if only just");
     }
 
     #[test]
     fn the_hand_is_given_away_with_its_bytes_and_comes_back() {
         let mut pool = Pool::new(16);
-        assert!(pool.is_hand_free());
+        assert!(pool.is_scratch_clean());
         assert!(pool.hand().output.push(b"stuck"));
-        assert!(!pool.is_hand_free());
-        let mut taken = pool.take_hand();
-        assert!(pool.is_hand_free());
+        assert!(!pool.is_scratch_clean());
+        let mut taken = pool.take_scratch();
+        assert!(pool.is_scratch_clean());
         assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
         taken.output.clear();
         let latest: *const Buffers = &raw const *taken;
         pool.reclaim(taken);
-        pool.take_hand();
+        pool.take_scratch();
         assert_eq!(&raw const *pool.hand(), latest);
     }
 
     #[test]
     fn the_pool_keeps_a_bounded_number_of_its_own_size() {
-        let capacity = Pool::SPARE_BYTES_MAX / 8;
+        let capacity = Pool::MAX_SPARE_BYTES / 8;
         assert_eq!(
-            Pool::bytes_max(capacity),
+            Pool::max_bytes(capacity),
             5 * 2 * capacity,
             "four, and the one at hand"
         );
@@ -463,6 +463,6 @@ mod tests {
                 .all(|pair| pair.output.capacity() == capacity)
         );
         pool.hand().input = Buffer::with_capacity(0);
-        assert!(!pool.is_hand_free());
+        assert!(!pool.is_scratch_clean());
     }
 }

@@ -24,8 +24,8 @@ use crate::connection::buffer::Pool;
 use crate::connection::{Connection, Readiness, Status, Stream};
 use crate::handler::Handler;
 use crate::peer::Peer;
-use crate::stats::{Reason, WorkerCounters};
-use crate::work_queue::Inbox;
+use crate::stats::{CloseReason, WorkerCounters};
+use crate::work_queue::Receiver;
 
 /// Milliseconds since a moment that the caller fixed once.
 pub(crate) type Millis = u64;
@@ -38,11 +38,11 @@ pub(crate) struct Limits {
     /// Buffers a connection may read and send before others get their turn.
     pub(crate) rounds: u32,
     /// How long a connection may move no byte.
-    pub(crate) idle_max: Option<Millis>,
+    pub(crate) idle_timeout: Option<Millis>,
     /// How long a client may take to end its stream once the server has ended its own.
-    pub(crate) linger_max: Millis,
+    pub(crate) linger_timeout: Millis,
     /// How long a drain may take.
-    pub(crate) drain_max: Millis,
+    pub(crate) drain_timeout: Millis,
 }
 
 /// A duration in whole milliseconds, rounded up: a deadline never comes early.
@@ -54,7 +54,7 @@ pub(crate) fn millis(duration: Duration) -> Millis {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     /// There may be something in the mailbox.
-    Roused,
+    Wake,
     /// The stream with this token may be ready.
     Ready(usize, Readiness),
 }
@@ -75,9 +75,9 @@ struct Entry<S, H> {
 #[derive(Clone, Copy, Debug)]
 struct Drain {
     /// From here on nothing more is read: who still sends would send for ever.
-    deaf_at: Millis,
+    read_deadline: Millis,
     /// From here on nobody is waited for.
-    cut_at: Millis,
+    deadline: Millis,
 }
 
 #[derive(Debug)]
@@ -118,15 +118,15 @@ impl<S: Stream, H: Handler> Connections<S, H> {
     /// One turn of the worker: first those who had spent their budget, then who is ready, then the
     /// new, then the clock.
     ///
-    /// The new come after the events, so that a place freed by this batch of events isn't given to
+    /// The new come after the events, so that a place notify_capacity by this batch of events isn't given to
     /// another connection while events for the old one may still be in it. `open` prepares a new
     /// stream to be noticed under the given token, and makes its handler.
     pub(crate) fn turn(
         &mut self,
         now: Millis,
         events: impl Iterator<Item = Event>,
-        inbox: &mut Inbox<(S, Peer)>,
-        mut open: impl FnMut(&mut S, &Peer, usize) -> Result<H, Reason>,
+        receiver: &mut Receiver<(S, Peer)>,
+        mut open: impl FnMut(&mut S, &Peer, usize) -> Result<H, CloseReason>,
     ) {
         for _ in 0..self.run_queue.len() {
             if let Some(token) = self.run_queue.pop_front() {
@@ -134,26 +134,26 @@ impl<S: Stream, H: Handler> Connections<S, H> {
                 self.run_on(token, now);
             }
         }
-        let mut roused = false;
+        let mut notified = false;
         for event in events {
             match event {
-                Event::Roused => roused = true,
+                Event::Wake => notified = true,
                 Event::Ready(token, readiness) => self.run(token, readiness, now),
             }
         }
-        if roused {
-            for (stream, peer) in inbox.take_all() {
-                self.admit(stream, peer, now, &mut open);
+        if notified {
+            for (stream, peer) in receiver.take_all() {
+                self.register(stream, peer, now, &mut open);
             }
-            if inbox.is_closed() && self.drain.is_none() {
+            if receiver.is_closed() && self.drain.is_none() {
                 self.start_drain(now);
             }
         }
-        self.keep_time(now);
+        self.run_timers(now);
     }
 
     /// How long the worker may sleep; `None` is until something happens.
-    pub(crate) fn sleep_max(&self, now: Millis) -> Option<Millis> {
+    pub(crate) fn poll_timeout(&self, now: Millis) -> Option<Millis> {
         if !self.run_queue.is_empty() {
             return Some(0);
         }
@@ -170,12 +170,12 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         self.drain.is_some() && self.table.is_empty()
     }
 
-    fn admit(
+    fn register(
         &mut self,
         mut stream: S,
         peer: Peer,
         now: Millis,
-        open: &mut impl FnMut(&mut S, &Peer, usize) -> Result<H, Reason>,
+        open: &mut impl FnMut(&mut S, &Peer, usize) -> Result<H, CloseReason>,
     ) {
         self.reserve_place();
         let counters = &self.counters;
@@ -184,7 +184,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         let token = place.key();
         // A panic in the maker of handlers is the same to others as one in a handler.
         let opened = catch_unwind(AssertUnwindSafe(|| open(&mut stream, &peer, token)));
-        let handler = match opened.unwrap_or(Err(Reason::Panic)) {
+        let handler = match opened.unwrap_or(Err(CloseReason::Panic)) {
             Ok(handler) => handler,
             Err(reason) => {
                 log::debug!(target: "echoserver::access", peer:%, worker = self.worker, reason:%; "not opened");
@@ -206,8 +206,8 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             lingering: false,
             queued: false,
         });
-        if let Some(idle_max) = self.limits.idle_max {
-            self.sweep_by(now.saturating_add(idle_max));
+        if let Some(idle_timeout) = self.limits.idle_timeout {
+            self.schedule_sweep(now.saturating_add(idle_timeout));
         }
         self.run_on(token, now);
     }
@@ -233,17 +233,17 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             return;
         }
         let status = connection.run(&mut self.pool, self.limits.rounds, &self.counters);
-        if connection.take_active() && (!entry.lingering || self.drain.is_some()) {
+        if connection.take_progress() && (!entry.lingering || self.drain.is_some()) {
             entry.active = now;
         }
-        if status != Status::Idle || connection.lingers().is_some() {
-            self.follow_up(token, status, now);
+        if status != Status::Idle || connection.linger_reason().is_some() {
+            self.handle_status(token, status, now);
         }
     }
 
     /// What a connection's state asks for, where that is more than to wait.
     #[inline(never)]
-    fn follow_up(&mut self, token: usize, status: Status, now: Millis) {
+    fn handle_status(&mut self, token: usize, status: Status, now: Millis) {
         let entry = &mut self.table[token];
         match status {
             Status::Idle => {}
@@ -254,10 +254,10 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             }
             Status::Closed(reason) => return self.close(token, reason, now),
         }
-        if entry.connection.lingers().is_some() && !entry.lingering {
+        if entry.connection.linger_reason().is_some() && !entry.lingering {
             entry.lingering = true;
             entry.active = now;
-            self.sweep_by(now.saturating_add(self.limits.linger_max));
+            self.schedule_sweep(now.saturating_add(self.limits.linger_timeout));
         }
     }
 
@@ -267,7 +267,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
     }
 
     /// Runs all who are not about to run anyhow.
-    fn run_everyone(&mut self, now: Millis) {
+    fn drive_all(&mut self, now: Millis) {
         let waiting = self
             .table
             .iter()
@@ -278,7 +278,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 
-    fn close(&mut self, token: usize, reason: Reason, now: Millis) {
+    fn close(&mut self, token: usize, reason: CloseReason, now: Millis) {
         let Entry {
             connection,
             peer,
@@ -305,36 +305,36 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         self.closed = true;
     }
 
-    fn sweep_by(&mut self, at: Millis) {
+    fn schedule_sweep(&mut self, at: Millis) {
         self.next_sweep = Some(self.next_sweep.map_or(at, |next| next.min(at)));
     }
 
     /// Sweeps, if it is time to.
-    fn keep_time(&mut self, now: Millis) {
+    fn run_timers(&mut self, now: Millis) {
         if self.next_sweep.is_none_or(|at| now < at) {
             return;
         }
         self.next_sweep = None;
         if let Some(drain) = self.drain {
-            self.keep_drain_time(drain, now);
+            self.advance_drain(drain, now);
         }
         let mut expired = Vec::new();
         let mut earliest = None;
         for (token, entry) in &self.table {
-            let Some(patience) = self.patience(entry) else {
+            let Some(timeout_of) = self.timeout_of(entry) else {
                 continue;
             };
-            let at = entry.active.saturating_add(patience);
+            let at = entry.active.saturating_add(timeout_of);
             if at <= now {
                 expired.push(token);
             } else {
                 // Rather an eighth too late than a sweep for each that becomes idle.
-                let at = at.max(now.saturating_add(patience / 8)).max(now + 1);
+                let at = at.max(now.saturating_add(timeout_of / 8)).max(now + 1);
                 earliest = Some(earliest.map_or(at, |earliest: Millis| earliest.min(at)));
             }
         }
         if let Some(at) = earliest {
-            self.sweep_by(at);
+            self.schedule_sweep(at);
         }
         for token in expired {
             self.expire(token, now);
@@ -342,61 +342,61 @@ impl<S: Stream, H: Handler> Connections<S, H> {
     }
 
     /// How long a connection may go on without moving a byte.
-    fn patience(&self, entry: &Entry<S, H>) -> Option<Millis> {
-        match entry.connection.lingers() {
-            Some(_) => Some(self.limits.linger_max),
-            None => self.limits.idle_max,
+    fn timeout_of(&self, entry: &Entry<S, H>) -> Option<Millis> {
+        match entry.connection.linger_reason() {
+            Some(_) => Some(self.limits.linger_timeout),
+            None => self.limits.idle_timeout,
         }
     }
 
     /// Ends a connection whose time is over: in order if nothing is stuck, at once otherwise.
     fn expire(&mut self, token: usize, now: Millis) {
         let connection = &mut self.table[token].connection;
-        if let Some(reason) = connection.lingers() {
+        if let Some(reason) = connection.linger_reason() {
             return self.close(token, reason, now);
         }
-        connection.finish(Reason::Idle);
+        connection.finish(CloseReason::IdleTimeout);
         self.run_on(token, now);
         if self
             .table
             .get(token)
-            .is_some_and(|entry| entry.connection.lingers().is_none())
+            .is_some_and(|entry| entry.connection.linger_reason().is_none())
         {
-            self.close(token, Reason::Idle, now);
+            self.close(token, CloseReason::IdleTimeout, now);
         }
     }
 
     /// Answers what has arrived, then closes every connection; those that come from here on too.
     fn start_drain(&mut self, now: Millis) {
-        let drain_max = self.limits.drain_max;
+        let drain_timeout = self.limits.drain_timeout;
         self.drain = Some(Drain {
-            deaf_at: now.saturating_add(drain_max / 2),
-            cut_at: now.saturating_add(drain_max),
+            read_deadline: now.saturating_add(drain_timeout / 2),
+            deadline: now.saturating_add(drain_timeout),
         });
         for (_, entry) in &mut self.table {
             entry.connection.drain();
         }
-        self.run_everyone(now);
-        self.sweep_by(now);
+        self.drive_all(now);
+        self.schedule_sweep(now);
     }
 
-    fn keep_drain_time(&mut self, drain: Drain, now: Millis) {
-        if now >= drain.cut_at {
+    fn advance_drain(&mut self, drain: Drain, now: Millis) {
+        if now >= drain.deadline {
             let everyone = self
                 .table
                 .iter()
-                .map(|(token, entry)| (token, entry.connection.lingers()));
+                .map(|(token, entry)| (token, entry.connection.linger_reason()));
             for (token, done) in everyone.collect::<Vec<_>>() {
-                self.close(token, done.unwrap_or(Reason::Cut), now);
+                self.close(token, done.unwrap_or(CloseReason::DrainTimeout), now);
             }
-        } else if now >= drain.deaf_at {
+        } else if now >= drain.read_deadline {
             for (_, entry) in &mut self.table {
-                entry.connection.deafen();
+                entry.connection.stop_reading();
             }
-            self.run_everyone(now);
-            self.sweep_by(drain.cut_at);
+            self.drive_all(now);
+            self.schedule_sweep(drain.deadline);
         } else {
-            self.sweep_by(drain.deaf_at);
+            self.schedule_sweep(drain.read_deadline);
         }
     }
 }
@@ -418,15 +418,15 @@ mod tests {
     const LIMITS: Limits = Limits {
         buffer_size: 4,
         rounds: 2,
-        idle_max: None,
-        linger_max: 80,
-        drain_max: 1000,
+        idle_timeout: None,
+        linger_timeout: 80,
+        drain_timeout: 1000,
     };
 
     const READABLE: Readiness = Readiness {
         readable: true,
         writable: false,
-        to_the_end: false,
+        read_until_would_block: false,
     };
 
     /// Who was read from, in order.
@@ -471,7 +471,7 @@ mod tests {
     struct Scene<H> {
         connections: Connections<Flood, H>,
         queue: Option<WorkQueue<(Flood, Peer)>>,
-        inbox: Inbox<(Flood, Peer)>,
+        receiver: Receiver<(Flood, Peer)>,
         counters: Arc<Counters>,
         log: Log,
     }
@@ -479,45 +479,45 @@ mod tests {
     impl<H: Handler> Scene<H> {
         fn new(limits: Limits) -> Self {
             let counters = Arc::new(Counters::new(1));
-            let (queue, mut inboxes) = WorkQueue::bounded(NonZeroUsize::MIN, [()]);
+            let (queue, mut receivers) = WorkQueue::bounded(NonZeroUsize::MIN, [()]);
             Self {
                 connections: Connections::new(limits, Arc::clone(&counters.workers[0]), 0),
                 queue: Some(queue),
-                inbox: inboxes.remove(0),
+                receiver: receivers.remove(0),
                 counters,
                 log: Log::default(),
             }
         }
 
         /// A stream arrives, and is given to `open`.
-        fn admit(
+        fn register(
             &mut self,
             now: Millis,
             name: char,
             unread: usize,
-            mut open: impl FnMut(usize) -> Result<H, Reason>,
+            mut open: impl FnMut(usize) -> Result<H, CloseReason>,
         ) {
             let log = Rc::clone(&self.log);
             let stream = Flood { name, unread, log };
             let queue = self.queue.as_ref().expect("not closed yet");
             queue.try_push((stream, Peer::Unix)).expect("room");
             self.counters.acceptor.accepted.add(1);
-            let events = iter::once(Event::Roused);
+            let events = iter::once(Event::Wake);
             self.connections
-                .turn(now, events, &mut self.inbox, |_, _, token| open(token));
+                .turn(now, events, &mut self.receiver, |_, _, token| open(token));
         }
 
         fn turn(&mut self, now: Millis, readable: &[usize]) {
             let events = readable.iter().map(|&token| Event::Ready(token, READABLE));
             self.connections
-                .turn(now, events, &mut self.inbox, |_, _, _| unreachable!());
+                .turn(now, events, &mut self.receiver, |_, _, _| unreachable!());
         }
 
         fn reads(&self) -> String {
             self.log.borrow_mut().drain(..).collect()
         }
 
-        fn closed(&self, reason: Reason) -> u64 {
+        fn closed(&self, reason: CloseReason) -> u64 {
             self.counters.snapshot().total().closed_for(reason)
         }
     }
@@ -525,7 +525,7 @@ mod tests {
     fn echoes(limits: Limits, clients: &str) -> Scene<Echo> {
         let mut scene = Scene::new(limits);
         for name in clients.chars() {
-            scene.admit(0, name, 1000, |_| Ok(Echo));
+            scene.register(0, name, 1000, |_| Ok(Echo));
         }
         scene
     }
@@ -534,14 +534,14 @@ mod tests {
     fn who_has_spent_the_budget_goes_to_the_back() {
         let mut scene = echoes(LIMITS, "abc");
         assert_eq!(
-            scene.connections.sleep_max(0),
+            scene.connections.poll_timeout(0),
             None,
             "nobody is known to be readable"
         );
         scene.turn(0, &[2, 0]);
         assert_eq!(scene.reads(), "ccaa", "a budget each");
         assert_eq!(
-            scene.connections.sleep_max(0),
+            scene.connections.poll_timeout(0),
             Some(0),
             "no sleep while there is work"
         );
@@ -559,7 +559,7 @@ mod tests {
     #[test]
     fn a_quiet_neighbour_is_served_within_a_turn_of_a_flood() {
         let mut scene = echoes(LIMITS, "f");
-        scene.admit(0, 'q', 3, |_| Ok(Echo));
+        scene.register(0, 'q', 3, |_| Ok(Echo));
         scene.turn(0, &[0]);
         scene.turn(0, &[1]);
         assert_eq!(scene.reads(), "ffffq");
@@ -568,38 +568,49 @@ mod tests {
     #[test]
     fn without_timeouts_it_sleeps_until_something_happens() {
         let mut scene = Scene::new(LIMITS);
-        scene.admit(0, 'a', 0, |_| Ok(Echo));
+        scene.register(0, 'a', 0, |_| Ok(Echo));
         scene.turn(0, &[0]);
-        assert_eq!(scene.connections.sleep_max(0), None);
+        assert_eq!(scene.connections.poll_timeout(0), None);
     }
 
     #[test]
     fn the_idle_are_swept_when_their_time_is_over_and_others_are_not() {
-        let idle_max = Some(800);
-        let mut scene = Scene::new(Limits { idle_max, ..LIMITS });
-        scene.admit(0, 'a', 4, |_| Ok(Echo));
-        scene.admit(100, 'b', 0, |_| Ok(Echo));
-        assert_eq!(scene.connections.sleep_max(100), Some(700));
+        let idle_timeout = Some(800);
+        let mut scene = Scene::new(Limits {
+            idle_timeout,
+            ..LIMITS
+        });
+        scene.register(0, 'a', 4, |_| Ok(Echo));
+        scene.register(100, 'b', 0, |_| Ok(Echo));
+        assert_eq!(scene.connections.poll_timeout(100), Some(700));
         scene.turn(400, &[0]);
         scene.turn(799, &[]);
         scene.turn(800, &[]);
         assert_eq!(
-            scene.connections.sleep_max(800),
+            scene.connections.poll_timeout(800),
             Some(100),
             "b is next, at 900"
         );
         scene.turn(899, &[]);
-        assert_eq!(scene.connections.table[1].connection.lingers(), None);
+        assert_eq!(scene.connections.table[1].connection.linger_reason(), None);
         scene.turn(900, &[]);
-        let lingers = |token: usize| scene.connections.table[token].connection.lingers();
-        assert_eq!((lingers(0), lingers(1)), (None, Some(Reason::Idle)));
-        assert_eq!(scene.connections.sleep_max(900), Some(80), "b's lingering");
-        scene.turn(979, &[]);
-        assert_eq!(scene.closed(Reason::Idle), 0);
-        scene.turn(980, &[]);
-        assert_eq!(scene.closed(Reason::Idle), 1);
+        let linger_reason =
+            |token: usize| scene.connections.table[token].connection.linger_reason();
         assert_eq!(
-            scene.connections.sleep_max(980),
+            (linger_reason(0), linger_reason(1)),
+            (None, Some(CloseReason::IdleTimeout))
+        );
+        assert_eq!(
+            scene.connections.poll_timeout(900),
+            Some(80),
+            "b's lingering"
+        );
+        scene.turn(979, &[]);
+        assert_eq!(scene.closed(CloseReason::IdleTimeout), 0);
+        scene.turn(980, &[]);
+        assert_eq!(scene.closed(CloseReason::IdleTimeout), 1);
+        assert_eq!(
+            scene.connections.poll_timeout(980),
             Some(1200 - 980),
             "a, who moved at 400"
         );
@@ -607,48 +618,54 @@ mod tests {
 
     #[test]
     fn sweeps_wait_for_an_eighth_of_the_timeout() {
-        let idle_max = Some(800);
-        let mut scene = Scene::new(Limits { idle_max, ..LIMITS });
+        let idle_timeout = Some(800);
+        let mut scene = Scene::new(Limits {
+            idle_timeout,
+            ..LIMITS
+        });
         for at in 0..5 {
-            scene.admit(at, 'a', 0, |_| Ok(Echo));
+            scene.register(at, 'a', 0, |_| Ok(Echo));
         }
         scene.turn(800, &[]);
         // The first one's lingering ends at 880; the others are due from 801 on, but not looked at
         // before an eighth of their own timeout has passed.
-        assert_eq!(scene.connections.sleep_max(800), Some(80));
+        assert_eq!(scene.connections.poll_timeout(800), Some(80));
         scene.turn(880, &[]);
-        assert_eq!(scene.closed(Reason::Idle), 1);
+        assert_eq!(scene.closed(CloseReason::IdleTimeout), 1);
         // That sweep has found the others.
-        assert_eq!(scene.connections.sleep_max(880), Some(80));
+        assert_eq!(scene.connections.poll_timeout(880), Some(80));
     }
 
     #[test]
     fn who_cannot_be_opened_is_closed_for_the_reason_given() {
         let mut scene = Scene::new(LIMITS);
-        scene.admit(0, 'a', 0, |_| Err(Reason::Error));
-        scene.admit(0, 'b', 0, |_| panic!("a panic that a test wants"));
+        scene.register(0, 'a', 0, |_| Err(CloseReason::Error));
+        scene.register(0, 'b', 0, |_| panic!("a panic that a test wants"));
         assert_eq!(
-            (scene.closed(Reason::Error), scene.closed(Reason::Panic)),
+            (
+                scene.closed(CloseReason::Error),
+                scene.closed(CloseReason::Panic)
+            ),
             (1, 1)
         );
         assert!(scene.connections.table.is_empty());
-        scene.admit(0, 'c', 1, |token| {
+        scene.register(0, 'c', 1, |token| {
             assert_eq!(token, 0, "the places are free");
             Ok(Echo)
         });
         scene.turn(0, &[0]);
         assert_eq!(scene.reads(), "c");
-        assert_eq!(scene.counters.snapshot().imbalance(), None);
+        assert_eq!(scene.counters.snapshot().check_balance(), None);
     }
 
     #[test]
     fn closes_are_told_of_once() {
         let mut scene = echoes(LIMITS, "a");
         assert!(!scene.connections.take_closed());
-        scene.admit(0, 'b', 0, |_| Err(Reason::Error));
+        scene.register(0, 'b', 0, |_| Err(CloseReason::Error));
         assert!(scene.connections.take_closed());
         assert!(!scene.connections.take_closed());
-        scene.connections.close(0, Reason::Cut, 0);
+        scene.connections.close(0, CloseReason::DrainTimeout, 0);
         assert!(scene.connections.take_closed());
     }
 
@@ -657,7 +674,7 @@ mod tests {
         let mut scene = Scene::new(LIMITS);
         let mut capacities = vec![0];
         for count in 1..=2000 {
-            scene.admit(0, 'a', 0, |_| Ok(Echo));
+            scene.register(0, 'a', 0, |_| Ok(Echo));
             let capacity = scene.connections.table.capacity();
             let spare = capacity - count;
             assert!(spare < 64 || spare <= count / 4, "{spare} of {count}");
@@ -694,16 +711,16 @@ mod tests {
     fn panics_end_their_own_connection_only() {
         let mut scene = Scene::new(LIMITS);
         for name in ['a', 'b'] {
-            scene.admit(0, name, 1, |_| Ok(Grudge));
+            scene.register(0, name, 1, |_| Ok(Grudge));
         }
         scene.turn(0, &[0, 1]);
-        assert_eq!(scene.closed(Reason::Panic), 0, "they linger");
-        scene.turn(LIMITS.linger_max, &[]);
-        assert_eq!(scene.closed(Reason::Panic), 2);
+        assert_eq!(scene.closed(CloseReason::Panic), 0, "they linger");
+        scene.turn(LIMITS.linger_timeout, &[]);
+        assert_eq!(scene.closed(CloseReason::Panic), 2);
         assert!(scene.connections.table.is_empty());
         let stats = scene.counters.snapshot();
         assert_eq!(
-            (stats.imbalance(), stats.total().discarded_in_all()),
+            (stats.check_balance(), stats.total().total_discarded()),
             (None, 2)
         );
     }
@@ -711,31 +728,31 @@ mod tests {
     #[test]
     fn a_drain_gives_a_flood_half_its_time() {
         let mut scene = Scene::new(LIMITS);
-        scene.admit(0, 'f', 100_000, |_| Ok(Echo));
+        scene.register(0, 'f', 100_000, |_| Ok(Echo));
         scene.connections.table[0].connection.notice(READABLE);
         scene.queue = None;
-        let events = iter::once(Event::Roused);
+        let events = iter::once(Event::Wake);
         scene
             .connections
-            .turn(7, events, &mut scene.inbox, |_, _, _| unreachable!());
+            .turn(7, events, &mut scene.receiver, |_, _, _| unreachable!());
         for now in 8..507 {
             // A client that sends without end.
             scene.turn(now, &[0]);
             assert_eq!(
-                scene.connections.table[0].connection.lingers(),
+                scene.connections.table[0].connection.linger_reason(),
                 None,
                 "{now}"
             );
             if now == 100 {
-                assert_eq!(scene.connections.sleep_max(now), Some(0));
+                assert_eq!(scene.connections.poll_timeout(now), Some(0));
             }
         }
         scene.turn(507, &[]);
-        assert_eq!(scene.connections.sleep_max(507), Some(0));
+        assert_eq!(scene.connections.poll_timeout(507), Some(0));
         scene.turn(507, &[]);
         assert_eq!(
-            scene.connections.table[0].connection.lingers(),
-            Some(Reason::Drain)
+            scene.connections.table[0].connection.linger_reason(),
+            Some(CloseReason::Shutdown)
         );
     }
 

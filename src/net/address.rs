@@ -12,29 +12,29 @@ use std::str::FromStr;
 /// ```
 /// use echoserver::Address;
 ///
-/// assert_eq!("5555".parse(), Ok(Address::Everywhere(5555)));
-/// assert_eq!(":5555".parse(), Ok(Address::Everywhere(5555)));
+/// assert_eq!("5555".parse(), Ok(Address::AnyInterface(5555)));
+/// assert_eq!(":5555".parse(), Ok(Address::AnyInterface(5555)));
 /// assert_eq!("127.0.0.1:7".parse(), Ok(Address::Ip("127.0.0.1:7".parse().unwrap())));
 /// assert_eq!("[::1]:7".parse(), Ok(Address::Ip("[::1]:7".parse().unwrap())));
 /// assert_eq!("localhost:7".parse(), Ok(Address::Host("localhost".to_owned(), 7)));
 /// # #[cfg(unix)]
-/// assert_eq!("unix:/run/echo".parse(), Ok(Address::Path("/run/echo".into())));
+/// assert_eq!("unix:/run/echo".parse(), Ok(Address::UnixPath("/run/echo".into())));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Address {
     /// Every interface, IPv6 and IPv4, at this TCP port. Where there is no IPv6: every IPv4 one.
-    Everywhere(u16),
+    AnyInterface(u16),
     /// One IP address and TCP port. Port 0 picks a free one.
     Ip(SocketAddr),
     /// Every IP address that a host name stands for, at this TCP port.
     Host(String, u16),
     /// A Unix-domain socket with a path in the file system. A stale socket there is replaced.
     #[cfg(unix)]
-    Path(PathBuf),
+    UnixPath(PathBuf),
     /// A Unix-domain socket with a name in Linux's abstract space, which needs no file.
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    Abstract(String),
+    UnixAbstract(String),
 }
 
 impl Address {
@@ -42,7 +42,7 @@ impl Address {
     /// second.
     pub(crate) fn resolve(&self) -> io::Result<(Vec<SocketAddr>, Option<SocketAddr>)> {
         match self {
-            Self::Everywhere(port) => {
+            Self::AnyInterface(port) => {
                 let (v6, v4) = (
                     IpAddr::V6(Ipv6Addr::UNSPECIFIED),
                     IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -65,13 +65,13 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Everywhere(port) => write!(f, "[::]:{port}"),
+            Self::AnyInterface(port) => write!(f, "[::]:{port}"),
             Self::Ip(address) => write!(f, "{address}"),
             Self::Host(host, port) => write!(f, "{host}:{port}"),
             #[cfg(unix)]
-            Self::Path(path) => write!(f, "unix:{}", path.display()),
+            Self::UnixPath(path) => write!(f, "unix:{}", path.display()),
             #[cfg(any(target_os = "linux", target_os = "android"))]
-            Self::Abstract(name) => write!(f, "unix:@{name}"),
+            Self::UnixAbstract(name) => write!(f, "unix:@{name}"),
         }
     }
 }
@@ -115,7 +115,7 @@ impl FromStr for Address {
             })
         })?;
         match host {
-            "" => Ok(Self::Everywhere(port)),
+            "" => Ok(Self::AnyInterface(port)),
             _ if host.starts_with('[') => Err(AddressError(format!(
                 "{host} is no IPv6 address in brackets"
             ))),
@@ -133,12 +133,12 @@ fn unix(path: &str) -> Result<Address, AddressError> {
     }
     match path.strip_prefix('@') {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        Some(name) => Ok(Address::Abstract(name.to_owned())),
+        Some(name) => Ok(Address::UnixAbstract(name.to_owned())),
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         Some(_) => Err(AddressError(
             "abstract Unix sockets exist on Linux only".to_owned(),
         )),
-        None => Ok(Address::Path(path.into())),
+        None => Ok(Address::UnixPath(path.into())),
     }
 }
 

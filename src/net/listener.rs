@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
-use crate::error::about;
+use crate::error::with_context;
 use crate::net::address::Address;
 use crate::net::stream::Socket;
 #[cfg(unix)]
@@ -35,16 +35,16 @@ impl Listener {
     ) -> io::Result<Vec<Self>> {
         let bound = match address {
             #[cfg(unix)]
-            Address::Path(path) => {
+            Address::UnixPath(path) => {
                 UnixListener::bind(path, backlog, mode).map(|one| vec![Self::Unix(one)])
             }
             #[cfg(any(target_os = "linux", target_os = "android"))]
-            Address::Abstract(name) => {
+            Address::UnixAbstract(name) => {
                 UnixListener::bind_abstract(name, backlog).map(|one| vec![Self::Unix(one)])
             }
             _ => bind_all(address, backlog),
         };
-        bound.map_err(|error| about(&error, &format!("cannot listen on {address}")))
+        bound.map_err(|error| with_context(&error, &format!("cannot listen on {address}")))
     }
 
     /// Takes over a socket that listens already.

@@ -74,7 +74,7 @@ impl Stream for Socket {
         }
     }
 
-    fn is_drained_by_short_read(&self) -> bool {
+    fn short_read_means_drained(&self) -> bool {
         match self {
             // So say the manuals of epoll and kqueue; but only Linux tells of the urgent mark.
             Self::Tcp(_) => cfg!(any(target_os = "linux", target_os = "android")),
@@ -127,6 +127,6 @@ pub(crate) fn readiness(event: &Event) -> Readiness {
     Readiness {
         readable: event.is_readable() || event.is_read_closed() || gone,
         writable: event.is_writable() || gone,
-        to_the_end: gone || event.is_read_closed() || event.is_priority(),
+        read_until_would_block: gone || event.is_read_closed() || event.is_priority(),
     }
 }

@@ -40,7 +40,12 @@ impl UnixListener {
             // Before anyone can connect: that takes a listen.
             fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
-        Self::listen(socket, backlog, Address::Path(path.to_owned()), Some(file))
+        Self::listen(
+            socket,
+            backlog,
+            Address::UnixPath(path.to_owned()),
+            Some(file),
+        )
     }
 
     /// Listens at a name that needs no file.
@@ -48,7 +53,12 @@ impl UnixListener {
     pub(crate) fn bind_abstract(name: &str, backlog: u32) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
-        Self::listen(socket, backlog, Address::Abstract(name.to_owned()), None)
+        Self::listen(
+            socket,
+            backlog,
+            Address::UnixAbstract(name.to_owned()),
+            None,
+        )
     }
 
     /// Takes over a socket that listens already. Its file stays when this is dropped.
@@ -56,10 +66,10 @@ impl UnixListener {
         listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
         let path = bound.as_pathname().unwrap_or(Path::new("")).to_owned();
-        let address = Address::Path(path);
+        let address = Address::UnixPath(path);
         #[cfg(target_os = "linux")]
         let address = match std::os::linux::net::SocketAddrExt::as_abstract_name(&bound) {
-            Some(name) => Address::Abstract(String::from_utf8_lossy(name).into_owned()),
+            Some(name) => Address::UnixAbstract(String::from_utf8_lossy(name).into_owned()),
             None => address,
         };
         Ok(Self {

@@ -4,7 +4,7 @@
 //! Where there is no room (at the connection limit, without descriptors) it pauses: clients wait in
 //! the kernel's backlog. A listener announces an edge only, and none comes for clients that wait
 //! already, so a listener stays noted as ready until an accept would block; and what ends a pause is
-//! a connection that closes ([`Gate::freed`]), or a timer where another process may have used up
+//! a connection that closes ([`AcceptorControl::notify_capacity`]), or a timer where another process may have used up
 //! the descriptors.
 
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
 
-use crate::error::reason_of;
+use crate::error::error_text;
 use crate::net::listener::Listener;
 use crate::net::stream::Socket;
 use crate::peer::Peer;
@@ -26,7 +26,7 @@ use crate::work_queue::{Wake, WorkQueue};
 const WAKER: Token = Token(usize::MAX);
 
 /// Accepts per turn: enough for one wake to serve many, few enough that a shutdown is seen soon.
-const BATCH_MAX: usize = 128;
+const MAX_BATCH: usize = 128;
 
 /// Batches taken in at the end, of those who were connected already.
 const LAST_BATCHES: usize = 64;
@@ -35,17 +35,17 @@ const LAST_BATCHES: usize = 64;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Pauses are logged at most this often.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How others reach the acceptor: to end it, or to tell it of room.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct AcceptorControl {
     waker: Waker,
     shutdown: AtomicBool,
     paused: AtomicBool,
 }
 
-impl Gate {
+impl AcceptorControl {
     pub(crate) fn new(poll: &Poll) -> io::Result<Self> {
         let waker = Waker::new(poll.registry(), WAKER)?;
         Ok(Self {
@@ -66,7 +66,7 @@ impl Gate {
     }
 
     /// Tells that connections were closed. Costs next to nothing unless the acceptor waits for it.
-    pub(crate) fn freed(&self) {
+    pub(crate) fn notify_capacity(&self) {
         // Pairs with the fence in `pause`: either the pause sees the close, or this sees the pause.
         fence(Ordering::SeqCst);
         if self.paused.load(Ordering::Relaxed) && self.paused.swap(false, Ordering::SeqCst) {
@@ -103,7 +103,7 @@ impl Listen for Listener {
 
 /// A listener, and whether clients may be waiting at it.
 #[derive(Debug)]
-struct Door<L> {
+struct ListenerSlot<L> {
     listener: L,
     ready: bool,
 }
@@ -117,35 +117,35 @@ struct Pause {
 
 #[derive(Debug)]
 pub(crate) struct Acceptor<L: Listen, W: Wake> {
-    doors: Vec<Door<L>>,
-    next_door: usize,
+    listeners: Vec<ListenerSlot<L>>,
+    next_listener: usize,
     queue: WorkQueue<(L::Stream, Peer), W>,
-    connections_max: u64,
+    max_connections: u64,
     /// Connections open at most: exact only when it reaches the limit, to save the summing up.
     open_at_most: u64,
     pause: Option<Pause>,
-    complained: Option<Instant>,
+    last_warning: Option<Instant>,
     counters: Arc<Counters>,
-    gate: Arc<Gate>,
+    control: Arc<AcceptorControl>,
 }
 
 impl<W: Wake> Acceptor<Listener, W> {
     /// Accepts until asked to end. The listeners are closed by then, and so is the queue.
     pub(crate) fn run(mut self, mut poll: Poll) -> io::Result<()> {
-        for (index, door) in self.doors.iter_mut().enumerate() {
+        for (index, door) in self.listeners.iter_mut().enumerate() {
             door.listener.register(poll.registry(), Token(index))?;
         }
-        let mut events = Events::with_capacity(self.doors.len() + 1);
-        let mut sleep_max = None;
-        while !self.gate.is_shut_down() {
-            match poll.poll(&mut events, sleep_max) {
+        let mut events = Events::with_capacity(self.listeners.len() + 1);
+        let mut poll_timeout = None;
+        while !self.control.is_shut_down() {
+            match poll.poll(&mut events, poll_timeout) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
                 outcome => outcome?,
             }
             for event in events.iter().filter(|event| event.token() != WAKER) {
                 self.notice(event.token().0);
             }
-            sleep_max = self.turn(Instant::now());
+            poll_timeout = self.turn(Instant::now());
             // Where there are fewer CPUs than work, the workers go first: clients that come meanwhile
             // are then accepted in one batch, for one wake. Otherwise this costs next to nothing.
             thread::yield_now();
@@ -159,49 +159,49 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     pub(crate) fn new(
         listeners: Vec<L>,
         queue: WorkQueue<(L::Stream, Peer), W>,
-        connections_max: usize,
+        max_connections: usize,
         counters: Arc<Counters>,
-        gate: Arc<Gate>,
+        control: Arc<AcceptorControl>,
     ) -> Self {
         Self {
-            doors: listeners
+            listeners: listeners
                 .into_iter()
-                .map(|listener| Door {
+                .map(|listener| ListenerSlot {
                     listener,
                     ready: false,
                 })
                 .collect(),
-            next_door: 0,
+            next_listener: 0,
             queue,
-            connections_max: connections_max as u64,
+            max_connections: max_connections as u64,
             open_at_most: 0,
             pause: None,
-            complained: None,
+            last_warning: None,
             counters,
-            gate,
+            control,
         }
     }
 
     /// Notes that clients may be waiting at a listener.
     fn notice(&mut self, door: usize) {
-        self.doors[door].ready = true;
+        self.listeners[door].ready = true;
     }
 
     /// Accepts one batch, unless paused; says how long there is nothing to do.
     fn turn(&mut self, now: Instant) -> Option<Duration> {
-        if self.is_over(now) {
+        if self.pause_expired(now) {
             self.resume(now);
         }
         if self.pause.is_none() {
             self.accept_batch(now);
-            self.queue.rouse();
+            self.queue.notify();
         }
         match &self.pause {
             Some(pause) => pause
                 .until
                 .map(|until| until.saturating_duration_since(now)),
             None => self
-                .doors
+                .listeners
                 .iter()
                 .any(|door| door.ready)
                 .then_some(Duration::ZERO),
@@ -212,13 +212,13 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     /// and the queue are dropped, which the workers take as the sign to drain.
     fn finish(mut self, now: Instant) {
         self.resume(now);
-        for door in &mut self.doors {
+        for door in &mut self.listeners {
             door.ready = true;
         }
         // Bounded: clients that keep coming must not keep the server from ending.
         for _ in 0..LAST_BATCHES {
             self.accept_batch(now);
-            self.queue.rouse();
+            self.queue.notify();
             if self.pause.is_some() && self.queue.has_room() {
                 break;
             }
@@ -231,30 +231,30 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     fn accept_batch(&mut self, now: Instant) {
-        for _ in 0..BATCH_MAX {
-            let Some(door) = self.ready_door() else {
+        for _ in 0..MAX_BATCH {
+            let Some(door) = self.next_ready_listener() else {
                 return;
             };
             if self.is_full() {
                 return self.pause(
                     now,
                     None,
-                    &format!("all {} connections are in use", self.connections_max),
+                    &format!("all {} connections are in use", self.max_connections),
                 );
             }
             if !self.queue.has_room() {
                 return self.pause(now, Some(RETRY), "the workers are too busy to take more");
             }
-            match self.doors[door].listener.accept() {
+            match self.listeners[door].listener.accept() {
                 Ok(connection) => self.deal(connection),
                 Err(error) => {
                     if error.kind() == ErrorKind::WouldBlock {
-                        self.doors[door].ready = false;
+                        self.listeners[door].ready = false;
                         continue;
                     }
                     self.counters.acceptor.errors.add(1);
-                    if !is_passing(&error) {
-                        return self.pause(now, Some(RETRY), &reason_of(&error));
+                    if !is_transient(&error) {
+                        return self.pause(now, Some(RETRY), &error_text(&error));
                     }
                 }
             }
@@ -266,26 +266,26 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.open_at_most += 1;
         // There was room, and this is the only producer: only a worker's death can refuse it, which
         // ends the server.
-        if let Err(refused) = self.queue.try_push_quietly(connection) {
+        if let Err(refused) = self.queue.try_push_without_notify(connection) {
             log::error!("a connection is lost: {refused}");
         }
     }
 
     /// The next listener, in turn, at which clients may be waiting.
-    fn ready_door(&mut self) -> Option<usize> {
-        let count = self.doors.len();
+    fn next_ready_listener(&mut self) -> Option<usize> {
+        let count = self.listeners.len();
         let door = (0..count)
-            .map(|step| (self.next_door + step) % count)
-            .find(|&door| self.doors[door].ready)?;
-        self.next_door = door + 1;
+            .map(|step| (self.next_listener + step) % count)
+            .find(|&door| self.listeners[door].ready)?;
+        self.next_listener = door + 1;
         Some(door)
     }
 
     fn is_full(&mut self) -> bool {
-        if self.open_at_most >= self.connections_max {
+        if self.open_at_most >= self.max_connections {
             self.open_at_most = self.counters.open();
         }
-        self.open_at_most >= self.connections_max
+        self.open_at_most >= self.max_connections
     }
 
     fn pause(&mut self, now: Instant, retry: Option<Duration>, why: &str) {
@@ -294,30 +294,30 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             since: now,
             until: retry.map(|retry| now + retry),
         });
-        self.gate.pause();
-        // Connections may have closed before the gate knew of the pause.
+        self.control.pause();
+        // Connections may have closed before the control knew of the pause.
         if retry.is_none() && !self.is_full() {
             return self.resume(now);
         }
         if self
-            .complained
-            .is_none_or(|at| now - at >= COMPLAINT_INTERVAL)
+            .last_warning
+            .is_none_or(|at| now - at >= WARNING_INTERVAL)
         {
-            self.complained = Some(now);
+            self.last_warning = Some(now);
             log::warn!("accepting is paused, clients wait in the backlog: {why}");
         }
     }
 
     /// Whether there is a pause, and it has lasted long enough.
-    fn is_over(&self, now: Instant) -> bool {
+    fn pause_expired(&self, now: Instant) -> bool {
         self.pause.as_ref().is_some_and(|pause| {
-            !self.gate.paused.load(Ordering::SeqCst)
+            !self.control.paused.load(Ordering::SeqCst)
                 || pause.until.is_some_and(|until| now >= until)
         })
     }
 
     fn resume(&mut self, now: Instant) {
-        self.gate.paused.store(false, Ordering::SeqCst);
+        self.control.paused.store(false, Ordering::SeqCst);
         if let Some(pause) = self.pause.take() {
             let paused = now.saturating_duration_since(pause.since);
             self.counters
@@ -329,8 +329,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 }
 
 /// Whether an accept failed for this one client, or for this one moment: try again at once.
-/// Everything else (no descriptors, no memory, or an error nobody has heard of) asks for patience.
-fn is_passing(error: &io::Error) -> bool {
+/// Everything else (no descriptors, no memory, or an error nobody has heard of) asks for timeout_of.
+fn is_transient(error: &io::Error) -> bool {
     /// Those of accept(2) on Linux that have no kind: EPROTO, ENOPROTOOPT, EOPNOTSUPP, EHOSTDOWN, ENONET.
     const LINUX: [i32; 5] = [71, 92, 95, 112, 64];
     matches!(
@@ -357,8 +357,8 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::stats::{Reason, Stats};
-    use crate::work_queue::Inbox;
+    use crate::stats::{CloseReason, Stats};
+    use crate::work_queue::Receiver;
 
     const EMFILE: i32 = 24;
 
@@ -407,7 +407,7 @@ mod tests {
     struct Scene {
         acceptor: Acceptor<Scripted, Bell>,
         listeners: Vec<Scripted>,
-        inbox: Inbox<(u32, Peer)>,
+        receiver: Receiver<(u32, Peer)>,
         bell: Bell,
         counters: Arc<Counters>,
         poll: Poll,
@@ -415,23 +415,23 @@ mod tests {
     }
 
     impl Scene {
-        fn new(listeners: usize, connections_max: usize, mailbox_max: usize) -> Self {
+        fn new(listeners: usize, max_connections: usize, capacity: usize) -> Self {
             let listeners: Vec<_> = (0..listeners).map(|_| Scripted::default()).collect();
             let poll = Poll::new().unwrap();
             let counters = Arc::new(Counters::new(1));
             let bell = Bell::default();
-            let mailbox_max = NonZeroUsize::new(mailbox_max).unwrap();
-            let (queue, mut inboxes) = WorkQueue::bounded(mailbox_max, [bell.clone()]);
+            let capacity = NonZeroUsize::new(capacity).unwrap();
+            let (queue, mut receivers) = WorkQueue::bounded(capacity, [bell.clone()]);
             Self {
                 acceptor: Acceptor::new(
                     listeners.clone(),
                     queue,
-                    connections_max,
+                    max_connections,
                     Arc::clone(&counters),
-                    Arc::new(Gate::new(&poll).unwrap()),
+                    Arc::new(AcceptorControl::new(&poll).unwrap()),
                 ),
                 listeners,
-                inbox: inboxes.remove(0),
+                receiver: receivers.remove(0),
                 bell,
                 counters,
                 poll,
@@ -452,7 +452,7 @@ mod tests {
         }
 
         fn dealt(&mut self) -> Vec<u32> {
-            self.inbox.take_all().map(|(client, _)| client).collect()
+            self.receiver.take_all().map(|(client, _)| client).collect()
         }
 
         fn stats(&self) -> Stats {
@@ -460,11 +460,11 @@ mod tests {
         }
 
         fn close_one(&self) {
-            self.counters.workers[0].closed[Reason::Done as usize].add(1);
-            self.acceptor.gate.freed();
+            self.counters.workers[0].closed[CloseReason::PeerClosed as usize].add(1);
+            self.acceptor.control.notify_capacity();
         }
 
-        /// Whether the gate has woken the acceptor since last asked.
+        /// Whether the control has woken the acceptor since last asked.
         fn is_woken(&mut self) -> bool {
             let mut events = Events::with_capacity(4);
             self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
@@ -499,7 +499,7 @@ mod tests {
             .then(famine())
             .then_clients([2]);
         assert_eq!(scene.noticed_turn(Duration::ZERO), Some(RETRY));
-        assert_eq!(scene.dealt(), [1], "roused in spite of the pause");
+        assert_eq!(scene.dealt(), [1], "notified in spite of the pause");
 
         assert_eq!(scene.noticed_turn(RETRY / 4), Some(RETRY * 3 / 4));
         assert_eq!(scene.listeners[0].calls.get(), 2, "no accept in a pause");
@@ -614,9 +614,9 @@ mod tests {
         let mut scene = Scene::new(1, 1000, 1000);
         scene.listeners[0].then_clients(0..200);
         assert_eq!(scene.noticed_turn(Duration::ZERO), Some(Duration::ZERO));
-        assert_eq!(scene.dealt().len(), BATCH_MAX);
+        assert_eq!(scene.dealt().len(), MAX_BATCH);
         assert_eq!(scene.turn(Duration::ZERO), None);
-        assert_eq!(scene.dealt().len(), 200 - BATCH_MAX);
+        assert_eq!(scene.dealt().len(), 200 - MAX_BATCH);
     }
 
     #[test]
@@ -635,9 +635,13 @@ mod tests {
         scene.listeners[0].then_clients(0..200);
         scene.listeners[1].then_clients([1000]);
         scene.acceptor.finish(scene.start);
-        let dealt: Vec<u32> = scene.inbox.take_all().map(|(client, _)| client).collect();
+        let dealt: Vec<u32> = scene
+            .receiver
+            .take_all()
+            .map(|(client, _)| client)
+            .collect();
         assert_eq!(dealt.len(), 201, "though no listener had announced them");
-        assert!(scene.inbox.is_closed());
+        assert!(scene.receiver.is_closed());
         assert_eq!(scene.bell.0.get(), 2, "one for the batch, one for the end");
     }
 
@@ -650,7 +654,11 @@ mod tests {
         scene
             .acceptor
             .finish(scene.start + Duration::from_millis(7));
-        let dealt: Vec<u32> = scene.inbox.take_all().map(|(client, _)| client).collect();
+        let dealt: Vec<u32> = scene
+            .receiver
+            .take_all()
+            .map(|(client, _)| client)
+            .collect();
         assert_eq!(dealt, [1, 2]);
         assert_eq!(
             scene.counters.snapshot().accept_paused,
@@ -663,7 +671,7 @@ mod tests {
         let mut scene = Scene::new(1, usize::MAX, 100_000);
         scene.listeners[0].then_clients(0..50_000);
         scene.acceptor.finish(scene.start);
-        let dealt = scene.inbox.take_all().count();
+        let dealt = scene.receiver.take_all().count();
         assert!((200..50_000).contains(&dealt), "{dealt}");
     }
 
@@ -674,9 +682,9 @@ mod tests {
             let famine = Err(io::Error::from_raw_os_error(EMFILE));
             turns.listeners[0].then(famine);
             turns.noticed_turn(after);
-            turns.acceptor.complained.map(|at| at - turns.start)
+            turns.acceptor.last_warning.map(|at| at - turns.start)
         };
-        let (first, later) = (Duration::ZERO, COMPLAINT_INTERVAL);
+        let (first, later) = (Duration::ZERO, WARNING_INTERVAL);
         assert_eq!(complaint(&mut scene, first), Some(first));
         assert_eq!(complaint(&mut scene, later / 2), Some(first));
         assert_eq!(complaint(&mut scene, later), Some(later));
@@ -686,8 +694,8 @@ mod tests {
     #[test]
     fn a_shutdown_wakes_it() {
         let mut scene = Scene::new(0, 10, 10);
-        assert!(!scene.acceptor.gate.is_shut_down());
-        scene.acceptor.gate.shut_down();
-        assert!(scene.is_woken() && scene.acceptor.gate.is_shut_down());
+        assert!(!scene.acceptor.control.is_shut_down());
+        scene.acceptor.control.shut_down();
+        assert!(scene.is_woken() && scene.acceptor.control.is_shut_down());
     }
 }

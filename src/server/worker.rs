@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 use mio::{Events, Poll, Token, Waker};
 
-use super::acceptor::Gate;
+use super::acceptor::AcceptorControl;
 use crate::connection::table::{Connections, Event, Limits, Millis};
 use crate::handler::Handler;
 use crate::net::stream::{Socket, readiness};
 use crate::peer::Peer;
-use crate::stats::{Reason, WorkerCounters};
-use crate::work_queue::Inbox;
+use crate::stats::{CloseReason, WorkerCounters};
+use crate::work_queue::Receiver;
 
 /// The waker's token; connections have the numbers of their places in the table.
 const WAKER: Token = Token(usize::MAX);
 
 /// Events taken per poll. A small number adds latency when many connections are busy.
-const EVENTS_MAX: usize = 1024;
+const MAX_EVENTS: usize = 1024;
 
 /// A worker that has not started yet.
 #[derive(Debug)]
@@ -44,20 +44,20 @@ impl Worker {
     /// Serves connections until the mailbox is closed and all of them are drained.
     pub(crate) fn run<H: Handler>(
         mut self,
-        mut inbox: Inbox<(Socket, Peer)>,
+        mut receiver: Receiver<(Socket, Peer)>,
         limits: Limits,
         busy_poll: Duration,
         counters: &Arc<CachePadded<WorkerCounters>>,
-        gate: &Gate,
+        control: &AcceptorControl,
         handler: impl Fn(&Peer) -> H,
     ) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut events = Events::with_capacity(MAX_EVENTS);
         let mut connections = Connections::new(limits, Arc::clone(counters), self.index);
         let start = Instant::now();
         let mut now = 0;
         while !connections.is_drained() {
-            let sleep_max = connections.sleep_max(now).map(Duration::from_millis);
-            wait(&mut self.poll, &mut events, sleep_max, busy_poll)?;
+            let poll_timeout = connections.poll_timeout(now).map(Duration::from_millis);
+            wait(&mut self.poll, &mut events, poll_timeout, busy_poll)?;
             now = start.elapsed().as_millis() as Millis;
             counters.wakes.add(1);
 
@@ -65,17 +65,17 @@ impl Worker {
             let open = |socket: &mut Socket, peer: &Peer, token| {
                 socket
                     .register(registry, Token(token))
-                    .map_err(|_| Reason::Error)?;
+                    .map_err(|_| CloseReason::Error)?;
                 Ok(handler(peer))
             };
             let events = events.iter().map(|event| match event.token() {
-                WAKER => Event::Roused,
+                WAKER => Event::Wake,
                 Token(token) => Event::Ready(token, readiness(event)),
             });
-            connections.turn(now, events, &mut inbox, open);
+            connections.turn(now, events, &mut receiver, open);
 
             if connections.take_closed() {
-                gate.freed();
+                control.notify_capacity();
             }
         }
         Ok(())
@@ -87,22 +87,22 @@ impl Worker {
 fn wait(
     poll: &mut Poll,
     events: &mut Events,
-    sleep_max: Option<Duration>,
+    poll_timeout: Option<Duration>,
     busy_poll: Duration,
 ) -> io::Result<()> {
     if !busy_poll.is_zero() {
-        let patience = sleep_max.map_or(busy_poll, |sleep_max| sleep_max.min(busy_poll));
+        let timeout_of = poll_timeout.map_or(busy_poll, |poll_timeout| poll_timeout.min(busy_poll));
         let start = Instant::now();
-        while start.elapsed() < patience {
+        while start.elapsed() < timeout_of {
             poll_once(poll, events, Some(Duration::ZERO))?;
             if !events.is_empty() {
                 return Ok(());
             }
         }
-        let rest = sleep_max.map(|sleep_max| sleep_max.saturating_sub(start.elapsed()));
+        let rest = poll_timeout.map(|poll_timeout| poll_timeout.saturating_sub(start.elapsed()));
         return poll_once(poll, events, rest);
     }
-    poll_once(poll, events, sleep_max)
+    poll_once(poll, events, poll_timeout)
 }
 
 /// A signal that interrupts the poll is no event: the turn that follows finds nothing to do.

@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use crate::connection::table::{Event, Limits, Millis};
 use crate::connection::{Readiness, Stream};
-use crate::stats::{Counter, Counters, Reason};
+use crate::stats::{CloseReason, Counter, Counters};
 
 /// How often one connection may be run in a turn: for two events, from the queue, or when it is
 /// admitted; and again for a drain's beginning, for its deaf half and for being idle.
-const RUNS_MAX: usize = 6;
+const MAX_RUNS: usize = 6;
 
 /// A small generator of random numbers (splitmix64), so that a seed means the same everywhere.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ pub(super) struct Wire {
     input: Vec<u8>,
     arrived: usize,
     read: usize,
-    receive_max: usize,
+    receive_capacity: usize,
     /// The byte before which every read stops.
     urgent: Option<usize>,
     half_closed: bool,
@@ -97,7 +97,7 @@ pub(super) struct Wire {
     expected: Vec<u8>,
     written: usize,
     received: usize,
-    send_max: usize,
+    send_capacity: usize,
     reading: Reading,
     // The server's side.
     token: Option<usize>,
@@ -119,7 +119,7 @@ pub(super) struct Wire {
     dropped: Option<Millis>,
     /// A close with unread bytes, or bytes after it, has reset the connection.
     cut: bool,
-    reason: Option<Reason>,
+    reason: Option<CloseReason>,
 }
 
 impl Wire {
@@ -132,7 +132,7 @@ impl Wire {
     }
 
     fn has_room(&self) -> bool {
-        (self.send_max - self.in_flight()) * 3 >= self.send_max
+        (self.send_capacity - self.in_flight()) * 3 >= self.send_capacity
     }
 
     fn is_readable(&self) -> bool {
@@ -147,7 +147,12 @@ impl Wire {
 
     /// Whether the connection could take its course to the end: nobody reset, timed out or cut it.
     fn is_orderly(&self) -> bool {
-        let in_order = |reason| matches!(reason, Reason::Done | Reason::Handler | Reason::Drain);
+        let in_order = |reason| {
+            matches!(
+                reason,
+                CloseReason::PeerClosed | CloseReason::Handler | CloseReason::Shutdown
+            )
+        };
         !self.reset && !self.cut && self.reason.is_none_or(in_order)
     }
 
@@ -161,7 +166,7 @@ impl Wire {
         Readiness {
             readable: self.unread() > 0 || read_closed,
             writable: self.has_room() || gone,
-            to_the_end: read_closed || gone || priority,
+            read_until_would_block: read_closed || gone || priority,
         }
     }
 }
@@ -177,7 +182,7 @@ pub(super) struct Kernel<'a> {
     model: &'a dyn Fn(&[u8]) -> Vec<u8>,
     limits: Limits,
     counters: Arc<Counters>,
-    closed: [u64; Reason::ALL.len()],
+    closed: [u64; CloseReason::ALL.len()],
     /// A stream that was dropped, and whose reason will be counted next.
     unexplained: Option<usize>,
     drained_at: Option<Millis>,
@@ -207,7 +212,7 @@ impl<'a> Kernel<'a> {
             model,
             limits,
             counters,
-            closed: [0; Reason::ALL.len()],
+            closed: [0; CloseReason::ALL.len()],
             unexplained: None,
             drained_at: None,
         }
@@ -237,7 +242,7 @@ impl<'a> Kernel<'a> {
         let wire = Wire {
             arrived: 0,
             read: 0,
-            receive_max: random.pick(&[1, 7, 64, 300]),
+            receive_capacity: random.pick(&[1, 7, 64, 300]),
             urgent: None,
             half_closed: false,
             reset: false,
@@ -250,7 +255,7 @@ impl<'a> Kernel<'a> {
             ]),
             written: 0,
             received: 0,
-            send_max: random.pick(&[1, 5, 40, 300]),
+            send_capacity: random.pick(&[1, 5, 40, 300]),
             reading: random.pick(&[
                 Reading::AtOnce,
                 Reading::AtOnce,
@@ -281,8 +286,8 @@ impl<'a> Kernel<'a> {
                 wire.input.len(),
                 wire.ending,
                 wire.reading,
-                wire.receive_max,
-                wire.send_max
+                wire.receive_capacity,
+                wire.send_capacity
             )
         });
         self.wires.push(wire);
@@ -299,7 +304,7 @@ impl<'a> Kernel<'a> {
             0..4 => self.send(id),
             4..7 => {
                 if self.wires[id].reading == Reading::AtOnce {
-                    let amount = self.random.up_to(self.wires[id].send_max);
+                    let amount = self.random.up_to(self.wires[id].send_capacity);
                     self.receive(id, amount);
                 }
             }
@@ -330,7 +335,7 @@ impl<'a> Kernel<'a> {
 
     fn send(&mut self, id: usize) {
         let wire = &mut self.wires[id];
-        let most = (wire.receive_max - wire.unread()).min(wire.input.len() - wire.arrived);
+        let most = (wire.receive_capacity - wire.unread()).min(wire.input.len() - wire.arrived);
         if most == 0 || wire.half_closed || wire.reset || wire.cut {
             return;
         }
@@ -425,7 +430,7 @@ impl<'a> Kernel<'a> {
                 let spurious = Readiness {
                     readable: self.random.one_in(2),
                     writable: self.random.one_in(2),
-                    to_the_end: self.random.one_in(2),
+                    read_until_would_block: self.random.one_in(2),
                 };
                 self.note(|| format!("spurious event for {id}: {spurious:?}"));
                 batch.push(Event::Ready(token, spurious));
@@ -495,10 +500,12 @@ impl<'a> Kernel<'a> {
                 )
             },
         );
-        let imbalance = stats.imbalance();
+        let check_balance = stats.check_balance();
         // What is in the mailbox still has not reached its worker.
         if stats.accepted == total.taken {
-            self.check(imbalance.is_none(), || imbalance.unwrap_or_default());
+            self.check(check_balance.is_none(), || {
+                check_balance.unwrap_or_default()
+            });
         }
         self.check_fairness();
         self.check_deadlines();
@@ -515,7 +522,7 @@ impl<'a> Kernel<'a> {
         let run_max = (1 + 3 * rounds as usize) * buffer_size;
         for id in 0..self.wires.len() {
             let moved = self.wires[id].moved;
-            self.check(moved <= RUNS_MAX * run_max, || {
+            self.check(moved <= MAX_RUNS * run_max, || {
                 format!("connection {id} has moved {moved} bytes in one turn")
             });
         }
@@ -524,22 +531,24 @@ impl<'a> Kernel<'a> {
     /// Nobody is open beyond his time.
     fn check_deadlines(&mut self) {
         let (now, limits) = (self.now, self.limits);
-        let late = |patience: Millis| patience + (patience / 8).max(1);
+        let late = |timeout_of: Millis| timeout_of + (timeout_of / 8).max(1);
         for id in 0..self.wires.len() {
             let wire = &self.wires[id];
             if !wire.is_open() || wire.token.is_none() {
                 continue;
             }
             let overdue = match wire.ended {
-                Some((at, _)) if self.drained_at.is_none() => now >= at + late(limits.linger_max),
+                Some((at, _)) if self.drained_at.is_none() => {
+                    now >= at + late(limits.linger_timeout)
+                }
                 Some(_) => false,
                 None => limits
-                    .idle_max
-                    .is_some_and(|idle_max| now >= wire.active + late(idle_max)),
+                    .idle_timeout
+                    .is_some_and(|idle_timeout| now >= wire.active + late(idle_timeout)),
             };
             let cut = self
                 .drained_at
-                .is_some_and(|at| now >= at + limits.drain_max);
+                .is_some_and(|at| now >= at + limits.drain_timeout);
             self.check(!overdue && !cut, || {
                 let bound = if cut { "the drain's end" } else { "its time" };
                 format!("connection {id} is open beyond {bound}")
@@ -601,8 +610,10 @@ impl<'a> Kernel<'a> {
             format!("{left} connections outlive their worker")
         });
         let stats = self.counters.snapshot();
-        let imbalance = stats.imbalance();
-        self.check(imbalance.is_none(), || imbalance.unwrap_or_default());
+        let check_balance = stats.check_balance();
+        self.check(check_balance.is_none(), || {
+            check_balance.unwrap_or_default()
+        });
         let (open, buffered) = (stats.open(), stats.total().buffered);
         self.check(open == 0 && buffered == 0, || {
             format!("at the end {open} connections and {buffered} bytes are counted as left")
@@ -612,7 +623,7 @@ impl<'a> Kernel<'a> {
     /// Finds out for what reason the stream dropped last was closed, and judges it.
     fn explain(&mut self) {
         let counted = self.counters.workers[0].closed.each_ref().map(Counter::get);
-        let reasons: Vec<Reason> = Reason::ALL
+        let reasons: Vec<CloseReason> = CloseReason::ALL
             .into_iter()
             .filter(|&reason| counted[reason as usize] != self.closed[reason as usize])
             .collect();
@@ -628,21 +639,21 @@ impl<'a> Kernel<'a> {
         if let (Some(id), &[reason]) = (dropped, &reasons[..]) {
             self.note(|| format!("connection {id} was closed: {reason}"));
             self.wires[id].reason = Some(reason);
-            if let Err(why) = self.judge(&self.wires[id], reason) {
+            if let Err(why) = self.after_process(&self.wires[id], reason) {
                 self.fail(format!("connection {id} was closed ({reason}), but {why}"));
             }
         }
     }
 
     /// Whether a connection was rightly closed, and had got all that it was due.
-    fn judge(&self, wire: &Wire, reason: Reason) -> Result<(), String> {
+    fn after_process(&self, wire: &Wire, reason: CloseReason) -> Result<(), String> {
         let limits = &self.limits;
         let closed_at = wire.dropped.unwrap_or(self.now);
         let since_end = wire.ended.map(|(at, _)| closed_at - at);
         let read = wire.ended.map_or(wire.read, |(_, read)| read);
         let is_cut = self
             .drained_at
-            .is_some_and(|at| closed_at >= at + limits.drain_max);
+            .is_some_and(|at| closed_at >= at + limits.drain_timeout);
         let due = |read: usize| (self.model)(&wire.input[..read]).len();
         let complete = |due: usize| match wire.written == due {
             true => Ok(()),
@@ -653,7 +664,7 @@ impl<'a> Kernel<'a> {
         };
         let lingered = match since_end {
             _ if wire.told_end || is_cut => Ok(()),
-            Some(time) if time >= limits.linger_max => Ok(()),
+            Some(time) if time >= limits.linger_timeout => Ok(()),
             Some(time) => Err(format!("its client's end was awaited for {time} ms only")),
             None => Err("its own end was not sent first".to_owned()),
         };
@@ -662,16 +673,16 @@ impl<'a> Kernel<'a> {
             false => Err(fault.to_owned()),
         };
         match reason {
-            Reason::Done => {
+            CloseReason::PeerClosed => {
                 holds(wire.told_end, "its client has not ended").and(complete(due(wire.arrived)))
             }
-            Reason::Handler => holds(wire.closing, "its handler has not asked for it")
+            CloseReason::Handler => holds(wire.closing, "its handler has not asked for it")
                 .and(complete(due(read)))
                 .and(lingered),
-            Reason::Drain => {
+            CloseReason::Shutdown => {
                 let deaf = self
                     .drained_at
-                    .and_then(|at| Some(wire.ended?.0 >= at + limits.drain_max / 2));
+                    .and_then(|at| Some(wire.ended?.0 >= at + limits.drain_timeout / 2));
                 holds(
                     deaf.is_some(),
                     "there is no drain, or its own end was not sent",
@@ -683,19 +694,23 @@ impl<'a> Kernel<'a> {
                 .and(complete(due(read)))
                 .and(lingered)
             }
-            Reason::Idle => {
+            CloseReason::IdleTimeout => {
                 let idle = wire.ended.map_or(closed_at, |(at, _)| at) - wire.active;
                 holds(
-                    limits.idle_max.is_some_and(|idle_max| idle >= idle_max),
+                    limits
+                        .idle_timeout
+                        .is_some_and(|idle_timeout| idle >= idle_timeout),
                     "it was not idle for so long",
                 )
                 .and(since_end.map_or(Ok(()), |_| lingered))
             }
-            Reason::Cut => holds(is_cut, "the drain's time is not over"),
-            Reason::Reset => holds(wire.told_reset, "nobody reset it"),
-            Reason::Error => Err("no such error happened".to_owned()),
-            Reason::Panic => Err("its handler should not panic".to_owned()),
-            Reason::Limit => Err("its handler should take what fills a whole buffer".to_owned()),
+            CloseReason::DrainTimeout => holds(is_cut, "the drain's time is not over"),
+            CloseReason::Reset => holds(wire.told_reset, "nobody reset it"),
+            CloseReason::Error => Err("no such error happened".to_owned()),
+            CloseReason::Panic => Err("its handler should not panic".to_owned()),
+            CloseReason::BufferFull => {
+                Err("its handler should take what fills a whole buffer".to_owned())
+            }
         }
     }
 
@@ -820,7 +835,7 @@ impl Write for SimulatedStream<'_> {
             kernel.note(|| format!("connection {id}: write says broken pipe"));
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let room = wire.send_max - wire.in_flight();
+        let room = wire.send_capacity - wire.in_flight();
         if room == 0 {
             wire.awaits_room = true;
             kernel.note(|| format!("connection {id}: write would block"));
@@ -868,7 +883,7 @@ impl Stream for SimulatedStream<'_> {
         Ok(())
     }
 
-    fn is_drained_by_short_read(&self) -> bool {
+    fn short_read_means_drained(&self) -> bool {
         !self.kernel.borrow().promises_nothing
     }
 }

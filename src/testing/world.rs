@@ -14,7 +14,7 @@ use crate::connection::table::{Connections, Event, Limits, Millis};
 use crate::handler::{Action, Handler};
 use crate::peer::Peer;
 use crate::stats::Counters;
-use crate::work_queue::{Inbox, Wake, WorkQueue};
+use crate::work_queue::{Receiver, Wake, WorkQueue};
 
 /// What is simulated: made once, played under many seeds.
 pub(super) struct Play<'a, H> {
@@ -28,14 +28,14 @@ pub(super) struct Play<'a, H> {
 /// How far a schedule goes; the smaller, the easier to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    pub(super) steps_max: usize,
-    pub(super) connections_max: usize,
+    pub(super) max_steps: usize,
+    pub(super) max_connections: usize,
 }
 
 impl Bounds {
     pub(super) const FULL: Self = Self {
-        steps_max: 60,
-        connections_max: 5,
+        max_steps: 60,
+        max_connections: 5,
     };
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Fault {
 }
 
 /// Turns that a worker may take for what cannot need so many: it spins.
-const TURNS_MAX: usize = 20_000;
+const MAX_TICKS: usize = 20_000;
 
 impl<H: Handler> Play<'_, H> {
     /// Plays the schedule that `seed` stands for.
@@ -80,7 +80,7 @@ struct World<'a, H: Handler> {
 
 struct Worker<'a, H: Handler> {
     connections: Connections<SimulatedStream<'a>, Watched<'a, H>>,
-    inbox: Inbox<Dealt<'a>>,
+    receiver: Receiver<Dealt<'a>>,
 }
 
 /// Wakes the worker; sometimes it runs before the waking returns.
@@ -120,16 +120,16 @@ impl<'a, H: Handler> World<'a, H> {
         let limits = Limits {
             buffer_size,
             rounds: random.pick(&[1, 2, 3, 100]),
-            idle_max: random.one_in(3).then(|| random.up_to(400) as u64),
-            linger_max: random.up_to(200) as u64,
-            drain_max: random.pick(&[0, 10, 1000]),
+            idle_timeout: random.one_in(3).then(|| random.up_to(400) as u64),
+            linger_timeout: random.up_to(200) as u64,
+            drain_timeout: random.pick(&[0, 10, 1000]),
         };
         let counters = Arc::new(Counters::new(1));
-        let mailbox_max = NonZeroUsize::MIN.saturating_add(random.below(4));
+        let capacity = NonZeroUsize::MIN.saturating_add(random.below(4));
         let mut kernel = Kernel::new(random, play.model, limits, Arc::clone(&counters), trace);
         kernel.note(|| format!("{limits:?}"));
         Rc::new_cyclic(|world: &Weak<Self>| {
-            let (queue, mut inboxes) = WorkQueue::bounded(mailbox_max, [Bell(Weak::clone(world))]);
+            let (queue, mut receivers) = WorkQueue::bounded(capacity, [Bell(Weak::clone(world))]);
             Self {
                 play,
                 bounds,
@@ -137,7 +137,7 @@ impl<'a, H: Handler> World<'a, H> {
                 queue: RefCell::new(Some(queue)),
                 worker: RefCell::new(Worker {
                     connections: Connections::new(limits, Arc::clone(&counters.workers[0]), 0),
-                    inbox: inboxes.remove(0),
+                    receiver: receivers.remove(0),
                 }),
                 counters,
                 rung: Cell::new(false),
@@ -146,7 +146,7 @@ impl<'a, H: Handler> World<'a, H> {
     }
 
     fn play(&self) -> Result<(), Faulty> {
-        let steps = self.below(self.bounds.steps_max + 1);
+        let steps = self.below(self.bounds.max_steps + 1);
         for _ in 0..steps {
             self.step();
             self.fault()?;
@@ -181,15 +181,15 @@ impl<'a, H: Handler> World<'a, H> {
             self.connect(false);
         }
         if let Some(queue) = &*self.queue.borrow() {
-            queue.rouse();
+            queue.notify();
         }
     }
 
-    fn connect(&self, rouse: bool) {
+    fn connect(&self, notify: bool) {
         let Some(queue) = &*self.queue.borrow() else {
             return;
         };
-        let full = self.kernel.borrow().wires.len() >= self.bounds.connections_max;
+        let full = self.kernel.borrow().wires.len() >= self.bounds.max_connections;
         if full || !queue.has_room() {
             return;
         }
@@ -197,9 +197,9 @@ impl<'a, H: Handler> World<'a, H> {
         let id = self.kernel.borrow_mut().connect(input);
         let dealt = (SimulatedStream::new(id, &self.kernel), Peer::Unix);
         self.counters.acceptor.accepted.add(1);
-        let placed = match rouse {
+        let placed = match notify {
             true => queue.try_push(dealt),
-            false => queue.try_push_quietly(dealt),
+            false => queue.try_push_without_notify(dealt),
         };
         if placed.is_err() {
             let fault = format!("client {id} is refused, though there was room");
@@ -232,15 +232,18 @@ impl<'a, H: Handler> World<'a, H> {
         let Ok(mut worker) = self.worker.try_borrow_mut() else {
             return;
         };
-        let Worker { connections, inbox } = &mut *worker;
+        let Worker {
+            connections,
+            receiver,
+        } = &mut *worker;
         let (now, mut batch) = {
             let mut kernel = self.kernel.borrow_mut();
             (kernel.now, kernel.poll(everyone))
         };
-        let roused = self.rung.replace(false);
-        if roused {
+        let notified = self.rung.replace(false);
+        if notified {
             let at = self.below(batch.len() + 1);
-            batch.insert(at, Event::Roused);
+            batch.insert(at, Event::Wake);
             if self.queue.borrow().is_none() {
                 self.kernel.borrow_mut().start_drain();
             }
@@ -268,10 +271,10 @@ impl<'a, H: Handler> World<'a, H> {
                 kernel: Rc::clone(&self.kernel),
             })
         };
-        connections.turn(now, events, inbox, open);
-        let may_sleep = connections.sleep_max(now) != Some(0);
+        connections.turn(now, events, receiver, open);
+        let may_sleep = connections.poll_timeout(now) != Some(0);
         self.kernel.borrow_mut().check_turn();
-        if may_sleep && !self.is_roused() {
+        if may_sleep && !self.is_notified() {
             self.check_rest();
         }
     }
@@ -292,13 +295,13 @@ impl<'a, H: Handler> World<'a, H> {
 
     /// Clients and worker do all they can, until nothing moves.
     fn settle(&self, late_ones_too: bool) -> Result<(), Faulty> {
-        for _ in 0..TURNS_MAX {
+        for _ in 0..MAX_TICKS {
             let before = self.kernel.borrow().moves;
             self.kernel.borrow_mut().everybody_acts(late_ones_too);
             self.turn(true);
             self.fault()?;
             let moved = self.kernel.borrow().moves != before;
-            if !moved && !self.is_roused() && self.sleep_max() != Some(0) {
+            if !moved && !self.is_notified() && self.poll_timeout() != Some(0) {
                 return Ok(());
             }
         }
@@ -310,13 +313,13 @@ impl<'a, H: Handler> World<'a, H> {
         for _ in 0..100 {
             self.turn(true);
             self.fault()?;
-            match self.sleep_max() {
-                Some(sleep_max) => self.kernel.borrow_mut().now += sleep_max,
-                None if self.is_roused() => {}
+            match self.poll_timeout() {
+                Some(poll_timeout) => self.kernel.borrow_mut().now += poll_timeout,
+                None if self.is_notified() => {}
                 None => break,
             }
         }
-        if self.sleep_max().is_none() {
+        if self.poll_timeout().is_none() {
             // Nobody's time is counted, so nobody's may run out.
             self.kernel.borrow_mut().now += 100_000;
             self.kernel.borrow_mut().check_turn();
@@ -329,16 +332,16 @@ impl<'a, H: Handler> World<'a, H> {
         self.kernel.borrow_mut().note_what_a_drain_owes();
         let queue = self.queue.borrow_mut().take();
         drop(queue);
-        for _ in 0..TURNS_MAX {
+        for _ in 0..MAX_TICKS {
             self.fault()?;
             if self.is_drained() {
                 self.kernel.borrow_mut().check_end();
                 return self.fault();
             }
             self.kernel.borrow_mut().anybody_acts();
-            if !self.is_roused() {
-                match self.sleep_max() {
-                    Some(sleep_max) => self.kernel.borrow_mut().now += sleep_max,
+            if !self.is_notified() {
+                match self.poll_timeout() {
+                    Some(poll_timeout) => self.kernel.borrow_mut().now += poll_timeout,
                     None => return self.spins("asleep for ever in the drain"),
                 }
             }
@@ -358,9 +361,9 @@ impl<'a, H: Handler> World<'a, H> {
     }
 
     fn let_time_pass(&self) {
-        let most = match self.sleep_max() {
-            _ if self.is_roused() => 3,
-            Some(sleep_max) => sleep_max + 1,
+        let most = match self.poll_timeout() {
+            _ if self.is_notified() => 3,
+            Some(poll_timeout) => poll_timeout + 1,
             None => 100,
         };
         let mut kernel = self.kernel.borrow_mut();
@@ -368,13 +371,13 @@ impl<'a, H: Handler> World<'a, H> {
     }
 
     /// Whether a poll would return at once.
-    fn is_roused(&self) -> bool {
+    fn is_notified(&self) -> bool {
         self.rung.get() || self.kernel.borrow().is_anyone_pending()
     }
 
-    fn sleep_max(&self) -> Option<Millis> {
+    fn poll_timeout(&self) -> Option<Millis> {
         let now = self.kernel.borrow().now;
-        self.worker.borrow().connections.sleep_max(now)
+        self.worker.borrow().connections.poll_timeout(now)
     }
 
     fn fault(&self) -> Result<(), Faulty> {

@@ -3,7 +3,7 @@
 
 use std::{slice, thread};
 
-use echoserver::{Config, Reason};
+use echoserver::{CloseReason, Config};
 
 use crate::support::{BoundServer, Client, HeldServer, TestServer, config, pattern, until_arrived};
 
@@ -29,7 +29,7 @@ fn check_late_readers(count: usize, bytes: &[u8]) {
         }
     });
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Done), count as u64);
+    assert_eq!(total.closed_for(CloseReason::PeerClosed), count as u64);
     assert_eq!(total.bytes_out, (count * bytes.len()) as u64);
 }
 
@@ -65,7 +65,7 @@ fn an_end_that_arrives_with_the_data_is_seen() {
         let server = waiting.run_echo();
         client.expect(&bytes);
         client.expect_end();
-        assert_eq!(server.stop().total().closed_for(Reason::Done), 1);
+        assert_eq!(server.stop().total().closed_for(CloseReason::PeerClosed), 1);
     }
 }
 
@@ -84,5 +84,8 @@ fn ends_that_arrive_with_the_data_are_seen_by_a_busy_worker() {
         client.expect(&bytes);
         client.expect_end();
     }
-    assert_eq!(server.stop().total().closed_for(Reason::Done), 101);
+    assert_eq!(
+        server.stop().total().closed_for(CloseReason::PeerClosed),
+        101
+    );
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use echoserver::{Config, Reason};
+use echoserver::{CloseReason, Config};
 
 use crate::support::{
     BoundServer, Client, HeldServer, TestServer, config, connections_possible, pattern, ping_all,
@@ -22,9 +22,10 @@ fn expect_all_and_end(clients: Vec<Client>, bytes: &[u8]) {
 /// Whoever was first, the client's end or the server's: nothing was cut off.
 fn check_all_answered(server: TestServer, count: usize) {
     let total = server.stop().total();
-    let in_order = total.closed_for(Reason::Drain) + total.closed_for(Reason::Done);
+    let in_order =
+        total.closed_for(CloseReason::Shutdown) + total.closed_for(CloseReason::PeerClosed);
     assert_eq!(in_order, count as u64, "{total:?}");
-    assert_eq!(total.discarded_in_all(), 0);
+    assert_eq!(total.total_discarded(), 0);
 }
 
 #[test]
@@ -34,7 +35,7 @@ fn idle_connections_end_in_order() {
     ping_all(&mut clients, &pattern(1, 100));
     server.shut_down();
     expect_all_and_end(clients, b"");
-    assert_eq!(server.stop().total().closed_for(Reason::Drain), 50);
+    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 50);
 }
 
 #[test]
@@ -122,7 +123,11 @@ fn transfers_under_way_end_in_order() {
     });
     drop((readers, senders));
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Drain), count as u64, "{total:?}");
+    assert_eq!(
+        total.closed_for(CloseReason::Shutdown),
+        count as u64,
+        "{total:?}"
+    );
 }
 
 /// Who always has sent more than it has read back is answered for half of the drain's time, and then
@@ -147,7 +152,7 @@ fn an_endless_sender_is_ended() {
         count < wanted.len()
     });
     drop(client);
-    assert_eq!(server.stop().total().closed_for(Reason::Drain), 1);
+    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 1);
 }
 
 #[test]
@@ -170,9 +175,9 @@ fn who_never_reads_is_cut_off_and_nobody_else() {
         assert!(cut.is_err(), "it is reset, with bytes unread");
     });
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Drain), 10);
-    assert_eq!(total.closed_for(Reason::Cut), 1);
-    assert!(total.discarded_in_all() > 0);
+    assert_eq!(total.closed_for(CloseReason::Shutdown), 10);
+    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+    assert!(total.total_discarded() > 0);
     drop(deaf);
 }
 
@@ -198,7 +203,7 @@ fn who_reads_late_still_gets_everything() {
         let _gone = sending.join().unwrap();
     });
     drop(sender);
-    assert_eq!(server.stop().total().closed_for(Reason::Drain), 1);
+    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 1);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::support::{Client, check_echo, pattern, until, until_arrived};
 
 const PAUSED: &str = "accepting is paused";
 
-/// How often the acceptor looks, while it is paused, whether another process has freed descriptors.
+/// How often the acceptor looks, while it is paused, whether another process has notify_capacity descriptors.
 const RETRIES_PER_SECOND: u64 = 10;
 
 // Descriptors.
@@ -84,7 +84,7 @@ fn check_famine(mut daemon: Daemon) -> String {
     let complaints = log.matches(PAUSED).count() as u64;
     assert!(complaints <= seconds, "{complaints} in {seconds} s: {log}");
     assert_eq!(total(&log, "accepted"), CLIENTS, "{log}");
-    assert_eq!(total(&log, "closed_done"), CLIENTS, "{log}");
+    assert_eq!(total(&log, "closed_peer_closed"), CLIENTS, "{log}");
     // At worst a pause for each that leaves, for each batch of those who come, and for each retry.
     let tries = total(&log, "accept_pauses");
     assert!(tries <= 2 * CLIENTS + seconds * RETRIES_PER_SECOND, "{log}");
@@ -166,7 +166,7 @@ fn a_drain_answers_what_has_arrived() {
     }
     drop(clients);
     let log = daemon.wait_in_order();
-    assert_eq!(total(&log, "closed_drain"), 500, "{log}");
+    assert_eq!(total(&log, "closed_shutdown"), 500, "{log}");
     assert_eq!(total(&log, "discarded"), 0, "{log}");
 }
 
@@ -190,7 +190,7 @@ fn a_drain_under_load_ends_every_stream_in_order() {
     });
     let log = daemon.wait_in_order();
     assert_eq!(total(&log, "accepted"), CLIENTS as u64, "{log}");
-    assert_eq!(total(&log, "closed_cut"), 0, "{log}");
+    assert_eq!(total(&log, "closed_drain_timeout"), 0, "{log}");
 }
 
 /// Sends the same again and again, and checks what comes back until it ends, in order. Tells each
@@ -247,8 +247,8 @@ fn a_drain_waits_for_the_timeout_and_no_longer() {
     let stuck = stuck_client(&daemon);
     daemon.signal(Signal::TERM);
     let log = daemon.wait_in_order();
-    assert_eq!(total(&log, "closed_cut"), 1, "{log}");
-    assert!(total(&log, "discarded_cut") > 0, "{log}");
+    assert_eq!(total(&log, "closed_drain_timeout"), 1, "{log}");
+    assert!(total(&log, "discarded_drain_timeout") > 0, "{log}");
     drop(stuck);
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
-use echoserver::{Config, Reason};
+use echoserver::{CloseReason, Config};
 
 use crate::support::{
     Client, HeldServer, TestServer, config, connections_possible, pattern, ping_all, until,
@@ -88,8 +88,8 @@ fn the_idle_timeout_ends_idle_connections_only() {
     waiting.join().unwrap();
     busy.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Idle), 2);
-    assert_eq!(total.closed_for(Reason::Done), 1);
+    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 2);
+    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
 }
 
 #[test]
@@ -104,6 +104,6 @@ fn the_idle_timeout_ends_a_client_that_does_not_read() {
     assert!(client.0.write_all(&bytes).is_err());
     until("it is closed", || server.stats().open() == 0);
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Idle), 1);
-    assert!(total.discarded_in_all() > 0);
+    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 1);
+    assert!(total.total_discarded() > 0);
 }

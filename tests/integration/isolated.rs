@@ -6,7 +6,7 @@ use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::{slice, thread};
 
-use echoserver::{Action, Config, Echo, Handler, Reason, Stats};
+use echoserver::{Action, CloseReason, Config, Echo, Handler, Stats};
 use socket2::SockRef;
 
 use crate::support::{
@@ -53,8 +53,8 @@ fn a_panic_in_a_handler_ends_its_connection() {
         client.send(b"panic");
         client.expect_gone();
     });
-    assert_eq!(stats.total().closed_for(Reason::Panic), 1);
-    assert_eq!(stats.total().discarded_in_all(), 5);
+    assert_eq!(stats.total().closed_for(CloseReason::Panic), 1);
+    assert_eq!(stats.total().total_discarded(), 5);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_panic_in_the_maker_of_handlers_ends_its_connection() {
             client.expect_gone();
         },
     );
-    assert_eq!(stats.total().closed_for(Reason::Panic), 1);
+    assert_eq!(stats.total().closed_for(CloseReason::Panic), 1);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_panic_in_the_drop_of_a_handler_ends_its_connection() {
         client.reset();
         until("it is closed", || server.stats().open() == 1);
     });
-    assert_eq!(stats.total().closed_for(Reason::Reset), 1);
+    assert_eq!(stats.total().closed_for(CloseReason::Reset), 1);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_handler_can_greet() {
         client.close();
         until("it is closed", || server.stats().open() == 1);
     });
-    assert_eq!(stats.total().bytes_made, 6);
+    assert_eq!(stats.total().bytes_generated, 6);
 }
 
 /// Closing while bytes are unread would reset the connection, and could destroy the answer.
@@ -138,9 +138,9 @@ fn a_handler_that_closes_is_heard_to_the_end() {
     client.end();
     until("it is closed", || server.stats().open() == 0);
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Handler), 1);
+    assert_eq!(total.closed_for(CloseReason::Handler), 1);
     assert_eq!(total.bytes_out, 60_000);
-    assert_eq!(total.discarded_in_all(), 120_000);
+    assert_eq!(total.total_discarded(), 120_000);
 }
 
 /// It waits for the client's end, but not for ever.
@@ -151,7 +151,7 @@ fn a_client_that_does_not_end_is_left_in_the_end() {
         client.expect_end();
         until("it is closed", || server.stats().open() == 1);
     });
-    assert_eq!(stats.total().closed_for(Reason::Handler), 1);
+    assert_eq!(stats.total().closed_for(CloseReason::Handler), 1);
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn a_message_that_fills_the_input_untaken_ends_its_connection() {
     client.expect_gone();
     short.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Limit), 1);
-    assert_eq!(total.discarded_in_all(), 199);
+    assert_eq!(total.closed_for(CloseReason::BufferFull), 1);
+    assert_eq!(total.total_discarded(), 199);
 }
 
 /// A handler that never comes to an end is a flood from within.
@@ -207,7 +207,7 @@ fn a_handler_that_always_has_more_starves_nobody() {
         neighbour.reset();
         until("both are closed", || server.stats().open() == 1);
     });
-    assert_eq!(stats.total().closed_for(Reason::Reset), 2);
+    assert_eq!(stats.total().closed_for(CloseReason::Reset), 2);
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn resets_are_quiet_ends() {
     until("all are closed", || server.stats().open() == 1);
     neighbour.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(Reason::Reset), 100);
-    assert_eq!(total.closed_for(Reason::Done), 1);
+    assert_eq!(total.closed_for(CloseReason::Reset), 100);
+    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
 }
 
 /// Sends `parts`, the last byte of each of them as urgent.

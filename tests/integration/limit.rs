@@ -7,9 +7,9 @@ use echoserver::Config;
 
 use crate::support::{Client, TestServer, config, ping_all, send_all, until};
 
-fn limited(connections_max: usize, workers: usize) -> TestServer {
+fn limited(max_connections: usize, workers: usize) -> TestServer {
     TestServer::echo_with(Config {
-        connections_max,
+        max_connections,
         workers: NonZeroUsize::new(workers).unwrap(),
         ..config()
     })

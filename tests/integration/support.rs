@@ -157,7 +157,7 @@ impl TestServer {
     pub(crate) fn stop(self) -> Stats {
         let is_echo = self.is_echo;
         let stats = self.outcome().expect("the server has not failed");
-        check_books(&stats, is_echo);
+        check_counters(&stats, is_echo);
         stats
     }
 }
@@ -171,7 +171,7 @@ impl Drop for TestServer {
         // A test that fails already has said what is wrong, and its clients may still be there.
         if !thread::panicking() {
             let stats = ended(serving).expect("the server has not failed");
-            check_books(&stats, self.is_echo);
+            check_counters(&stats, self.is_echo);
         }
     }
 }
@@ -185,12 +185,12 @@ fn ended(serving: JoinHandle<io::Result<Stats>>) -> io::Result<Stats> {
 }
 
 /// Contract: nothing is lost, neither a connection nor a byte.
-fn check_books(stats: &Stats, is_echo: bool) {
-    assert_eq!(stats.imbalance(), None, "{stats}");
+fn check_counters(stats: &Stats, is_echo: bool) {
+    assert_eq!(stats.check_balance(), None, "{stats}");
     assert_eq!(stats.open(), 0, "{stats}");
     assert_eq!(stats.total().buffered, 0, "{stats}");
     if is_echo {
-        assert_eq!(stats.total().bytes_made, 0, "{stats}");
+        assert_eq!(stats.total().bytes_generated, 0, "{stats}");
     }
 }
 

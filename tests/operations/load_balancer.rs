@@ -234,9 +234,13 @@ fn one_of_two_servers_may_end_under_load() {
     let sum = |name: &str| -> u64 { totals.iter().map(|line| number(line, name)).sum() };
     // What left the servers has reached the clients, and all that was taken has left.
     assert_eq!(sum("bytes_out"), tally.received.load(SeqCst), "{totals:?}");
-    let late = sum("discarded_drain");
+    let late = sum("discarded_shutdown");
     assert_eq!(sum("bytes_in"), sum("bytes_out") + late, "{totals:?}");
-    assert_eq!(sum("closed_cut") + sum("closed_error"), 0, "{totals:?}");
+    assert_eq!(
+        sum("closed_drain_timeout") + sum("closed_error"),
+        0,
+        "{totals:?}"
+    );
 }
 
 #[test]

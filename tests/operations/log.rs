@@ -23,7 +23,8 @@ fn a_signal_logs_the_numbers() {
     // A client may have its bytes before they are counted.
     wait_until("the numbers of a stats line", || {
         daemon.signal(Signal::USR1);
-        let wanted = "stats: accepted=2 open=1 closed=1 closed_done=1 bytes_in=1500 bytes_out=1500";
+        let wanted =
+            "stats: accepted=2 open=1 closed=1 closed_peer_closed=1 bytes_in=1500 bytes_out=1500";
         !daemon.lines_with(wanted).is_empty()
     });
     ping(&mut open, b"still served");
@@ -78,9 +79,9 @@ fn the_end_tells_why_connections_were_closed() {
         ("accepted", 4),
         ("open", 0),
         ("closed", 4),
-        ("closed_done", 2),
+        ("closed_peer_closed", 2),
         ("closed_reset", 1),
-        ("closed_drain", 1),
+        ("closed_shutdown", 1),
         ("bytes_in", 15),
         ("bytes_out", 15),
     ] {
@@ -109,7 +110,7 @@ fn each_connection_is_logged_at_its_end() {
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert_eq!(number(&lines[0], "bytes_in"), bytes);
         assert_eq!(number(&lines[0], "bytes_out"), bytes);
-        assert!(lines[0].ends_with(" reason=done"), "{lines:?}");
+        assert!(lines[0].ends_with(" reason=peer_closed"), "{lines:?}");
     }
     daemon.end();
 }
@@ -133,7 +134,11 @@ fn the_usual_variable_wins() {
         daemon.signal(Signal::TERM);
         let (status, log) = daemon.wait();
         assert_eq!(status.code(), Some(0), "{filter}: {log}");
-        assert_eq!(log.contains(" reason=done"), logs_access, "{filter}: {log}");
+        assert_eq!(
+            log.contains(" reason=peer_closed"),
+            logs_access,
+            "{filter}: {log}"
+        );
         assert_eq!(log.is_empty(), is_silent, "{filter}: {log}");
     }
 }
@@ -207,7 +212,7 @@ fn a_log_for_programs_has_one_object_a_line() {
     assert_eq!(said(&format!("listening on {place}"))["level"], "INFO");
     let closed = said("closed");
     assert_eq!(closed["peer"], peer.as_str());
-    assert_eq!(closed["reason"], "done");
+    assert_eq!(closed["reason"], "peer_closed");
     for (name, value) in [("worker", 0), ("bytes_in", 1000), ("bytes_out", 1000)] {
         assert_eq!(closed[name], value, "{name}: {closed:?}");
     }
@@ -218,8 +223,8 @@ fn a_log_for_programs_has_one_object_a_line() {
             ("accepted", 1),
             ("open", 0),
             ("closed", 1),
-            ("closed_done", 1),
-            ("closed_idle", 0),
+            ("closed_peer_closed", 1),
+            ("closed_idle_timeout", 0),
             ("bytes_in", 1000),
             ("bytes_out", 1000),
             ("buffered", 0),

@@ -52,10 +52,10 @@ fn the_numbers_are_those_of_what_was_done() {
     for (name, label, value) in [
         ("echoserver_accepted_total", "", 4),
         ("echoserver_accept_pauses_total", "", 0),
-        ("echoserver_taken_total", "worker=\"0\"", 2),
-        ("echoserver_taken_total", "worker=\"1\"", 2),
+        ("echoserver_assigned_total", "worker=\"0\"", 2),
+        ("echoserver_assigned_total", "worker=\"1\"", 2),
         ("echoserver_open", "worker", 1),
-        ("echoserver_closed_total", "reason=\"done\"", 3),
+        ("echoserver_closed_total", "reason=\"peer_closed\"", 3),
         ("echoserver_bytes_in_total", "worker", 3500),
         ("echoserver_buffered_bytes", "worker", 0),
         ("echoserver_discarded_bytes_total", "worker", 0),
@@ -345,7 +345,7 @@ fn prometheus_scrapes_it() {
         ("echoserver_accepted_total", "3"),
         ("sum(echoserver_bytes_in_total)", "3000"),
         ("sum(echoserver_bytes_out_total)", "3000"),
-        ("sum(echoserver_closed_total{reason=\"done\"})", "3"),
+        ("sum(echoserver_closed_total{reason=\"peer_closed\"})", "3"),
         ("sum(echoserver_open)", "0"),
     ] {
         let what = what.replace('"', "%22");

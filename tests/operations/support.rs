@@ -1,4 +1,4 @@
-//! What every test needs: patience that ends, clients that cannot hang, directories that vanish.
+//! What every test needs: timeout_of that ends, clients that cannot hang, directories that vanish.
 
 use std::env;
 use std::fs;

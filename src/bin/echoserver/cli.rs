@@ -184,11 +184,11 @@ impl Options {
         Self::try_parse()
     }
 
-    /// What the library is to be told, for at most `connections_max` connections. Where sockets are
+    /// What the library is to be told, for at most `max_connections` connections. Where sockets are
     /// `inherited`, they take the place of the default one.
-    pub(crate) fn config(&self, connections_max: usize, inherited: bool) -> Config {
+    pub(crate) fn config(&self, max_connections: usize, inherited: bool) -> Config {
         let mut config = Config {
-            connections_max,
+            max_connections,
             workers: self.workers(),
             buffer_size: self.buffer_size,
             backlog: self.backlog,
@@ -224,10 +224,10 @@ impl Options {
 }
 
 fn workers(text: &str) -> Result<NonZeroUsize, String> {
-    let bounds = || format!("expected a number from 1 to {}", Config::WORKERS_MAX);
+    let bounds = || format!("expected a number from 1 to {}", Config::MAX_WORKERS);
     let workers = text.parse().map_err(|_| bounds())?;
     NonZeroUsize::new(workers)
-        .filter(|workers| workers.get() <= Config::WORKERS_MAX)
+        .filter(|workers| workers.get() <= Config::MAX_WORKERS)
         .ok_or_else(bounds)
 }
 
@@ -242,7 +242,7 @@ fn buffer_size(text: &str) -> Result<usize, String> {
         .map_err(|_| "expected a size, as 65536, 64KiB or 1MiB")?;
     let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
     match size {
-        1..=Buffer::CAPACITY_MAX => Ok(size),
+        1..=Buffer::MAX_CAPACITY => Ok(size),
         _ => Err("expected a size from 1B to 1GiB".to_owned()),
     }
 }
@@ -351,12 +351,12 @@ mod tests {
         .unwrap();
         let config = options.config(3, false);
         assert_eq!(
-            (config.workers.get(), config.connections_max, config.backlog),
+            (config.workers.get(), config.max_connections, config.backlog),
             (7, 3, 9)
         );
         assert_eq!(
             config.listen,
-            [Address::Everywhere(7), "127.0.0.1:0".parse().unwrap()]
+            [Address::AnyInterface(7), "127.0.0.1:0".parse().unwrap()]
         );
         assert_eq!(config.buffer_size, 1 << 20);
         assert_eq!(config.idle_timeout, Some(Duration::from_secs(90)));

@@ -82,8 +82,8 @@ fn complain(what: impl Display, status: u8) -> ExitCode {
 fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     #[cfg(unix)]
     let signals = serve::signals::Signals::catch()?;
-    let connections_max = serve::limits::connections_max(options)?;
-    let config = options.config(connections_max, !inherited.is_empty());
+    let max_connections = serve::limits::max_connections(options)?;
+    let config = options.config(max_connections, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
     inherited.give_to(&mut server)?;
     announce(&server, &config);
@@ -100,7 +100,7 @@ fn serve(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     let stats = server.run(|_peer| Echo)?;
 
     log.stats("ended", &stats);
-    match stats.imbalance_at_end() {
+    match stats.check_final_balance() {
         None => {
             log::info!("balanced: every connection and every byte is accounted for");
             Ok(())
@@ -128,16 +128,16 @@ fn announce(server: &Server, config: &Config) {
         "workers: {}, connections: at most {}, buffers: {} each way, backlog: {}, idle timeout: {idle}, \
          drain timeout: {:?}, busy poll: {busy_poll}",
         config.workers,
-        config.connections_max,
+        config.max_connections,
         ByteSize(config.buffer_size as u64),
         config.backlog,
         config.drain_timeout,
     );
     log::info!(
         "memory for connections: at most {} ({} x 2 x {}, and {} kept spare)",
-        ByteSize(config.memory_max()),
-        config.connections_max,
+        ByteSize(config.max_memory()),
+        config.max_connections,
         ByteSize(config.buffer_size as u64),
-        ByteSize(config.memory_spare_max()),
+        ByteSize(config.max_spare_memory()),
     );
 }

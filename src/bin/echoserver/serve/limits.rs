@@ -11,12 +11,12 @@ const SPARE: u64 = 8;
 /// The most connections: as asked for, or as the descriptor limit allows, which is raised as far as
 /// this process may.
 #[cfg(unix)]
-pub(crate) fn connections_max(options: &Options) -> io::Result<usize> {
+pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
     let limit = rlimit::increase_nofile_limit(u64::MAX)?;
     let room = limit.saturating_sub(needed(options));
     let room = usize::try_from(room)
         .unwrap_or(usize::MAX)
-        .min(CONNECTIONS_MAX);
+        .min(MAX_CONNECTIONS);
     let wanted = options.max_connections.map_or(room, usize::from);
     if room == 0 {
         return Err(io::Error::other(format!(
@@ -33,7 +33,7 @@ pub(crate) fn connections_max(options: &Options) -> io::Result<usize> {
 
 /// Nobody has so many; it keeps the arithmetic of an unlimited system within reason.
 #[cfg(unix)]
-const CONNECTIONS_MAX: usize = 10_000_000;
+const MAX_CONNECTIONS: usize = 10_000_000;
 
 /// What the server itself opens: a poll and a waker per thread, the listeners, the signals' pipe.
 #[cfg(unix)]
@@ -47,12 +47,12 @@ fn needed(options: &Options) -> u64 {
 /// What the server of the metrics opens: the same for its two threads, and its connections.
 #[cfg(unix)]
 fn metrics(options: &Options) -> u64 {
-    let needed = 2 * 2 + 2 + crate::serve::metrics::CONNECTIONS_MAX as u64;
+    let needed = 2 * 2 + 2 + crate::serve::metrics::MAX_CONNECTIONS as u64;
     options.metrics.as_ref().map_or(0, |_| needed)
 }
 
 #[cfg(not(unix))]
-pub(crate) fn connections_max(options: &Options) -> io::Result<usize> {
-    let default = echoserver::Config::default().connections_max;
+pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
+    let default = echoserver::Config::default().max_connections;
     Ok(options.max_connections.map_or(default, usize::from))
 }

@@ -18,11 +18,11 @@ use log::{Level, LevelFilter, Record};
 use serde_json::Map;
 
 /// What waits for a slow reader, in bytes: some seven thousand lines, as a drain may log at once.
-const QUEUED_MAX: usize = 1 << 20;
+const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// How long the end of the process waits for a reader who stalls, and for one who is slow.
-const STALL_MAX: Duration = Duration::from_millis(200);
-const FINISH_MAX: Duration = Duration::from_secs(2);
+const STALL_TIMEOUT: Duration = Duration::from_millis(200);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a record is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,10 +111,10 @@ impl Log {
         let (done, written) = bounded(1);
         // The thread that reads never ends.
         let _sent = self.queue.send(Message::Flush(done));
-        let deadline = Instant::now() + FINISH_MAX;
+        let deadline = Instant::now() + FINISH_TIMEOUT;
         loop {
             let queued = self.queued_bytes();
-            let late = written.recv_timeout(STALL_MAX) == Err(RecvTimeoutError::Timeout);
+            let late = written.recv_timeout(STALL_TIMEOUT) == Err(RecvTimeoutError::Timeout);
             // A reader who stalls has had its time; one who is slow gets more.
             if !late || self.queued_bytes() == queued || Instant::now() > deadline {
                 return;
@@ -168,7 +168,7 @@ fn filter(logger: &mut env_logger::Builder, level: LevelFilter) -> Result<(), St
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         // Threads that pass here together overshoot by a line each.
-        match self.queued_bytes() + line.len() <= QUEUED_MAX {
+        match self.queued_bytes() + line.len() <= MAX_QUEUED_BYTES {
             true => self.send(line),
             false => drop(self.counts.dropped.fetch_add(1, Ordering::Relaxed)),
         }
@@ -262,6 +262,6 @@ mod tests {
         while dropped() < 5 {
             writer.write_all(&line).unwrap();
         }
-        assert_eq!(lines.len(), QUEUED_MAX / line.len());
+        assert_eq!(lines.len(), MAX_QUEUED_BYTES / line.len());
     }
 }

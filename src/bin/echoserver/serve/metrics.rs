@@ -7,7 +7,9 @@ use std::num::NonZeroUsize;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use echoserver::{Action, Address, Buffer, Config, Handle, Handler, Reason, Server, WorkerStats};
+use echoserver::{
+    Action, Address, Buffer, CloseReason, Config, Handle, Handler, Server, WorkerStats,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -16,11 +18,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 /// A request's line and headers must fit in here, in bytes.
-const REQUEST_MAX: usize = 8 << 10;
-const HEADERS_MAX: usize = 64;
+const MAX_REQUEST: usize = 8 << 10;
+const MAX_HEADERS: usize = 64;
 
 /// Scrapers and health checks are few.
-pub(crate) const CONNECTIONS_MAX: usize = 32;
+pub(crate) const MAX_CONNECTIONS: usize = 32;
 
 /// The endpoint's server; it ends when this is dropped.
 pub(crate) struct Metrics {
@@ -34,8 +36,8 @@ impl Metrics {
         let server = Server::bind(Config {
             listen: vec![address],
             workers: NonZeroUsize::MIN,
-            connections_max: CONNECTIONS_MAX,
-            buffer_size: REQUEST_MAX,
+            max_connections: MAX_CONNECTIONS,
+            buffer_size: MAX_REQUEST,
             backlog: 128,
             idle_timeout: Some(Duration::from_secs(90)),
             drain_timeout: Duration::from_millis(250),
@@ -47,8 +49,8 @@ impl Metrics {
         let handle = server.handle();
         let serve = move || {
             let mut registry = Registry::with_prefix("echoserver");
-            registry.register_collector(Box::new(Numbers(watched.clone())));
-            let site = Site { registry, watched };
+            registry.register_collector(Box::new(StatsCollector(watched.clone())));
+            let site = Endpoint { registry, watched };
             if let Err(error) = server.run(|_peer| Client {
                 site: &site,
                 answer: Vec::new(),
@@ -79,14 +81,14 @@ impl Drop for Metrics {
 }
 
 /// What is served.
-struct Site {
+struct Endpoint {
     registry: Registry,
     watched: Handle,
 }
 
 /// One client: HTTP/1.1 as far as scrapers and health checks speak it.
 struct Client<'a> {
-    site: &'a Site,
+    site: &'a Endpoint,
     /// What is still to be sent of an answer, which may be larger than the buffer.
     answer: Vec<u8>,
     /// So many bytes of it are sent.
@@ -130,7 +132,7 @@ enum Request {
 
 /// The request at the start of `bytes` and its length, if it has come whole.
 fn read_request(bytes: &[u8], is_full: bool) -> Option<(Request, usize)> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let length = match request.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
@@ -174,7 +176,7 @@ fn read_request(bytes: &[u8], is_full: bool) -> Option<(Request, usize)> {
     Some((request, length))
 }
 
-impl Site {
+impl Endpoint {
     /// An answer's bytes, and whether the connection ends behind it.
     fn answer(&self, request: Request) -> (Vec<u8>, bool) {
         let text = "text/plain; charset=utf-8";
@@ -241,9 +243,9 @@ fn response(status: &str, kind: &str, body: &str, head: bool, last: bool) -> Vec
 
 /// What a server has counted, read anew with each scrape.
 #[derive(Debug)]
-struct Numbers(Handle);
+struct StatsCollector(Handle);
 
-impl Collector for Numbers {
+impl Collector for StatsCollector {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = self.0.stats();
         counter(&mut to, "accepted", "Connections accepted", stats.accepted)?;
@@ -269,15 +271,15 @@ impl Collector for Numbers {
         )?;
         seconds.encode(metric)?;
 
-        let workers = Numbered(&stats.workers);
+        let workers = WorkerMetrics(&stats.workers);
         workers.counters(
             &mut to,
-            "taken",
-            "Connections taken by a worker",
+            "assigned",
+            "Connections assigned to a worker",
             |worker| worker.taken,
         )?;
         workers.gauges(&mut to, "open", "Connections open", |worker| {
-            worker.taken.saturating_sub(worker.closed_in_all())
+            worker.taken.saturating_sub(worker.total_closed())
         })?;
         workers.by_reason(&mut to, "closed", "Connections closed", |worker| {
             worker.closed
@@ -313,9 +315,9 @@ fn counter(
 }
 
 /// The workers' numbers, each under its worker's label.
-struct Numbered<'a>(&'a [WorkerStats]);
+struct WorkerMetrics<'a>(&'a [WorkerStats]);
 
-impl Numbered<'_> {
+impl WorkerMetrics<'_> {
     fn counters(
         &self,
         to: &mut DescriptorEncoder<'_>,
@@ -353,10 +355,10 @@ impl Numbered<'_> {
         to: &mut DescriptorEncoder<'_>,
         name: &str,
         help: &str,
-        values: impl Fn(&WorkerStats) -> [u64; Reason::ALL.len()],
+        values: impl Fn(&WorkerStats) -> [u64; CloseReason::ALL.len()],
     ) -> Result<(), fmt::Error> {
         let counters = self.0.iter().enumerate().flat_map(|(index, worker)| {
-            Reason::ALL
+            CloseReason::ALL
                 .iter()
                 .zip(values(worker))
                 .map(move |(reason, value)| {

@@ -17,7 +17,7 @@ use crate::serve::service;
 pub(crate) struct Signals(iterator::Signals);
 
 /// The thread that obeys; it ends when this is dropped.
-pub(crate) struct Obedience {
+pub(crate) struct SignalThread {
     signals: iterator::Handle,
     thread: Option<JoinHandle<()>>,
 }
@@ -29,7 +29,7 @@ impl Signals {
     }
 
     /// Starts a thread that does what the signals say.
-    pub(crate) fn obey(mut self, server: Handle, log: Log) -> io::Result<Obedience> {
+    pub(crate) fn obey(mut self, server: Handle, log: Log) -> io::Result<SignalThread> {
         let signals = self.0.handle();
         let obey = move || {
             let mut told = false;
@@ -53,14 +53,14 @@ impl Signals {
         let thread = thread::Builder::new()
             .name("signals".to_owned())
             .spawn(obey)?;
-        Ok(Obedience {
+        Ok(SignalThread {
             signals,
             thread: Some(thread),
         })
     }
 }
 
-impl Drop for Obedience {
+impl Drop for SignalThread {
     fn drop(&mut self) {
         self.signals.close();
         if let Some(thread) = self.thread.take() {
