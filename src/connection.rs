@@ -1,15 +1,34 @@
-//! One connection: a stream, its two buffers and its handler, as a state machine.
+//! One connection as a state machine: a stream, an input and an output buffer, and a handler.
 //!
-//! It does no waiting and knows no clock, no thread and no event loop: it is told what the stream
-//! may be ready for ([`Connection::notice`]), and then moves all the bytes it can
-//! ([`Connection::run`]): stream, `input`, handler, `output`, stream.
+//! The state machine performs no polling and reads no clock. The event loop reports readiness with
+//! [`Connection::add_readiness`] and then calls [`Connection::drive`], which transfers bytes until a
+//! call would block or the budget is used.
 //!
-//! What is *noticed* is a hint; only the result of a system call is a fact. The one exception is the
-//! short read: see [`Readiness::read_until_would_block`].
+//! Readiness is only a hint. State changes are based on the results of system calls. The one exception
+//! is the short read: see [`Readiness::read_until_would_block`].
 //!
-//! Output goes first. While some of it is stuck, the connection neither reads nor calls its handler:
-//! what the client sends then stays in the kernel, whose window closes and pushes back. So a client
-//! that never reads costs at most two buffers, and in an echo no byte is ever copied between them.
+//! Pending output blocks input: while a write would block, the connection neither reads nor calls its
+//! handler. The client's data then stays in the kernel's receive buffer, the TCP window closes, and
+//! backpressure reaches the client. Memory per connection is therefore bounded by the two buffers, and
+//! an echo never copies a byte from one to the other.
+//!
+//! ```text
+//!            EOF and all output sent
+//!  Serving -------------------------------------------> closed
+//!   |   |                                                 ^
+//!   |   | shutdown                                        |
+//!   |   '-----> Draining --read deadline--> DrainingOutput|
+//!   |              |                              |       |
+//!   |              | nothing left to read         |       |
+//!   |              '--------------.   .-----------'       |
+//!   | Close, panic,               |   | output sent       |
+//!   | buffer full, timeout        v   v                   |
+//!   '----> Flushing --output sent--> Lingering --EOF------'
+//!                            (write half shut down)
+//! ```
+//!
+//! A reset or another error closes the connection from any state. Deadlines belong to the
+//! [table](crate::connection::table): it closes a connection that lingers or is idle for too long.
 
 pub(crate) mod buffer;
 pub(crate) mod table;
@@ -23,67 +42,65 @@ use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::handler::{Action, Handler};
 use crate::stats::{CloseReason, WorkerCounters};
 
-/// A two-way stream of bytes whose writing half can be ended on its own.
+/// A bidirectional byte stream whose write half can be shut down on its own.
 ///
 /// Reads and writes never block: they fail with [`ErrorKind::WouldBlock`].
 pub(crate) trait Stream: Read + Write {
-    /// Tells the peer that no more bytes will come: a FIN, in TCP.
+    /// Shuts the write half down. TCP sends a FIN.
     ///
     /// # Errors
     ///
-    /// Where the peer is gone already.
-    fn end(&mut self) -> io::Result<()>;
+    /// If the peer has reset the connection.
+    fn shutdown_write(&mut self) -> io::Result<()>;
 
-    /// Whether a read that does not fill the buffer has drained the stream; see
+    /// Whether a read that does not fill the buffer proves that the receive queue is empty; see
     /// [`Readiness::read_until_would_block`].
     fn short_read_means_drained(&self) -> bool {
         true
     }
 }
 
-/// What a stream may be ready for.
+/// What the stream is possibly ready for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Readiness {
-    /// A read may return bytes, the end, or an error.
+    /// A read may return bytes, EOF or an error.
     pub(crate) readable: bool,
-    /// A write may take bytes, or return an error.
+    /// A write may accept bytes or return an error.
     pub(crate) writable: bool,
-    /// Reading must go on until a read would block.
+    /// Reading must continue until a read would block.
     ///
-    /// Otherwise a read that does not fill the buffer has drained the stream, and an edge announces
-    /// whatever comes next: one system call in three is saved. That does not hold where something
-    /// else cuts a read short: the stream's end, which comes in one event with the last data; TCP's
-    /// urgent mark, at which every read stops. (And some kinds of stream promise nothing at all:
-    /// [`Stream::short_read_means_drained`].)
+    /// Otherwise a read that does not fill the buffer has emptied the receive queue, and the next bytes
+    /// raise a new edge. This saves one `recv` in three. It proves nothing after EOF or urgent data was
+    /// reported, because both end a read early, nor on streams without
+    /// [`Stream::short_read_means_drained`].
     pub(crate) read_until_would_block: bool,
 }
 
-/// How a [run](Connection::run) ended.
+/// How a call to [`Connection::drive`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// Nothing can move until the stream's readiness changes.
+    /// All further progress requires a readiness event.
     Idle,
-    /// Its rounds are spent, and there may be more to move.
+    /// The budget is used; the connection can make progress without an event.
     Runnable,
-    /// It has ended; the stream is to be dropped.
+    /// The connection has ended and can be dropped.
     Closed(CloseReason),
 }
 
-/// Where a connection is on its way.
+/// The states of the diagram above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum State {
     /// Bytes are read and handled.
     Serving,
-    /// The server shuts down: what has arrived already is read and handled, up to the first moment
-    /// that finds the stream drained.
+    /// The server shuts down. Data that has already arrived is read and handled, until a read would
+    /// block.
     Draining,
-    /// The same, but nothing more is read.
+    /// The server shuts down and reading has stopped. Data in the buffers is handled and sent.
     DrainingOutput,
-    /// Nothing more is handled; what is in `output` is to be sent, and then the stream ended.
+    /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Flushing(CloseReason),
-    /// The stream was ended from this side. What still arrives is read and discarded until the
-    /// client ends it too: closing with unread bytes would reset the connection, and a reset can
-    /// destroy what is on its way to the client.
+    /// The write half is shut down. Input is read and discarded until EOF: closing a socket with unread
+    /// input sends a reset, which can destroy output in flight.
     Lingering(CloseReason),
 }
 
@@ -91,20 +108,20 @@ enum Stage {
 pub(crate) struct Connection<S, H> {
     stream: S,
     handler: H,
-    /// Only while they hold bytes.
+    /// Present only while they hold bytes.
     buffers: Option<Box<Buffers>>,
     bytes_in: u64,
     bytes_out: u64,
-    stage: Stage,
-    ready: Readiness,
-    /// The handler has nothing to do until input comes.
+    state: State,
+    readiness: Readiness,
+    /// The handler needs no call until new input arrives.
     awaiting_input: bool,
-    /// A byte has moved since [`Connection::take_progress`] was asked.
-    active: bool,
+    /// A byte was read or written since the last [`Connection::take_progress`].
+    progress: bool,
 }
 
 impl<S: Stream, H: Handler> Connection<S, H> {
-    /// A connection at its start: able to write, and not known to be readable.
+    /// A new connection: writable, and not known to be readable.
     pub(crate) fn new(stream: S, handler: H) -> Self {
         Self {
             stream,
@@ -112,29 +129,29 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             buffers: None,
             bytes_in: 0,
             bytes_out: 0,
-            stage: Stage::Serving,
-            ready: Readiness {
+            state: State::Serving,
+            readiness: Readiness {
                 writable: true,
                 ..Readiness::default()
             },
             awaiting_input: false,
-            active: false,
+            progress: false,
         }
     }
 
-    /// Takes note of what the stream may be ready for. It stays noted until a call tells otherwise.
-    pub(crate) fn notice(&mut self, event: Readiness) {
-        self.ready.readable |= event.readable;
-        self.ready.writable |= event.writable;
-        self.ready.read_until_would_block |= event.read_until_would_block;
+    /// Adds to the stream's readiness, which is kept until a system call would block.
+    pub(crate) fn add_readiness(&mut self, event: Readiness) {
+        self.readiness.readable |= event.readable;
+        self.readiness.writable |= event.writable;
+        self.readiness.read_until_would_block |= event.read_until_would_block;
     }
 
-    /// From here on only what has arrived already is read, answered and flushed.
+    /// Starts the shutdown: only data that has already arrived is read, handled and sent.
     pub(crate) fn drain(&mut self) {
-        if self.stage == Stage::Serving {
-            self.stage = Stage::Draining;
-            // Only a read that would block tells that nothing more has arrived.
-            self.notice(Readiness {
+        if self.state == State::Serving {
+            self.state = State::Draining;
+            // Only a read that would block proves that no more data has arrived.
+            self.add_readiness(Readiness {
                 readable: true,
                 writable: false,
                 read_until_would_block: true,
@@ -142,22 +159,22 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Ends a drain's reading, for a client that never stops sending.
+    /// Stops reading in a drain, for a client that never stops sending.
     pub(crate) fn stop_reading(&mut self) {
-        if let Stage::Serving | Stage::Draining = self.stage {
-            self.stage = Stage::DrainingOutput;
+        if let State::Serving | State::Draining = self.state {
+            self.state = State::DrainingOutput;
         }
     }
 
-    /// Ends it from this side: nothing more is read, and what is in `output` is still sent.
-    pub(crate) fn finish(&mut self, reason: CloseReason) {
-        if let Stage::Serving | Stage::Draining | Stage::DrainingOutput = self.stage {
-            self.stage = Stage::Flushing(reason);
+    /// Stops reading and handling; the connection closes once `output` has been sent.
+    pub(crate) fn close_after_flush(&mut self, reason: CloseReason) {
+        if let State::Serving | State::Draining | State::DrainingOutput = self.state {
+            self.state = State::Flushing(reason);
             self.awaiting_input = true;
         }
     }
 
-    /// Bytes in its buffers.
+    /// Bytes in both buffers.
     pub(crate) fn buffered(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.len())
     }
@@ -170,106 +187,106 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_out
     }
 
-    /// Whether a byte has moved since this was last asked.
+    /// Whether a byte was read or written since the last call.
     pub(crate) fn take_progress(&mut self) -> bool {
-        mem::take(&mut self.active)
+        mem::take(&mut self.progress)
     }
 
-    /// Whether all is sent, and only the client's own end is awaited; for what reason it will close.
+    /// The reason of the coming close, if all output is sent and only the client's EOF is awaited.
     pub(crate) fn linger_reason(&self) -> Option<CloseReason> {
-        match self.stage {
-            Stage::Lingering(reason) => Some(reason),
+        match self.state {
+            State::Lingering(reason) => Some(reason),
             _ => None,
         }
     }
 
-    /// Moves bytes until nothing more can move, or for `rounds` rounds, in each of which at most one
-    /// buffer is read and one sent.
+    /// Transfers bytes until a call would block, or for `budget` rounds, each of which reads at most one
+    /// buffer and sends one.
     #[inline(always)]
-    pub(crate) fn run(
+    pub(crate) fn drive(
         &mut self,
         pool: &mut Pool,
-        rounds: u32,
+        budget: u32,
         counters: &WorkerCounters,
     ) -> Status {
-        if let Some(own) = self.buffers.take() {
-            return self.run_on(own, pool, rounds, counters);
+        if let Some(buffers) = self.buffers.take() {
+            return self.drive_with(buffers, pool, budget, counters);
         }
         let status = self
-            .advance(pool.hand(), rounds, counters)
+            .advance(pool.scratch(), budget, counters)
             .unwrap_or_else(Status::Closed);
         if !pool.is_scratch_clean() {
-            self.keep(pool.take_scratch(), 0, pool, counters);
+            self.retain(pool.take_scratch(), 0, pool, counters);
         }
         status
     }
 
-    /// The same for one that has kept its buffers.
+    /// [`drive`](Self::drive) for a connection that has retained its buffers.
     #[inline(never)]
-    fn run_on(
+    fn drive_with(
         &mut self,
-        mut own: Box<Buffers>,
+        mut buffers: Box<Buffers>,
         pool: &mut Pool,
-        rounds: u32,
+        budget: u32,
         counters: &WorkerCounters,
     ) -> Status {
-        let before = own.len();
+        let before = buffers.len();
         let status = self
-            .advance(&mut own, rounds, counters)
+            .advance(&mut buffers, budget, counters)
             .unwrap_or_else(Status::Closed);
-        self.keep(own, before, pool, counters);
+        self.retain(buffers, before, pool, counters);
         status
     }
 
-    /// Keeps buffers that are left with bytes, and only those.
+    /// Retains buffers that hold bytes and recycles empty ones.
     #[inline(never)]
-    fn keep(
+    fn retain(
         &mut self,
         buffers: Box<Buffers>,
         before: usize,
         pool: &mut Pool,
         counters: &WorkerCounters,
     ) {
-        counters.buffered.shift(before, buffers.len());
+        counters.buffered.adjust(before, buffers.len());
         if buffers.is_empty() {
-            pool.reclaim(buffers);
+            pool.recycle(buffers);
         } else {
             self.buffers = Some(buffers);
         }
     }
 
-    /// The state machine, from what was stuck to the end. An error is the reason to close at once.
+    /// Runs the state machine, pending output first. `Err` is the reason to close at once.
     #[inline(always)]
     fn advance(
         &mut self,
         buffers: &mut Buffers,
-        rounds: u32,
+        budget: u32,
         counters: &WorkerCounters,
     ) -> Result<Status, CloseReason> {
         if !buffers.output.is_empty() && !self.flush(&mut buffers.output, counters)? {
             return Ok(Status::Idle);
         }
-        match self.serve(buffers, rounds, counters)? {
+        match self.serve(buffers, budget, counters)? {
             Some(status) => Ok(status),
-            None => self.discard_until_eof(&mut buffers.input, rounds, counters),
+            None => self.discard_until_eof(&mut buffers.input, budget, counters),
         }
     }
 
-    /// Reads, handles and sends; `None` where all of that is done for good.
+    /// Reads, handles and sends. Returns `None` once no more is to be read or handled.
     #[inline(always)]
     fn serve(
         &mut self,
         buffers: &mut Buffers,
-        rounds: u32,
+        budget: u32,
         counters: &WorkerCounters,
     ) -> Result<Option<Status>, CloseReason> {
-        for _ in 0..rounds {
+        for _ in 0..budget {
             if self.awaiting_input {
-                if self.stage != Stage::Serving && self.is_served() {
+                if self.state != State::Serving && self.is_served() {
                     return Ok(None);
                 }
                 if !self.receive(&mut buffers.input, counters)? {
-                    let drained = self.stage == Stage::Draining;
+                    let drained = self.state == State::Draining;
                     return Ok(if drained { None } else { Some(Status::Idle) });
                 }
             }
@@ -281,24 +298,24 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(Some(Status::Runnable))
     }
 
-    /// Ends the stream from this side, then discards what still comes until the client ends its own.
+    /// Shuts the write half down, then discards input until EOF.
     #[cold]
     #[inline(never)]
     fn discard_until_eof(
         &mut self,
         input: &mut Buffer,
-        rounds: u32,
+        budget: u32,
         counters: &WorkerCounters,
     ) -> Result<Status, CloseReason> {
-        let reason = match self.stage {
-            Stage::Lingering(reason) => reason,
-            Stage::Flushing(reason) => self.end(reason)?,
-            Stage::Serving | Stage::Draining | Stage::DrainingOutput => {
-                self.end(CloseReason::Shutdown)?
+        let reason = match self.state {
+            State::Lingering(reason) => reason,
+            State::Flushing(reason) => self.shutdown_write(reason)?,
+            State::Serving | State::Draining | State::DrainingOutput => {
+                self.shutdown_write(CloseReason::Shutdown)?
             }
         };
         discard(input, reason, counters);
-        for _ in 0..rounds {
+        for _ in 0..budget {
             if !self.receive(input, counters)? {
                 return Ok(Status::Idle);
             }
@@ -311,25 +328,23 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     #[cold]
     #[inline(never)]
     fn is_served(&self) -> bool {
-        match self.stage {
-            Stage::Serving => false,
-            Stage::Draining => !self.ready.readable,
-            Stage::DrainingOutput | Stage::Flushing(_) | Stage::Lingering(_) => true,
+        match self.state {
+            State::Serving => false,
+            State::Draining => !self.readiness.readable,
+            State::DrainingOutput | State::Flushing(_) | State::Lingering(_) => true,
         }
     }
 
-    fn end(&mut self, reason: CloseReason) -> Result<CloseReason, CloseReason> {
-        self.stream.end().map_err(|error| {
-            would_block_or_reason(&error)
-                .err()
-                .unwrap_or(CloseReason::Error)
-        })?;
-        self.stage = Stage::Lingering(reason);
-        self.ready.readable = true;
+    fn shutdown_write(&mut self, reason: CloseReason) -> Result<CloseReason, CloseReason> {
+        self.stream
+            .shutdown_write()
+            .map_err(|error| is_retryable(&error).err().unwrap_or(CloseReason::Error))?;
+        self.state = State::Lingering(reason);
+        self.readiness.readable = true;
         Ok(reason)
     }
 
-    /// Sends what is in `output`; says whether all of it is gone.
+    /// Sends `output`; returns whether all of it was sent.
     #[inline(always)]
     fn flush(
         &mut self,
@@ -337,25 +352,23 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         counters: &WorkerCounters,
     ) -> Result<bool, CloseReason> {
         while !output.is_empty() {
-            if !self.ready.writable {
+            if !self.readiness.writable {
                 return Ok(false);
             }
             match output.flush_into(&mut self.stream) {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
-                    self.active = true;
+                    self.progress = true;
                     counters.bytes_out.add(count as u64);
                 }
-                Err(error) => {
-                    self.ready.writable = would_block_or_reason(&error)?;
-                }
+                Err(error) => self.readiness.writable = is_retryable(&error)?,
             }
         }
         Ok(true)
     }
 
-    /// Lets the handler work. `output` is empty: [`flush`](Self::flush) went before.
+    /// Calls the handler. `output` is empty: [`flush`](Self::flush) went before.
     #[inline(always)]
     fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) {
         let Buffers { input, output } = buffers;
@@ -365,7 +378,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let action = catch_unwind(AssertUnwindSafe(|| self.handler.process(input, output)));
         let took_all = input.is_empty() && !output.overflowed();
         if took_all && output.len() == before && matches!(action, Ok(Action::Continue)) {
-            // As an echo does it.
+            // The case of an echo.
             self.awaiting_input = true;
         } else {
             self.after_process(action, before, buffers, counters);
@@ -383,78 +396,79 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     ) {
         let Buffers { input, output } = buffers;
         let (left, made) = (input.len(), output.len());
-        counters.bytes_generated.shift(before, left + made);
+        counters.bytes_generated.adjust(before, left + made);
         match action {
             Ok(Action::Continue) => {
-                let (idle, short) = (left == before && made == 0, output.overflowed());
-                self.awaiting_input = idle || (left == 0 && !short && made <= before);
-                if idle && (short || input.room() == 0) {
-                    // A message that no input holds, or an answer that no output does.
-                    self.finish(CloseReason::BufferFull);
+                let (idle, overflowed) = (left == before && made == 0, output.overflowed());
+                self.awaiting_input = idle || (left == 0 && !overflowed && made <= before);
+                if idle && (overflowed || input.room() == 0) {
+                    // A message larger than the input buffer, or an answer larger than the output buffer.
+                    self.close_after_flush(CloseReason::BufferFull);
                 }
             }
-            Ok(Action::Close) => self.finish(CloseReason::Handler),
+            Ok(Action::Close) => self.close_after_flush(CloseReason::Handler),
             Err(panic) => {
-                // The panic hook has told of it. What it left half made is nobody's answer.
+                // Already reported by the panic hook. Discard the partial output.
                 drop(panic);
                 discard(output, CloseReason::Panic, counters);
-                self.finish(CloseReason::Panic);
+                self.close_after_flush(CloseReason::Panic);
             }
         }
     }
 
-    /// Reads once, if the stream may be readable; says whether bytes came.
+    /// Reads once if the stream may be readable; returns whether bytes arrived.
     #[inline(always)]
     fn receive(
         &mut self,
         input: &mut Buffer,
         counters: &WorkerCounters,
     ) -> Result<bool, CloseReason> {
-        while self.ready.readable {
+        while self.readiness.readable {
             let room = input.room();
             match input.fill_from(&mut self.stream) {
                 Ok(0) => return Err(self.eof_reason()),
                 Ok(count) => {
                     self.bytes_in += count as u64;
-                    self.active = true;
+                    self.progress = true;
                     counters.bytes_in.add(count as u64);
                     let drained = count < room && self.stream.short_read_means_drained();
-                    self.ready.readable = !drained || self.ready.read_until_would_block;
+                    self.readiness.readable = !drained || self.readiness.read_until_would_block;
                     return Ok(true);
                 }
                 Err(error) => {
-                    self.ready.readable = would_block_or_reason(&error)?;
-                    self.ready.read_until_would_block &= self.ready.readable;
+                    self.readiness.readable = is_retryable(&error)?;
+                    self.readiness.read_until_would_block &= self.readiness.readable;
                 }
             }
         }
         Ok(false)
     }
 
-    /// Why it ends now that its client has ended the stream.
+    /// The reason of the close that follows the client's EOF.
     #[cold]
     #[inline(never)]
     fn eof_reason(&self) -> CloseReason {
-        match self.stage {
-            Stage::Lingering(reason) => reason,
-            // Everything before the end is handled and sent: a close now ends the stream in order.
+        match self.state {
+            State::Lingering(reason) => reason,
+            // All input before the EOF is handled and its output sent, so a close ends the stream cleanly.
             _ => CloseReason::PeerClosed,
         }
     }
 }
 
-/// Drops bytes that nobody will see.
+/// Discards the bytes of a buffer and counts them.
 #[cold]
 #[inline(never)]
-fn discard(input: &mut Buffer, reason: CloseReason, counters: &WorkerCounters) {
-    counters.discarded[reason as usize].add(input.len() as u64);
-    input.clear();
+fn discard(buffer: &mut Buffer, reason: CloseReason, counters: &WorkerCounters) {
+    counters.discarded[reason as usize].add(buffer.len() as u64);
+    buffer.clear();
 }
 
-/// What a failed call means: to try again now, to wait for an edge (`false`), or the end.
+/// Whether a failed call can be retried now (`true`) or after an edge (`false`); otherwise the reason to
+/// close.
 #[cold]
 #[inline(never)]
-fn would_block_or_reason(error: &io::Error) -> Result<bool, CloseReason> {
+fn is_retryable(error: &io::Error) -> Result<bool, CloseReason> {
     match error.kind() {
         ErrorKind::Interrupted => Ok(true),
         ErrorKind::WouldBlock => Ok(false),
@@ -478,19 +492,19 @@ mod tests {
     use super::*;
     use crate::handler::Echo;
 
-    /// One call of the stream: what it must be, and what it then returns.
+    /// An expected call of the stream and its result.
     #[derive(Clone, Copy, Debug)]
     enum Call {
         Read(Result<&'static [u8], ErrorKind>),
-        /// Of these bytes, and how many of them are taken.
+        /// These bytes are offered, this many are accepted.
         Write(&'static [u8], Result<usize, ErrorKind>),
-        End(Result<(), ErrorKind>),
+        ShutdownWrite(Result<(), ErrorKind>),
     }
-    use Call::{End, Read as Reads, Write as Writes};
+    use Call::{Read as ReadCall, ShutdownWrite, Write as WriteCall};
 
-    const BLOCKED: ErrorKind = ErrorKind::WouldBlock;
-    const NOTHING: Call = Reads(Err(BLOCKED));
-    const THE_END: Call = Reads(Ok(b""));
+    const WOULD_BLOCK: ErrorKind = ErrorKind::WouldBlock;
+    const WOULD_BLOCK_READ: Call = ReadCall(Err(WOULD_BLOCK));
+    const EOF: Call = ReadCall(Ok(b""));
 
     #[derive(Clone, Debug, Default)]
     struct Scripted(Rc<RefCell<VecDeque<Call>>>);
@@ -504,7 +518,7 @@ mod tests {
     impl Read for Scripted {
         fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
             match self.next() {
-                Some(Reads(result)) => {
+                Some(ReadCall(result)) => {
                     let result = result?;
                     bytes[..result.len()].copy_from_slice(result);
                     Ok(result.len())
@@ -517,7 +531,7 @@ mod tests {
     impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             match self.next() {
-                Some(Writes(all, result)) if all == bytes => Ok(result?),
+                Some(WriteCall(all, result)) if all == bytes => Ok(result?),
                 expected => panic!("write of {bytes:?}, instead of {expected:?}"),
             }
         }
@@ -528,10 +542,10 @@ mod tests {
     }
 
     impl Stream for Scripted {
-        fn end(&mut self) -> io::Result<()> {
+        fn shutdown_write(&mut self) -> io::Result<()> {
             match self.next() {
-                Some(End(result)) => Ok(result?),
-                expected => panic!("end, instead of {expected:?}"),
+                Some(ShutdownWrite(result)) => Ok(result?),
+                expected => panic!("shutdown_write, instead of {expected:?}"),
             }
         }
     }
@@ -553,15 +567,15 @@ mod tests {
     };
 
     /// A connection with buffers of four bytes.
-    struct Scene<H> {
+    struct Harness<H> {
         connection: Connection<Scripted, H>,
         script: Scripted,
         pool: Pool,
         counters: WorkerCounters,
-        rounds: u32,
+        budget: u32,
     }
 
-    impl<H: Handler> Scene<H> {
+    impl<H: Handler> Harness<H> {
         fn new(handler: H) -> Self {
             let script = Scripted::default();
             Self {
@@ -569,23 +583,23 @@ mod tests {
                 script,
                 pool: Pool::new(4),
                 counters: WorkerCounters::default(),
-                rounds: 1000,
+                budget: 1000,
             }
         }
 
-        /// Runs the connection, which must make exactly these calls.
+        /// Drives the connection, which must make exactly these calls.
         fn run(&mut self, calls: &[Call]) -> Status {
             self.script.0.borrow_mut().extend(calls);
             let status = self
                 .connection
-                .run(&mut self.pool, self.rounds, &self.counters);
+                .drive(&mut self.pool, self.budget, &self.counters);
             let left = self.script.0.take();
             assert!(left.is_empty(), "calls not made: {left:?}");
             status
         }
 
         fn event(&mut self, event: Readiness, calls: &[Call]) -> Status {
-            self.connection.notice(event);
+            self.connection.add_readiness(event);
             self.run(calls)
         }
 
@@ -594,17 +608,17 @@ mod tests {
         }
     }
 
-    /// A handler as a function.
-    struct Does<F>(F);
+    /// A handler made from a function.
+    struct FnHandler<F>(F);
 
-    impl<F: FnMut(&mut Buffer, &mut Buffer) -> Action> Handler for Does<F> {
+    impl<F: FnMut(&mut Buffer, &mut Buffer) -> Action> Handler for FnHandler<F> {
         fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
             (self.0)(input, output)
         }
     }
 
-    /// Answers, and closes as soon as there is any input, of which it takes one byte.
-    fn goodbye(input: &mut Buffer, output: &mut Buffer) -> Action {
+    /// Consumes one byte of the first input, answers and closes.
+    fn close_with_bye(input: &mut Buffer, output: &mut Buffer) -> Action {
         if input.is_empty() {
             return Action::Continue;
         }
@@ -615,114 +629,121 @@ mod tests {
 
     #[test]
     fn a_message_costs_one_read_and_one_write() {
-        let mut scene = Scene::new(Echo);
-        let message = [Reads(Ok(b"abc")), Writes(b"abc", Ok(3))];
+        let mut harness = Harness::new(Echo);
+        let message = [ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))];
         for _ in 0..3 {
-            assert_eq!(scene.event(READABLE, &message), Status::Idle);
+            assert_eq!(harness.event(READABLE, &message), Status::Idle);
         }
-        assert_eq!(scene.connection.bytes_in(), 9);
-        assert_eq!(scene.connection.bytes_out(), 9);
-        assert!(scene.connection.take_progress());
-        assert!(!scene.connection.take_progress(), "not since it was asked");
-        assert_eq!(scene.counters.bytes_in.get(), 9);
-        assert_eq!(scene.counters.bytes_out.get(), 9);
+        assert_eq!(harness.connection.bytes_in(), 9);
+        assert_eq!(harness.connection.bytes_out(), 9);
+        assert!(harness.connection.take_progress());
+        assert!(
+            !harness.connection.take_progress(),
+            "progress is reported once"
+        );
+        assert_eq!(harness.counters.bytes_in.get(), 9);
+        assert_eq!(harness.counters.bytes_out.get(), 9);
     }
 
     #[test]
-    fn unannounced_it_makes_no_call_and_idle_it_holds_no_storage() {
-        let mut scene = Scene::new(Echo);
-        assert_eq!(scene.run(&[]), Status::Idle);
-        assert_eq!(scene.event(WRITABLE, &[]), Status::Idle);
-        scene.event(READABLE, &[Reads(Ok(b"abc")), Writes(b"abc", Ok(3))]);
-        assert!(scene.connection.buffers.is_none());
+    fn without_readiness_no_call_is_made_and_no_buffer_is_held() {
+        let mut harness = Harness::new(Echo);
+        assert_eq!(harness.run(&[]), Status::Idle);
+        assert_eq!(harness.event(WRITABLE, &[]), Status::Idle);
+        harness.event(READABLE, &[ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
+        assert!(harness.connection.buffers.is_none());
     }
 
     #[test]
-    fn a_read_that_fills_the_buffer_is_followed_by_another() {
-        let mut scene = Scene::new(Echo);
-        let calls = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4)), NOTHING];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.run(&[]), Status::Idle);
+    fn full_read_is_followed_by_another_read() {
+        let mut harness = Harness::new(Echo);
+        let calls = [
+            ReadCall(Ok(b"abcd")),
+            WriteCall(b"abcd", Ok(4)),
+            WOULD_BLOCK_READ,
+        ];
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.run(&[]), Status::Idle);
     }
 
     #[test]
-    fn a_short_read_proves_nothing_where_something_else_cuts_reads_short() {
-        let mut scene = Scene::new(Echo);
-        let short = [Reads(Ok(b"a")), Writes(b"a", Ok(1))];
+    fn short_read_is_not_trusted_after_eof_or_urgent_data() {
+        let mut harness = Harness::new(Echo);
+        let short = [ReadCall(Ok(b"a")), WriteCall(b"a", Ok(1))];
         let mut calls = short.to_vec();
         calls.extend(short);
-        calls.push(NOTHING);
-        assert_eq!(scene.event(READ_CLOSED, &calls), Status::Idle);
-        // The read that would have blocked has ended that: short reads are proof again.
-        assert_eq!(scene.event(READABLE, &short), Status::Idle);
-        assert_eq!(scene.run(&[]), Status::Idle);
+        calls.push(WOULD_BLOCK_READ);
+        assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
+        // After a read that would block, short reads are trusted again.
+        assert_eq!(harness.event(READABLE, &short), Status::Idle);
+        assert_eq!(harness.run(&[]), Status::Idle);
     }
 
     #[test]
-    fn data_and_the_end_in_one_event() {
-        let mut scene = Scene::new(Echo);
-        let calls = [Reads(Ok(b"ab")), Writes(b"ab", Ok(2)), THE_END];
+    fn eof_in_the_same_event_as_data_is_seen() {
+        let mut harness = Harness::new(Echo);
+        let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Ok(2)), EOF];
         assert_eq!(
-            scene.event(READ_CLOSED, &calls),
+            harness.event(READ_CLOSED, &calls),
             Status::Closed(CloseReason::PeerClosed)
         );
     }
 
     #[test]
-    fn while_output_is_stuck_nothing_is_read_and_no_write_is_tried() {
-        let mut scene = Scene::new(Echo);
+    fn pending_output_blocks_reads_and_retries() {
+        let mut harness = Harness::new(Echo);
         let stuck = [
-            Reads(Ok(b"abcd")),
-            Writes(b"abcd", Ok(1)),
-            Writes(b"bcd", Err(BLOCKED)),
+            ReadCall(Ok(b"abcd")),
+            WriteCall(b"abcd", Ok(1)),
+            WriteCall(b"bcd", Err(WOULD_BLOCK)),
         ];
-        assert_eq!(scene.event(READABLE, &stuck), Status::Idle);
-        assert_eq!(scene.connection.buffered(), 3);
-        assert_eq!(scene.counters.buffered.get(), 3);
-        assert_eq!(scene.event(READ_CLOSED, &[]), Status::Idle);
-        let unstuck = [Writes(b"bcd", Ok(3)), THE_END];
+        assert_eq!(harness.event(READABLE, &stuck), Status::Idle);
+        assert_eq!(harness.connection.buffered(), 3);
+        assert_eq!(harness.counters.buffered.get(), 3);
+        assert_eq!(harness.event(READ_CLOSED, &[]), Status::Idle);
+        let unstuck = [WriteCall(b"bcd", Ok(3)), EOF];
         assert_eq!(
-            scene.event(WRITABLE, &unstuck),
+            harness.event(WRITABLE, &unstuck),
             Status::Closed(CloseReason::PeerClosed)
         );
     }
 
     #[test]
-    fn the_end_awaits_the_output() {
-        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
-            // Twice what came.
+    fn eof_waits_for_pending_output() {
+        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
+            // Answers twice the input.
             if output.push(&input.data().repeat(2)) {
                 input.clear();
             }
             Action::Continue
         }));
         let calls = [
-            Reads(Ok(b"ab")),
-            Writes(b"abab", Ok(2)),
-            Writes(b"ab", Err(BLOCKED)),
+            ReadCall(Ok(b"ab")),
+            WriteCall(b"abab", Ok(2)),
+            WriteCall(b"ab", Err(WOULD_BLOCK)),
         ];
-        assert_eq!(scene.event(READ_CLOSED, &calls), Status::Idle);
-        let calls = [Writes(b"ab", Ok(2)), THE_END];
+        assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
+        let calls = [WriteCall(b"ab", Ok(2)), EOF];
         assert_eq!(
-            scene.event(WRITABLE, &calls),
+            harness.event(WRITABLE, &calls),
             Status::Closed(CloseReason::PeerClosed)
         );
     }
 
     #[test]
-    fn interrupted_calls_are_made_again() {
-        let mut scene = Scene::new(Echo);
+    fn interrupted_calls_are_retried() {
+        let mut harness = Harness::new(Echo);
         let calls = [
-            Reads(Err(ErrorKind::Interrupted)),
-            Reads(Ok(b"ab")),
-            Writes(b"ab", Err(ErrorKind::Interrupted)),
-            Writes(b"ab", Ok(2)),
+            ReadCall(Err(ErrorKind::Interrupted)),
+            ReadCall(Ok(b"ab")),
+            WriteCall(b"ab", Err(ErrorKind::Interrupted)),
+            WriteCall(b"ab", Ok(2)),
         ];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     }
 
     #[test]
-    fn errors_are_a_reset_or_told_apart_from_it() {
+    fn resets_are_distinguished_from_other_errors() {
         use ErrorKind as Kind;
         let resets = [
             Kind::ConnectionReset,
@@ -737,195 +758,217 @@ mod tests {
         let outcomes = resets.iter().map(|kind| (*kind, CloseReason::Reset));
         for (kind, reason) in outcomes.chain(errors.map(|kind| (kind, CloseReason::Error))) {
             let closed = Status::Closed(reason);
-            let reading = [Reads(Err(kind))];
-            assert_eq!(Scene::new(Echo).event(READABLE, &reading), closed, "{kind}");
-            let writing = [Reads(Ok(b"a")), Writes(b"a", Err(kind))];
-            assert_eq!(Scene::new(Echo).event(READABLE, &writing), closed, "{kind}");
-            let mut scene = Scene::new(Echo);
-            scene.connection.finish(CloseReason::IdleTimeout);
-            assert_eq!(scene.run(&[End(Err(kind))]), closed, "{kind}");
+            let reading = [ReadCall(Err(kind))];
+            assert_eq!(
+                Harness::new(Echo).event(READABLE, &reading),
+                closed,
+                "{kind}"
+            );
+            let writing = [ReadCall(Ok(b"a")), WriteCall(b"a", Err(kind))];
+            assert_eq!(
+                Harness::new(Echo).event(READABLE, &writing),
+                closed,
+                "{kind}"
+            );
+            let mut harness = Harness::new(Echo);
+            harness
+                .connection
+                .close_after_flush(CloseReason::IdleTimeout);
+            assert_eq!(harness.run(&[ShutdownWrite(Err(kind))]), closed, "{kind}");
         }
     }
 
     #[test]
-    fn a_write_that_takes_nothing_is_an_error() {
-        let calls = [Reads(Ok(b"a")), Writes(b"a", Ok(0))];
-        let status = Scene::new(Echo).event(READABLE, &calls);
+    fn write_of_zero_bytes_is_an_error() {
+        let calls = [ReadCall(Ok(b"a")), WriteCall(b"a", Ok(0))];
+        let status = Harness::new(Echo).event(READABLE, &calls);
         assert_eq!(status, Status::Closed(CloseReason::Error));
     }
 
     #[test]
-    fn spent_rounds_leave_it_runnable_without_another_event() {
-        let mut scene = Scene::new(Echo);
-        scene.run(&[]);
-        scene.rounds = 1;
-        let calls = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4))];
-        assert_eq!(scene.event(READABLE, &calls), Status::Runnable);
-        assert_eq!(scene.run(&calls), Status::Runnable);
-        scene.rounds = 2;
-        assert_eq!(scene.run(&[calls[0], calls[1], NOTHING]), Status::Idle);
+    fn used_budget_leaves_the_connection_runnable() {
+        let mut harness = Harness::new(Echo);
+        harness.run(&[]);
+        harness.budget = 1;
+        let calls = [ReadCall(Ok(b"abcd")), WriteCall(b"abcd", Ok(4))];
+        assert_eq!(harness.event(READABLE, &calls), Status::Runnable);
+        assert_eq!(harness.run(&calls), Status::Runnable);
+        harness.budget = 2;
+        assert_eq!(
+            harness.run(&[calls[0], calls[1], WOULD_BLOCK_READ]),
+            Status::Idle
+        );
     }
 
     #[test]
-    fn a_greeting_goes_first() {
+    fn greeting_is_sent_before_any_input() {
         let mut greeted = false;
-        let mut scene = Scene::new(Does(|_: &mut Buffer, output: &mut Buffer| {
+        let mut harness = Harness::new(FnHandler(|_: &mut Buffer, output: &mut Buffer| {
             if !greeted {
                 greeted = output.push(b"hi");
             }
             Action::Continue
         }));
-        assert_eq!(scene.run(&[Writes(b"hi", Ok(2))]), Status::Idle);
-        assert_eq!(scene.counters.bytes_generated.get(), 2);
+        assert_eq!(harness.run(&[WriteCall(b"hi", Ok(2))]), Status::Idle);
+        assert_eq!(harness.counters.bytes_generated.get(), 2);
     }
 
     #[test]
-    fn a_close_by_the_handler_sends_its_end_and_discards_what_still_comes() {
-        let mut scene = Scene::new(Does(goodbye));
+    fn handler_close_shuts_down_writes_and_discards_input() {
+        let mut harness = Harness::new(FnHandler(close_with_bye));
         let calls = [
-            Reads(Ok(b"qxy")),
-            Writes(b"bye", Ok(3)),
-            End(Ok(())),
-            NOTHING,
+            ReadCall(Ok(b"qxy")),
+            WriteCall(b"bye", Ok(3)),
+            ShutdownWrite(Ok(())),
+            WOULD_BLOCK_READ,
         ];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.linger_reason(), Some(CloseReason::Handler));
-        assert_eq!(scene.connection.buffered(), 0);
-        assert_eq!(scene.discarded(CloseReason::Handler), 2, "x and y");
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(
+            harness.connection.linger_reason(),
+            Some(CloseReason::Handler)
+        );
+        assert_eq!(harness.connection.buffered(), 0);
+        assert_eq!(harness.discarded(CloseReason::Handler), 2, "x and y");
 
-        assert_eq!(scene.event(READABLE, &[Reads(Ok(b"z"))]), Status::Idle);
-        let calls = [Reads(Ok(b"z")), THE_END];
-        let status = scene.event(READ_CLOSED, &calls);
+        assert_eq!(harness.event(READABLE, &[ReadCall(Ok(b"z"))]), Status::Idle);
+        let calls = [ReadCall(Ok(b"z")), EOF];
+        let status = harness.event(READ_CLOSED, &calls);
         assert_eq!(status, Status::Closed(CloseReason::Handler));
-        assert_eq!(scene.discarded(CloseReason::Handler), 4);
+        assert_eq!(harness.discarded(CloseReason::Handler), 4);
     }
 
     #[test]
-    fn a_close_by_the_handler_awaits_its_output() {
-        let mut scene = Scene::new(Does(goodbye));
-        let calls = [Reads(Ok(b"q")), Writes(b"bye", Err(BLOCKED))];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.linger_reason(), None);
-        let calls = [Writes(b"bye", Ok(3)), End(Ok(())), THE_END];
-        let status = scene.event(WRITABLE, &calls);
+    fn handler_close_waits_for_its_output() {
+        let mut harness = Harness::new(FnHandler(close_with_bye));
+        let calls = [ReadCall(Ok(b"q")), WriteCall(b"bye", Err(WOULD_BLOCK))];
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.connection.linger_reason(), None);
+        let calls = [WriteCall(b"bye", Ok(3)), ShutdownWrite(Ok(())), EOF];
+        let status = harness.event(WRITABLE, &calls);
         assert_eq!(status, Status::Closed(CloseReason::Handler));
     }
 
     #[test]
-    fn a_panic_of_the_handler_ends_it() {
-        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+    fn handler_panic_closes_the_connection() {
+        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
             assert!(output.push(b"h"));
-            assert!(input.is_empty(), "a panic that a test wants");
+            assert!(input.is_empty(), "deliberate panic");
             output.clear();
             Action::Continue
         }));
-        // Answers that are on their way are not to be lost in a reset.
-        let calls = [Reads(Ok(b"ab")), End(Ok(())), NOTHING];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
-        assert_eq!(scene.connection.linger_reason(), Some(CloseReason::Panic));
-        assert_eq!(scene.discarded(CloseReason::Panic), 3);
+        // No reset, which could destroy answers in flight.
+        let calls = [ReadCall(Ok(b"ab")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.connection.linger_reason(), Some(CloseReason::Panic));
+        assert_eq!(harness.discarded(CloseReason::Panic), 3);
     }
 
     #[test]
-    fn a_message_that_exceeds_the_buffer_ends_it() {
-        let mut scene = Scene::new(Does(|_: &mut Buffer, _: &mut Buffer| Action::Continue));
-        assert_eq!(scene.event(READABLE, &[Reads(Ok(b"abc"))]), Status::Idle);
-        let calls = [Reads(Ok(b"d")), End(Ok(())), NOTHING];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+    fn message_larger_than_the_buffer_closes_the_connection() {
+        let mut harness =
+            Harness::new(FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue));
         assert_eq!(
-            scene.connection.linger_reason(),
+            harness.event(READABLE, &[ReadCall(Ok(b"abc"))]),
+            Status::Idle
+        );
+        let calls = [ReadCall(Ok(b"d")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(
+            harness.connection.linger_reason(),
             Some(CloseReason::BufferFull)
         );
-        assert_eq!(scene.discarded(CloseReason::BufferFull), 4);
+        assert_eq!(harness.discarded(CloseReason::BufferFull), 4);
     }
 
     #[test]
-    fn an_answer_that_exceeds_the_buffer_ends_it() {
-        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+    fn answer_larger_than_the_buffer_closes_the_connection() {
+        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
             assert!(input.is_empty() || !output.push(b"too long"));
             Action::Continue
         }));
-        let calls = [Reads(Ok(b"a")), End(Ok(())), NOTHING];
-        assert_eq!(scene.event(READABLE, &calls), Status::Idle);
+        let calls = [ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
         assert_eq!(
-            scene.connection.linger_reason(),
+            harness.connection.linger_reason(),
             Some(CloseReason::BufferFull)
         );
     }
 
     #[test]
-    fn one_that_found_too_little_room_is_no_matter_to_the_next() {
-        let mut scene = Scene::new(Does(|input: &mut Buffer, output: &mut Buffer| {
+    fn overflow_mark_does_not_affect_the_next_connection() {
+        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
             if input.is_empty() || output.push(b"too long") {
                 return Action::Continue;
             }
             Action::Close
         }));
-        scene.event(READABLE, &[Reads(Ok(b"a")), End(Ok(())), THE_END]);
+        harness.event(READABLE, &[ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), EOF]);
         let other = Scripted::default();
-        let silent = Does(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
+        let silent = FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
         let mut other = Connection::new(other, silent);
-        let status = other.run(&mut scene.pool, scene.rounds, &scene.counters);
+        let status = other.drive(&mut harness.pool, harness.budget, &harness.counters);
         assert_eq!(status, Status::Idle, "with the same buffers");
     }
 
     #[test]
-    fn who_has_put_more_than_it_took_is_called_again() {
+    fn handler_that_generated_output_is_called_again() {
         let mut left = 3;
-        let mut scene = Scene::new(Does(move |_: &mut Buffer, output: &mut Buffer| {
-            // Measures the room itself, so that nothing is ever refused.
+        let mut harness = Harness::new(FnHandler(move |_: &mut Buffer, output: &mut Buffer| {
+            // Checks the room itself, so that no push is ever refused.
             while left > 0 && output.room() >= 3 {
                 assert!(output.push(b"abc"));
                 left -= 1;
             }
             Action::Continue
         }));
-        assert_eq!(scene.run(&[Writes(b"abc", Ok(3)); 3]), Status::Idle);
+        assert_eq!(harness.run(&[WriteCall(b"abc", Ok(3)); 3]), Status::Idle);
     }
 
     #[test]
-    fn a_drain_answers_what_has_arrived_unannounced() {
-        let mut scene = Scene::new(Echo);
-        scene.connection.drain();
+    fn drain_answers_data_that_arrived_without_an_event() {
+        let mut harness = Harness::new(Echo);
+        harness.connection.drain();
         let calls = [
-            Reads(Ok(b"ab")),
-            Writes(b"ab", Ok(2)),
-            NOTHING,
-            End(Ok(())),
-            NOTHING,
+            ReadCall(Ok(b"ab")),
+            WriteCall(b"ab", Ok(2)),
+            WOULD_BLOCK_READ,
+            ShutdownWrite(Ok(())),
+            WOULD_BLOCK_READ,
         ];
-        assert_eq!(scene.run(&calls), Status::Idle);
+        assert_eq!(harness.run(&calls), Status::Idle);
         assert_eq!(
-            scene.connection.linger_reason(),
+            harness.connection.linger_reason(),
             Some(CloseReason::Shutdown)
         );
-        let status = scene.event(READ_CLOSED, &[THE_END]);
+        let status = harness.event(READ_CLOSED, &[EOF]);
         assert_eq!(status, Status::Closed(CloseReason::Shutdown));
     }
 
     #[test]
-    fn a_deaf_drain_reads_nothing_more() {
-        let mut scene = Scene::new(Echo);
-        scene.run(&[]);
-        scene.rounds = 1;
-        scene.connection.drain();
-        let flood = [Reads(Ok(b"abcd")), Writes(b"abcd", Ok(4))];
-        assert_eq!(scene.run(&flood), Status::Runnable);
-        scene.connection.stop_reading();
-        let calls = [End(Ok(())), Reads(Ok(b"efgh"))];
-        assert_eq!(scene.run(&calls), Status::Runnable);
-        assert_eq!(scene.run(&[NOTHING]), Status::Idle);
-        assert_eq!(scene.discarded(CloseReason::Shutdown), 4);
+    fn drain_after_the_read_deadline_reads_nothing() {
+        let mut harness = Harness::new(Echo);
+        harness.run(&[]);
+        harness.budget = 1;
+        harness.connection.drain();
+        let flood = [ReadCall(Ok(b"abcd")), WriteCall(b"abcd", Ok(4))];
+        assert_eq!(harness.run(&flood), Status::Runnable);
+        harness.connection.stop_reading();
+        let calls = [ShutdownWrite(Ok(())), ReadCall(Ok(b"efgh"))];
+        assert_eq!(harness.run(&calls), Status::Runnable);
+        assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
+        assert_eq!(harness.discarded(CloseReason::Shutdown), 4);
     }
 
     #[test]
-    fn it_ends_for_the_first_reason_given() {
-        let mut scene = Scene::new(Echo);
-        scene.connection.finish(CloseReason::IdleTimeout);
-        scene.connection.finish(CloseReason::Shutdown);
-        scene.run(&[End(Ok(())), NOTHING]);
+    fn first_close_reason_wins() {
+        let mut harness = Harness::new(Echo);
+        harness
+            .connection
+            .close_after_flush(CloseReason::IdleTimeout);
+        harness.connection.close_after_flush(CloseReason::Shutdown);
+        harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
         assert_eq!(
-            scene.connection.linger_reason(),
+            harness.connection.linger_reason(),
             Some(CloseReason::IdleTimeout)
         );
     }

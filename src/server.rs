@@ -112,7 +112,7 @@ impl Config {
     fn limits(&self) -> Limits {
         Limits {
             buffer_size: self.buffer_size,
-            rounds: (TURN_BYTES / self.buffer_size).clamp(2, 1024) as u32,
+            budget: (TURN_BYTES / self.buffer_size).clamp(2, 1024) as u32,
             idle_timeout: self.idle_timeout.map(millis),
             linger_timeout: millis(LINGER_TIMEOUT),
             drain_timeout: millis(self.drain_timeout),

@@ -89,7 +89,7 @@ impl Counter {
     }
 
     /// Moves a gauge from one of its parts' old value to the new one; same single writer.
-    pub(crate) fn shift(&self, from: usize, to: usize) {
+    pub(crate) fn adjust(&self, from: usize, to: usize) {
         self.add((to as u64).wrapping_sub(from as u64));
     }
 
@@ -101,7 +101,7 @@ impl Counter {
 /// What one worker counts; written by its thread only.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
-    pub(crate) taken: Counter,
+    pub(crate) assigned: Counter,
     pub(crate) closed: [Counter; CloseReason::ALL.len()],
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
@@ -119,7 +119,7 @@ impl WorkerCounters {
 
     fn snapshot(&self) -> WorkerStats {
         WorkerStats {
-            taken: self.taken.get(),
+            assigned: self.assigned.get(),
             closed: self.closed.each_ref().map(Counter::get),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
@@ -258,11 +258,11 @@ impl Stats {
     #[must_use]
     pub fn check_final_balance(&self) -> Option<String> {
         let total = self.total();
-        let (taken, closed) = (total.taken, total.total_closed());
+        let (assigned, closed) = (total.assigned, total.total_closed());
         self.check_balance().or_else(|| {
-            (taken != closed || total.buffered != 0).then(|| {
+            (assigned != closed || total.buffered != 0).then(|| {
                 format!(
-                    "{taken} connections taken, {closed} closed, {} bytes still buffered",
+                    "{assigned} connections assigned, {closed} closed, {} bytes still buffered",
                     total.buffered
                 )
             })
@@ -273,10 +273,10 @@ impl Stats {
     #[must_use]
     pub fn check_balance(&self) -> Option<String> {
         let total = self.total();
-        if self.accepted != total.taken {
+        if self.accepted != total.assigned {
             return Some(format!(
                 "{} connections accepted, but {} reached a worker",
-                self.accepted, total.taken
+                self.accepted, total.assigned
             ));
         }
         let kept = total.bytes_in.wrapping_add_signed(total.bytes_generated);
@@ -299,7 +299,7 @@ impl Stats {
 #[non_exhaustive]
 pub struct WorkerStats {
     /// Connections taken from the mailbox.
-    pub taken: u64,
+    pub assigned: u64,
     /// Connections closed, by [reason](CloseReason::ALL).
     pub closed: [u64; CloseReason::ALL.len()],
     /// Bytes received.
@@ -340,7 +340,7 @@ impl WorkerStats {
 
 impl AddAssign<&WorkerStats> for WorkerStats {
     fn add_assign(&mut self, other: &WorkerStats) {
-        self.taken += other.taken;
+        self.assigned += other.assigned;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.bytes_generated += other.bytes_generated;
@@ -389,8 +389,8 @@ mod tests {
     #[test]
     fn a_gauge_shifts_both_ways() {
         let gauge = Counter::default();
-        gauge.shift(0, 7);
-        gauge.shift(7, 3);
+        gauge.adjust(0, 7);
+        gauge.adjust(7, 3);
         assert_eq!(gauge.get(), 3);
     }
 
@@ -398,7 +398,7 @@ mod tests {
     fn balances_are_found_wanting() {
         let counters = Counters::new(2);
         counters.acceptor.accepted.add(2);
-        counters.workers[0].taken.add(1);
+        counters.workers[0].assigned.add(1);
         let lost = counters
             .snapshot()
             .check_balance()
@@ -408,7 +408,7 @@ mod tests {
             "{lost}"
         );
 
-        counters.workers[1].taken.add(1);
+        counters.workers[1].assigned.add(1);
         counters.workers[1].bytes_in.add(10);
         counters.workers[1].bytes_out.add(6);
         counters.workers[0].discarded[CloseReason::Reset as usize].add(3);
@@ -425,7 +425,7 @@ mod tests {
             .check_final_balance()
             .expect("two are open");
         assert!(
-            open.contains("2 connections taken, 0 closed, 1 bytes still"),
+            open.contains("2 connections assigned, 0 closed, 1 bytes still"),
             "{open}"
         );
         assert_eq!(counters.snapshot().open(), 2);
@@ -435,7 +435,7 @@ mod tests {
     fn the_line_names_only_what_happened() {
         let counters = Counters::new(1);
         counters.acceptor.accepted.add(3);
-        counters.workers[0].taken.add(3);
+        counters.workers[0].assigned.add(3);
         counters.workers[0].closed[CloseReason::IdleTimeout as usize].add(2);
         let line = counters.snapshot().to_string();
         assert!(

@@ -263,7 +263,7 @@ impl Pool {
     }
 
     /// The pair at hand. It is empty, and is to be left empty, or [taken away](Self::take_scratch).
-    pub(crate) fn hand(&mut self) -> &mut Buffers {
+    pub(crate) fn scratch(&mut self) -> &mut Buffers {
         &mut self.hand
     }
 
@@ -280,7 +280,7 @@ impl Pool {
     }
 
     /// Takes an empty pair back.
-    pub(crate) fn reclaim(&mut self, buffers: Box<Buffers>) {
+    pub(crate) fn recycle(&mut self, buffers: Box<Buffers>) {
         if self.spare.len() < self.max_spare && self.is_own(&buffers) {
             self.spare.push(buffers);
         }
@@ -429,16 +429,16 @@ mod tests {
     fn the_hand_is_given_away_with_its_bytes_and_comes_back() {
         let mut pool = Pool::new(16);
         assert!(pool.is_scratch_clean());
-        assert!(pool.hand().output.push(b"stuck"));
+        assert!(pool.scratch().output.push(b"stuck"));
         assert!(!pool.is_scratch_clean());
         let mut taken = pool.take_scratch();
         assert!(pool.is_scratch_clean());
         assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
         taken.output.clear();
         let latest: *const Buffers = &raw const *taken;
-        pool.reclaim(taken);
+        pool.recycle(taken);
         pool.take_scratch();
-        assert_eq!(&raw const *pool.hand(), latest);
+        assert_eq!(&raw const *pool.scratch(), latest);
     }
 
     #[test]
@@ -451,10 +451,10 @@ mod tests {
         );
         let mut pool = Pool::new(capacity);
         for _ in 0..6 {
-            pool.reclaim(pair(capacity));
+            pool.recycle(pair(capacity));
             let mut foreign = pair(capacity);
             foreign.output = Buffer::with_capacity(capacity - 1);
-            pool.reclaim(foreign);
+            pool.recycle(foreign);
         }
         assert_eq!(pool.spare.len(), 4);
         assert!(
@@ -462,7 +462,7 @@ mod tests {
                 .iter()
                 .all(|pair| pair.output.capacity() == capacity)
         );
-        pool.hand().input = Buffer::with_capacity(0);
+        pool.scratch().input = Buffer::with_capacity(0);
         assert!(!pool.is_scratch_clean());
     }
 }

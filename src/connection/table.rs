@@ -1,15 +1,16 @@
-//! One worker's connections: the table, the run queue, the budgets and the sweep of the idle.
+//! A worker's connections: the connection table, the run queue and the timers.
 //!
-//! Everything of a worker but the poll call: time, readiness and new streams come in as arguments,
-//! so the code that serves sockets is the code that a simulated kernel drives.
+//! This is all of a worker except its poll call. Time, readiness and new streams are arguments, so a
+//! simulated kernel can drive exactly the code that serves sockets.
 //!
-//! A connection that is ready is run at once, up to a budget of bytes. Who has spent it goes to the
-//! back of the run queue, which is gone through once a turn, before anyone else is run; while anyone is
-//! in it, the worker must not sleep. So a flood costs its neighbours one budget's time and no more.
+//! A connection that becomes ready is driven at once, up to a budget of bytes. A connection that has
+//! used its budget moves to the back of the run queue, which is run once per tick, before any event is
+//! handled. While the run queue is not empty, the worker must not sleep. A flooding connection
+//! therefore delays the others by one budget per tick.
 //!
-//! Time is a count of milliseconds since any fixed moment. It is looked at once a turn, and nothing
-//! is scheduled per message: a connection notes when it last moved a byte, and a sweep of the whole
-//! table, a few times per timeout at most, finds those whose time is over.
+//! Time is a number of milliseconds since a fixed moment. It is read once per tick, and nothing is
+//! scheduled per message: a connection records its last activity, and a sweep of the whole table, a few
+//! times per timeout, finds the connections whose timeout has expired.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -27,35 +28,35 @@ use crate::peer::Peer;
 use crate::stats::{CloseReason, WorkerCounters};
 use crate::work_queue::Receiver;
 
-/// Milliseconds since a moment that the caller fixed once.
+/// Milliseconds since a moment chosen by the caller.
 pub(crate) type Millis = u64;
 
-/// The bounds that every connection of a worker lives in.
+/// Limits and timeouts of each connection of a worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Most bytes a buffer holds; each connection has two.
+    /// Capacity of a buffer in bytes; a connection has two.
     pub(crate) buffer_size: usize,
-    /// Buffers a connection may read and send before others get their turn.
-    pub(crate) rounds: u32,
-    /// How long a connection may move no byte.
+    /// Rounds of at most one buffer read and one sent before other connections are served.
+    pub(crate) budget: u32,
+    /// A connection without a transferred byte for this long is closed.
     pub(crate) idle_timeout: Option<Millis>,
-    /// How long a client may take to end its stream once the server has ended its own.
+    /// How long to wait for the EOF of a client after the server has shut its write half down.
     pub(crate) linger_timeout: Millis,
-    /// How long a drain may take.
+    /// Time limit of a drain.
     pub(crate) drain_timeout: Millis,
 }
 
-/// A duration in whole milliseconds, rounded up: a deadline never comes early.
+/// Converts to milliseconds, rounded up so that no deadline is early.
 pub(crate) fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(Millis::MAX)
 }
 
-/// What a worker's poll can tell.
+/// An event from a worker's poll.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    /// There may be something in the mailbox.
+    /// The queue of new connections may hold an item.
     Wake,
-    /// The stream with this token may be ready.
+    /// The stream with this token is possibly ready.
     Ready(usize, Readiness),
 }
 
@@ -64,46 +65,47 @@ struct Entry<S, H> {
     connection: Connection<S, H>,
     peer: Peer,
     opened: Millis,
-    /// When it last moved a byte; or when its lingering began, which is bounded from its start,
-    /// whatever still comes. (In a drain every byte counts: there the drain is the bound.)
-    active: Millis,
+    /// When a byte was last transferred. While lingering: when that began, so that further input does
+    /// not extend it (except in a drain, which has its own deadline).
+    last_activity: Millis,
     lingering: bool,
+    /// The connection is in the run queue.
     queued: bool,
 }
 
-/// When the stages of a drain are over.
+/// The deadlines of a drain.
 #[derive(Clone, Copy, Debug)]
 struct Drain {
-    /// From here on nothing more is read: who still sends would send for ever.
+    /// No connection is read from after this: a client that still sends may never stop.
     read_deadline: Millis,
-    /// From here on nobody is waited for.
+    /// All connections are closed at this.
     deadline: Millis,
 }
 
 #[derive(Debug)]
-pub(crate) struct Connections<S, H> {
-    table: Slab<Entry<S, H>>,
-    /// Each at most once, as its entry's `queued` says.
+pub(crate) struct ConnectionTable<S, H> {
+    entries: Slab<Entry<S, H>>,
+    /// Tokens of runnable connections, each at most once (see [`Entry::queued`]).
     run_queue: VecDeque<usize>,
     pool: Pool,
     limits: Limits,
     next_sweep: Option<Millis>,
     drain: Option<Drain>,
     counters: Arc<CachePadded<WorkerCounters>>,
-    /// A connection was closed since [`Connections::take_closed`] was asked.
+    /// A connection was closed since the last [`ConnectionTable::take_closed`].
     closed: bool,
-    /// The worker's number, for the log.
+    /// The worker's index, for the log.
     worker: usize,
 }
 
-impl<S: Stream, H: Handler> Connections<S, H> {
+impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     pub(crate) fn new(
         limits: Limits,
         counters: Arc<CachePadded<WorkerCounters>>,
         worker: usize,
     ) -> Self {
         Self {
-            table: Slab::new(),
+            entries: Slab::new(),
             run_queue: VecDeque::new(),
             pool: Pool::new(limits.buffer_size),
             limits,
@@ -115,13 +117,12 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 
-    /// One turn of the worker: first those who had spent their budget, then who is ready, then the
-    /// new, then the clock.
+    /// Runs one tick: first the run queue, then the events, then new connections, then the timers.
     ///
-    /// The new come after the events, so that a place notify_capacity by this batch of events isn't given to
-    /// another connection while events for the old one may still be in it. `open` prepares a new
-    /// stream to be noticed under the given token, and makes its handler.
-    pub(crate) fn turn(
+    /// New connections follow the events so that a token freed in this batch is not reused while the
+    /// batch may still hold events for its previous owner. `open` registers a new stream under the given
+    /// token and creates its handler.
+    pub(crate) fn tick(
         &mut self,
         now: Millis,
         events: impl Iterator<Item = Event>,
@@ -130,18 +131,18 @@ impl<S: Stream, H: Handler> Connections<S, H> {
     ) {
         for _ in 0..self.run_queue.len() {
             if let Some(token) = self.run_queue.pop_front() {
-                self.table[token].queued = false;
-                self.run_on(token, now);
+                self.entries[token].queued = false;
+                self.drive(token, now);
             }
         }
-        let mut notified = false;
+        let mut woken = false;
         for event in events {
             match event {
-                Event::Wake => notified = true,
-                Event::Ready(token, readiness) => self.run(token, readiness, now),
+                Event::Wake => woken = true,
+                Event::Ready(token, readiness) => self.on_ready(token, readiness, now),
             }
         }
-        if notified {
+        if woken {
             for (stream, peer) in receiver.take_all() {
                 self.register(stream, peer, now, &mut open);
             }
@@ -152,7 +153,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         self.run_timers(now);
     }
 
-    /// How long the worker may sleep; `None` is until something happens.
+    /// How long the worker may sleep; `None` means until the next event.
     pub(crate) fn poll_timeout(&self, now: Millis) -> Option<Millis> {
         if !self.run_queue.is_empty() {
             return Some(0);
@@ -160,14 +161,14 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         self.next_sweep.map(|at| at.saturating_sub(now))
     }
 
-    /// Whether a connection was closed since this was last asked.
+    /// Whether a connection was closed since the last call.
     pub(crate) fn take_closed(&mut self) -> bool {
         mem::take(&mut self.closed)
     }
 
-    /// Whether the drain is over: nobody is left, and nobody can come.
+    /// Whether the drain is complete: no connection is open, and none can arrive.
     pub(crate) fn is_drained(&self) -> bool {
-        self.drain.is_some() && self.table.is_empty()
+        self.drain.is_some() && self.entries.is_empty()
     }
 
     fn register(
@@ -177,12 +178,12 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         now: Millis,
         open: &mut impl FnMut(&mut S, &Peer, usize) -> Result<H, CloseReason>,
     ) {
-        self.reserve_place();
+        self.reserve_slot();
         let counters = &self.counters;
-        counters.taken.add(1);
-        let place = self.table.vacant_entry();
-        let token = place.key();
-        // A panic in the maker of handlers is the same to others as one in a handler.
+        counters.assigned.add(1);
+        let slot = self.entries.vacant_entry();
+        let token = slot.key();
+        // Contain panics from the handler factory too.
         let opened = catch_unwind(AssertUnwindSafe(|| open(&mut stream, &peer, token)));
         let handler = match opened.unwrap_or(Err(CloseReason::Panic)) {
             Ok(handler) => handler,
@@ -198,53 +199,53 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         if self.drain.is_some() {
             connection.drain();
         }
-        place.insert(Entry {
+        slot.insert(Entry {
             connection,
             peer,
             opened: now,
-            active: now,
+            last_activity: now,
             lingering: false,
             queued: false,
         });
         if let Some(idle_timeout) = self.limits.idle_timeout {
             self.schedule_sweep(now.saturating_add(idle_timeout));
         }
-        self.run_on(token, now);
+        self.drive(token, now);
     }
 
-    /// Grows the table by a quarter where it is full: doubling would waste up to half of it.
-    fn reserve_place(&mut self) {
-        let len = self.table.len();
-        if len == self.table.capacity() {
-            self.table.reserve_exact((len / 4).max(64));
+    /// Grows a full table by a quarter; doubling would waste up to half of it.
+    fn reserve_slot(&mut self) {
+        let len = self.entries.len();
+        if len == self.entries.capacity() {
+            self.entries.reserve_exact((len / 4).max(64));
         }
     }
 
-    /// Takes note of an event, runs its connection unless its turn comes anyhow, and does what its
-    /// state then asks for. A token that nobody has belongs to one that ended within this batch.
+    /// Adds readiness to a connection and drives it, unless it is in the run queue. An unknown token
+    /// belongs to a connection that was closed earlier in this batch.
     #[inline(always)]
-    fn run(&mut self, token: usize, readiness: Readiness, now: Millis) {
-        let Some(entry) = self.table.get_mut(token) else {
+    fn on_ready(&mut self, token: usize, readiness: Readiness, now: Millis) {
+        let Some(entry) = self.entries.get_mut(token) else {
             return;
         };
         let connection = &mut entry.connection;
-        connection.notice(readiness);
+        connection.add_readiness(readiness);
         if entry.queued {
             return;
         }
-        let status = connection.run(&mut self.pool, self.limits.rounds, &self.counters);
+        let status = connection.drive(&mut self.pool, self.limits.budget, &self.counters);
         if connection.take_progress() && (!entry.lingering || self.drain.is_some()) {
-            entry.active = now;
+            entry.last_activity = now;
         }
         if status != Status::Idle || connection.linger_reason().is_some() {
             self.handle_status(token, status, now);
         }
     }
 
-    /// What a connection's state asks for, where that is more than to wait.
+    /// Acts on a status other than a plain `Idle`.
     #[inline(never)]
     fn handle_status(&mut self, token: usize, status: Status, now: Millis) {
-        let entry = &mut self.table[token];
+        let entry = &mut self.entries[token];
         match status {
             Status::Idle => {}
             Status::Runnable => {
@@ -256,25 +257,22 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
         if entry.connection.linger_reason().is_some() && !entry.lingering {
             entry.lingering = true;
-            entry.active = now;
+            entry.last_activity = now;
             self.schedule_sweep(now.saturating_add(self.limits.linger_timeout));
         }
     }
 
-    /// Runs a connection without news of it.
-    fn run_on(&mut self, token: usize, now: Millis) {
-        self.run(token, Readiness::default(), now);
+    /// Drives a connection without new readiness.
+    fn drive(&mut self, token: usize, now: Millis) {
+        self.on_ready(token, Readiness::default(), now);
     }
 
-    /// Runs all who are not about to run anyhow.
+    /// Drives all connections that are not in the run queue.
     fn drive_all(&mut self, now: Millis) {
-        let waiting = self
-            .table
-            .iter()
-            .filter(|(_, entry)| !entry.queued)
-            .map(|(token, _)| token);
-        for token in waiting.collect::<Vec<_>>() {
-            self.run_on(token, now);
+        let waiting = self.entries.iter().filter(|(_, entry)| !entry.queued);
+        let waiting: Vec<_> = waiting.map(|(token, _)| token).collect();
+        for token in waiting {
+            self.drive(token, now);
         }
     }
 
@@ -285,12 +283,12 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             opened,
             queued,
             ..
-        } = self.table.remove(token);
+        } = self.entries.remove(token);
         if queued {
             self.run_queue.retain(|&runnable| runnable != token);
         }
         let counters = &self.counters;
-        counters.buffered.shift(connection.buffered(), 0);
+        counters.buffered.adjust(connection.buffered(), 0);
         counters.discarded[reason as usize].add(connection.buffered() as u64);
         log::debug!(
             target: "echoserver::access",
@@ -298,9 +296,9 @@ impl<S: Stream, H: Handler> Connections<S, H> {
             bytes_in = connection.bytes_in(), bytes_out = connection.bytes_out(), reason:%;
             "closed"
         );
-        // The handler is somebody else's code, its drop included. The panic hook has told of it.
+        // Dropping the handler runs user code. The panic hook has already reported a panic.
         let _panic = catch_unwind(AssertUnwindSafe(|| drop(connection)));
-        // Last: who reads that it is closed may rely on its descriptor being free.
+        // Counted last, so that the descriptor is closed before the count is visible.
         counters.closed[reason as usize].add(1);
         self.closed = true;
     }
@@ -309,7 +307,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         self.next_sweep = Some(self.next_sweep.map_or(at, |next| next.min(at)));
     }
 
-    /// Sweeps, if it is time to.
+    /// Closes expired connections, if a sweep is due.
     fn run_timers(&mut self, now: Millis) {
         if self.next_sweep.is_none_or(|at| now < at) {
             return;
@@ -320,16 +318,16 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
         let mut expired = Vec::new();
         let mut earliest = None;
-        for (token, entry) in &self.table {
-            let Some(timeout_of) = self.timeout_of(entry) else {
+        for (token, entry) in &self.entries {
+            let Some(timeout) = self.timeout_of(entry) else {
                 continue;
             };
-            let at = entry.active.saturating_add(timeout_of);
+            let at = entry.last_activity.saturating_add(timeout);
             if at <= now {
                 expired.push(token);
             } else {
-                // Rather an eighth too late than a sweep for each that becomes idle.
-                let at = at.max(now.saturating_add(timeout_of / 8)).max(now + 1);
+                // Up to an eighth of the timeout late, so that one sweep serves many connections.
+                let at = at.max(now.saturating_add(timeout / 8)).max(now + 1);
                 earliest = Some(earliest.map_or(at, |earliest: Millis| earliest.min(at)));
             }
         }
@@ -341,7 +339,7 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 
-    /// How long a connection may go on without moving a byte.
+    /// How long a connection may stay open without progress.
     fn timeout_of(&self, entry: &Entry<S, H>) -> Option<Millis> {
         match entry.connection.linger_reason() {
             Some(_) => Some(self.limits.linger_timeout),
@@ -349,31 +347,28 @@ impl<S: Stream, H: Handler> Connections<S, H> {
         }
     }
 
-    /// Ends a connection whose time is over: in order if nothing is stuck, at once otherwise.
+    /// Closes an expired connection: cleanly if no output is pending, otherwise at once.
     fn expire(&mut self, token: usize, now: Millis) {
-        let connection = &mut self.table[token].connection;
+        let connection = &mut self.entries[token].connection;
         if let Some(reason) = connection.linger_reason() {
             return self.close(token, reason, now);
         }
-        connection.finish(CloseReason::IdleTimeout);
-        self.run_on(token, now);
-        if self
-            .table
-            .get(token)
-            .is_some_and(|entry| entry.connection.linger_reason().is_none())
-        {
+        connection.close_after_flush(CloseReason::IdleTimeout);
+        self.drive(token, now);
+        let entry = self.entries.get(token);
+        if entry.is_some_and(|entry| entry.connection.linger_reason().is_none()) {
             self.close(token, CloseReason::IdleTimeout, now);
         }
     }
 
-    /// Answers what has arrived, then closes every connection; those that come from here on too.
+    /// Answers the data that has arrived, then closes every connection, those that arrive later included.
     fn start_drain(&mut self, now: Millis) {
         let drain_timeout = self.limits.drain_timeout;
         self.drain = Some(Drain {
             read_deadline: now.saturating_add(drain_timeout / 2),
             deadline: now.saturating_add(drain_timeout),
         });
-        for (_, entry) in &mut self.table {
+        for (_, entry) in &mut self.entries {
             entry.connection.drain();
         }
         self.drive_all(now);
@@ -382,15 +377,19 @@ impl<S: Stream, H: Handler> Connections<S, H> {
 
     fn advance_drain(&mut self, drain: Drain, now: Millis) {
         if now >= drain.deadline {
-            let everyone = self
-                .table
-                .iter()
-                .map(|(token, entry)| (token, entry.connection.linger_reason()));
-            for (token, done) in everyone.collect::<Vec<_>>() {
-                self.close(token, done.unwrap_or(CloseReason::DrainTimeout), now);
+            let open = self.entries.iter();
+            let open: Vec<_> = open
+                .map(|(token, entry)| (token, entry.connection.linger_reason()))
+                .collect();
+            for (token, linger_reason) in open {
+                self.close(
+                    token,
+                    linger_reason.unwrap_or(CloseReason::DrainTimeout),
+                    now,
+                );
             }
         } else if now >= drain.read_deadline {
-            for (_, entry) in &mut self.table {
+            for (_, entry) in &mut self.entries {
                 entry.connection.stop_reading();
             }
             self.drive_all(now);
@@ -417,7 +416,7 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         buffer_size: 4,
-        rounds: 2,
+        budget: 2,
         idle_timeout: None,
         linger_timeout: 80,
         drain_timeout: 1000,
@@ -429,10 +428,10 @@ mod tests {
         read_until_would_block: false,
     };
 
-    /// Who was read from, in order.
+    /// The names of the streams that were read from, in order.
     type Log = Rc<RefCell<Vec<char>>>;
 
-    /// Has `unread` bytes to read, takes every byte written, and notes its reads.
+    /// A stream with `unread` bytes to read that accepts every byte written and logs its reads.
     struct Flood {
         name: char,
         unread: usize,
@@ -462,26 +461,26 @@ mod tests {
     }
 
     impl Stream for Flood {
-        fn end(&mut self) -> io::Result<()> {
+        fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
 
-    /// Connections with their mailbox.
-    struct Scene<H> {
-        connections: Connections<Flood, H>,
+    /// A table with its queue of new connections.
+    struct Harness<H> {
+        table: ConnectionTable<Flood, H>,
         queue: Option<WorkQueue<(Flood, Peer)>>,
         receiver: Receiver<(Flood, Peer)>,
         counters: Arc<Counters>,
         log: Log,
     }
 
-    impl<H: Handler> Scene<H> {
+    impl<H: Handler> Harness<H> {
         fn new(limits: Limits) -> Self {
             let counters = Arc::new(Counters::new(1));
             let (queue, mut receivers) = WorkQueue::bounded(NonZeroUsize::MIN, [()]);
             Self {
-                connections: Connections::new(limits, Arc::clone(&counters.workers[0]), 0),
+                table: ConnectionTable::new(limits, Arc::clone(&counters.workers[0]), 0),
                 queue: Some(queue),
                 receiver: receivers.remove(0),
                 counters,
@@ -489,7 +488,7 @@ mod tests {
             }
         }
 
-        /// A stream arrives, and is given to `open`.
+        /// Registers a new stream; `open` creates its handler.
         fn register(
             &mut self,
             now: Millis,
@@ -503,14 +502,14 @@ mod tests {
             queue.try_push((stream, Peer::Unix)).expect("room");
             self.counters.acceptor.accepted.add(1);
             let events = iter::once(Event::Wake);
-            self.connections
-                .turn(now, events, &mut self.receiver, |_, _, token| open(token));
+            self.table
+                .tick(now, events, &mut self.receiver, |_, _, token| open(token));
         }
 
-        fn turn(&mut self, now: Millis, readable: &[usize]) {
+        fn tick(&mut self, now: Millis, readable: &[usize]) {
             let events = readable.iter().map(|&token| Event::Ready(token, READABLE));
-            self.connections
-                .turn(now, events, &mut self.receiver, |_, _, _| unreachable!());
+            self.table
+                .tick(now, events, &mut self.receiver, |_, _, _| unreachable!());
         }
 
         fn reads(&self) -> String {
@@ -522,203 +521,201 @@ mod tests {
         }
     }
 
-    fn echoes(limits: Limits, clients: &str) -> Scene<Echo> {
-        let mut scene = Scene::new(limits);
+    fn echoes(limits: Limits, clients: &str) -> Harness<Echo> {
+        let mut harness = Harness::new(limits);
         for name in clients.chars() {
-            scene.register(0, name, 1000, |_| Ok(Echo));
+            harness.register(0, name, 1000, |_| Ok(Echo));
         }
-        scene
+        harness
     }
 
     #[test]
-    fn who_has_spent_the_budget_goes_to_the_back() {
-        let mut scene = echoes(LIMITS, "abc");
+    fn connection_with_used_budget_moves_to_the_back() {
+        let mut harness = echoes(LIMITS, "abc");
         assert_eq!(
-            scene.connections.poll_timeout(0),
+            harness.table.poll_timeout(0),
             None,
-            "nobody is known to be readable"
+            "no connection is known to be readable"
         );
-        scene.turn(0, &[2, 0]);
-        assert_eq!(scene.reads(), "ccaa", "a budget each");
+        harness.tick(0, &[2, 0]);
+        assert_eq!(harness.reads(), "ccaa", "one budget each");
         assert_eq!(
-            scene.connections.poll_timeout(0),
+            harness.table.poll_timeout(0),
             Some(0),
-            "no sleep while there is work"
+            "the run queue is not empty"
         );
-        scene.turn(0, &[1, 0]);
+        harness.tick(0, &[1, 0]);
         assert_eq!(
-            scene.reads(),
+            harness.reads(),
             "ccaabb",
-            "the queue first, and whoever is queued isn't run for an event"
+            "run queue first; an event does not drive a queued connection"
         );
-        scene.turn(0, &[]);
-        assert_eq!(scene.reads(), "ccaabb");
-        assert_eq!(scene.counters.snapshot().total().yields, 2 + 3 + 3);
+        harness.tick(0, &[]);
+        assert_eq!(harness.reads(), "ccaabb");
+        assert_eq!(harness.counters.snapshot().total().yields, 2 + 3 + 3);
     }
 
     #[test]
-    fn a_quiet_neighbour_is_served_within_a_turn_of_a_flood() {
-        let mut scene = echoes(LIMITS, "f");
-        scene.register(0, 'q', 3, |_| Ok(Echo));
-        scene.turn(0, &[0]);
-        scene.turn(0, &[1]);
-        assert_eq!(scene.reads(), "ffffq");
+    fn quiet_connection_is_served_within_one_tick_of_a_flood() {
+        let mut harness = echoes(LIMITS, "f");
+        harness.register(0, 'q', 3, |_| Ok(Echo));
+        harness.tick(0, &[0]);
+        harness.tick(0, &[1]);
+        assert_eq!(harness.reads(), "ffffq");
     }
 
     #[test]
-    fn without_timeouts_it_sleeps_until_something_happens() {
-        let mut scene = Scene::new(LIMITS);
-        scene.register(0, 'a', 0, |_| Ok(Echo));
-        scene.turn(0, &[0]);
-        assert_eq!(scene.connections.poll_timeout(0), None);
+    fn without_timeouts_the_worker_sleeps_until_an_event() {
+        let mut harness = Harness::new(LIMITS);
+        harness.register(0, 'a', 0, |_| Ok(Echo));
+        harness.tick(0, &[0]);
+        assert_eq!(harness.table.poll_timeout(0), None);
     }
 
     #[test]
-    fn the_idle_are_swept_when_their_time_is_over_and_others_are_not() {
+    fn only_expired_connections_are_closed_by_a_sweep() {
         let idle_timeout = Some(800);
-        let mut scene = Scene::new(Limits {
+        let mut harness = Harness::new(Limits {
             idle_timeout,
             ..LIMITS
         });
-        scene.register(0, 'a', 4, |_| Ok(Echo));
-        scene.register(100, 'b', 0, |_| Ok(Echo));
-        assert_eq!(scene.connections.poll_timeout(100), Some(700));
-        scene.turn(400, &[0]);
-        scene.turn(799, &[]);
-        scene.turn(800, &[]);
+        harness.register(0, 'a', 4, |_| Ok(Echo));
+        harness.register(100, 'b', 0, |_| Ok(Echo));
+        assert_eq!(harness.table.poll_timeout(100), Some(700));
+        harness.tick(400, &[0]);
+        harness.tick(799, &[]);
+        harness.tick(800, &[]);
         assert_eq!(
-            scene.connections.poll_timeout(800),
+            harness.table.poll_timeout(800),
             Some(100),
             "b is next, at 900"
         );
-        scene.turn(899, &[]);
-        assert_eq!(scene.connections.table[1].connection.linger_reason(), None);
-        scene.turn(900, &[]);
-        let linger_reason =
-            |token: usize| scene.connections.table[token].connection.linger_reason();
+        harness.tick(899, &[]);
+        assert_eq!(harness.table.entries[1].connection.linger_reason(), None);
+        harness.tick(900, &[]);
+        let linger_reason = |token: usize| harness.table.entries[token].connection.linger_reason();
         assert_eq!(
             (linger_reason(0), linger_reason(1)),
             (None, Some(CloseReason::IdleTimeout))
         );
+        assert_eq!(harness.table.poll_timeout(900), Some(80), "b lingers");
+        harness.tick(979, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
+        harness.tick(980, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
         assert_eq!(
-            scene.connections.poll_timeout(900),
-            Some(80),
-            "b's lingering"
-        );
-        scene.turn(979, &[]);
-        assert_eq!(scene.closed(CloseReason::IdleTimeout), 0);
-        scene.turn(980, &[]);
-        assert_eq!(scene.closed(CloseReason::IdleTimeout), 1);
-        assert_eq!(
-            scene.connections.poll_timeout(980),
+            harness.table.poll_timeout(980),
             Some(1200 - 980),
-            "a, who moved at 400"
+            "a was active at 400"
         );
     }
 
     #[test]
-    fn sweeps_wait_for_an_eighth_of_the_timeout() {
+    fn sweeps_are_an_eighth_of_the_timeout_apart() {
         let idle_timeout = Some(800);
-        let mut scene = Scene::new(Limits {
+        let mut harness = Harness::new(Limits {
             idle_timeout,
             ..LIMITS
         });
         for at in 0..5 {
-            scene.register(at, 'a', 0, |_| Ok(Echo));
+            harness.register(at, 'a', 0, |_| Ok(Echo));
         }
-        scene.turn(800, &[]);
-        // The first one's lingering ends at 880; the others are due from 801 on, but not looked at
-        // before an eighth of their own timeout has passed.
-        assert_eq!(scene.connections.poll_timeout(800), Some(80));
-        scene.turn(880, &[]);
-        assert_eq!(scene.closed(CloseReason::IdleTimeout), 1);
-        // That sweep has found the others.
-        assert_eq!(scene.connections.poll_timeout(880), Some(80));
+        harness.tick(800, &[]);
+        // The first connection lingers until 880. The others expire from 801 on, but the next sweep is
+        // an eighth of the timeout later.
+        assert_eq!(harness.table.poll_timeout(800), Some(80));
+        harness.tick(880, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+        // That sweep has closed the others.
+        assert_eq!(harness.table.poll_timeout(880), Some(80));
     }
 
     #[test]
-    fn who_cannot_be_opened_is_closed_for_the_reason_given() {
-        let mut scene = Scene::new(LIMITS);
-        scene.register(0, 'a', 0, |_| Err(CloseReason::Error));
-        scene.register(0, 'b', 0, |_| panic!("a panic that a test wants"));
+    fn connection_that_cannot_be_opened_is_closed_with_its_reason() {
+        let mut harness = Harness::new(LIMITS);
+        harness.register(0, 'a', 0, |_| Err(CloseReason::Error));
+        harness.register(0, 'b', 0, |_| panic!("deliberate panic"));
         assert_eq!(
             (
-                scene.closed(CloseReason::Error),
-                scene.closed(CloseReason::Panic)
+                harness.closed(CloseReason::Error),
+                harness.closed(CloseReason::Panic)
             ),
             (1, 1)
         );
-        assert!(scene.connections.table.is_empty());
-        scene.register(0, 'c', 1, |token| {
-            assert_eq!(token, 0, "the places are free");
+        assert!(harness.table.entries.is_empty());
+        harness.register(0, 'c', 1, |token| {
+            assert_eq!(token, 0, "the slots are free");
             Ok(Echo)
         });
-        scene.turn(0, &[0]);
-        assert_eq!(scene.reads(), "c");
-        assert_eq!(scene.counters.snapshot().check_balance(), None);
+        harness.tick(0, &[0]);
+        assert_eq!(harness.reads(), "c");
+        assert_eq!(harness.counters.snapshot().check_balance(), None);
     }
 
     #[test]
-    fn closes_are_told_of_once() {
-        let mut scene = echoes(LIMITS, "a");
-        assert!(!scene.connections.take_closed());
-        scene.register(0, 'b', 0, |_| Err(CloseReason::Error));
-        assert!(scene.connections.take_closed());
-        assert!(!scene.connections.take_closed());
-        scene.connections.close(0, CloseReason::DrainTimeout, 0);
-        assert!(scene.connections.take_closed());
+    fn closes_are_reported_once() {
+        let mut harness = echoes(LIMITS, "a");
+        assert!(!harness.table.take_closed());
+        harness.register(0, 'b', 0, |_| Err(CloseReason::Error));
+        assert!(harness.table.take_closed());
+        assert!(!harness.table.take_closed());
+        harness.table.close(0, CloseReason::DrainTimeout, 0);
+        assert!(harness.table.take_closed());
     }
 
     #[test]
     fn the_table_grows_by_a_quarter() {
-        let mut scene = Scene::new(LIMITS);
+        let mut harness = Harness::new(LIMITS);
         let mut capacities = vec![0];
         for count in 1..=2000 {
-            scene.register(0, 'a', 0, |_| Ok(Echo));
-            let capacity = scene.connections.table.capacity();
+            harness.register(0, 'a', 0, |_| Ok(Echo));
+            let capacity = harness.table.entries.capacity();
             let spare = capacity - count;
             assert!(spare < 64 || spare <= count / 4, "{spare} of {count}");
             capacities.push(capacity);
         }
         capacities.dedup();
-        assert!(capacities.len() < 20, "it moves seldom: {capacities:?}");
+        assert!(
+            capacities.len() < 20,
+            "too many reallocations: {capacities:?}"
+        );
     }
 
     #[test]
-    fn an_event_for_nobody_is_ignored() {
-        let mut scene = echoes(LIMITS, "a");
-        scene.turn(0, &[7, 0]);
-        assert_eq!(scene.reads(), "aa");
+    fn event_with_a_stale_token_is_ignored() {
+        let mut harness = echoes(LIMITS, "a");
+        harness.tick(0, &[7, 0]);
+        assert_eq!(harness.reads(), "aa");
     }
 
-    /// Panics when it is dropped, which happens once its client has sent a byte.
-    struct Grudge;
+    /// Panics on input, and again when dropped.
+    struct PanicOnDrop;
 
-    impl Handler for Grudge {
+    impl Handler for PanicOnDrop {
         fn process(&mut self, input: &mut Buffer, _: &mut Buffer) -> Action {
-            assert!(input.is_empty(), "a panic that a test wants");
+            assert!(input.is_empty(), "deliberate panic");
             Action::Continue
         }
     }
 
-    impl Drop for Grudge {
+    impl Drop for PanicOnDrop {
         fn drop(&mut self) {
-            panic!("another panic that a test wants");
+            panic!("another deliberate panic");
         }
     }
 
     #[test]
-    fn panics_end_their_own_connection_only() {
-        let mut scene = Scene::new(LIMITS);
+    fn panics_close_only_their_own_connection() {
+        let mut harness = Harness::new(LIMITS);
         for name in ['a', 'b'] {
-            scene.register(0, name, 1, |_| Ok(Grudge));
+            harness.register(0, name, 1, |_| Ok(PanicOnDrop));
         }
-        scene.turn(0, &[0, 1]);
-        assert_eq!(scene.closed(CloseReason::Panic), 0, "they linger");
-        scene.turn(LIMITS.linger_timeout, &[]);
-        assert_eq!(scene.closed(CloseReason::Panic), 2);
-        assert!(scene.connections.table.is_empty());
-        let stats = scene.counters.snapshot();
+        harness.tick(0, &[0, 1]);
+        assert_eq!(harness.closed(CloseReason::Panic), 0, "they linger");
+        harness.tick(LIMITS.linger_timeout, &[]);
+        assert_eq!(harness.closed(CloseReason::Panic), 2);
+        assert!(harness.table.entries.is_empty());
+        let stats = harness.counters.snapshot();
         assert_eq!(
             (stats.check_balance(), stats.total().total_discarded()),
             (None, 2)
@@ -726,32 +723,32 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_gives_a_flood_half_its_time() {
-        let mut scene = Scene::new(LIMITS);
-        scene.register(0, 'f', 100_000, |_| Ok(Echo));
-        scene.connections.table[0].connection.notice(READABLE);
-        scene.queue = None;
+    fn flood_is_read_for_half_of_the_drain_timeout() {
+        let mut harness = Harness::new(LIMITS);
+        harness.register(0, 'f', 100_000, |_| Ok(Echo));
+        harness.table.entries[0].connection.add_readiness(READABLE);
+        harness.queue = None;
         let events = iter::once(Event::Wake);
-        scene
-            .connections
-            .turn(7, events, &mut scene.receiver, |_, _, _| unreachable!());
+        harness
+            .table
+            .tick(7, events, &mut harness.receiver, |_, _, _| unreachable!());
         for now in 8..507 {
-            // A client that sends without end.
-            scene.turn(now, &[0]);
+            // The client never stops sending.
+            harness.tick(now, &[0]);
             assert_eq!(
-                scene.connections.table[0].connection.linger_reason(),
+                harness.table.entries[0].connection.linger_reason(),
                 None,
                 "{now}"
             );
             if now == 100 {
-                assert_eq!(scene.connections.poll_timeout(now), Some(0));
+                assert_eq!(harness.table.poll_timeout(now), Some(0));
             }
         }
-        scene.turn(507, &[]);
-        assert_eq!(scene.connections.poll_timeout(507), Some(0));
-        scene.turn(507, &[]);
+        harness.tick(507, &[]);
+        assert_eq!(harness.table.poll_timeout(507), Some(0));
+        harness.tick(507, &[]);
         assert_eq!(
-            scene.connections.table[0].connection.linger_reason(),
+            harness.table.entries[0].connection.linger_reason(),
             Some(CloseReason::Shutdown)
         );
     }

@@ -66,7 +66,7 @@ impl Write for Socket {
 }
 
 impl Stream for Socket {
-    fn end(&mut self) -> io::Result<()> {
+    fn shutdown_write(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! A worker: one thread, its poll, its mailbox and its clock; a thin shell round its connections.
+//! A worker thread: a poll, a queue of new connections, a clock, and its connection table.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -8,24 +8,25 @@ use crossbeam_utils::CachePadded;
 use mio::{Events, Poll, Token, Waker};
 
 use super::acceptor::AcceptorControl;
-use crate::connection::table::{Connections, Event, Limits, Millis};
+use crate::connection::table::{ConnectionTable, Event, Limits, Millis};
 use crate::handler::Handler;
 use crate::net::stream::{Socket, readiness};
 use crate::peer::Peer;
 use crate::stats::{CloseReason, WorkerCounters};
 use crate::work_queue::Receiver;
 
-/// The waker's token; connections have the numbers of their places in the table.
+/// The waker's token. A connection's token is its index in the table.
 const WAKER: Token = Token(usize::MAX);
 
-/// Events taken per poll. A small number adds latency when many connections are busy.
+/// Events per poll. A smaller number adds latency when many connections are busy.
 const MAX_EVENTS: usize = 1024;
 
-/// A worker that has not started yet.
+/// A worker whose thread has not started yet.
 #[derive(Debug)]
 pub(crate) struct Worker {
     poll: Poll,
-    /// Held here too: a waker only delivers while it is alive, and the queue's last act is to wake.
+    /// Shared with the queue. A waker delivers only while it is alive, and the queue wakes the worker when it
+    /// is dropped, so the worker keeps the waker alive.
     waker: Arc<Waker>,
     index: usize,
 }
@@ -41,7 +42,7 @@ impl Worker {
         Arc::clone(&self.waker)
     }
 
-    /// Serves connections until the mailbox is closed and all of them are drained.
+    /// Serves connections until the queue is closed and all connections are drained.
     pub(crate) fn run<H: Handler>(
         mut self,
         mut receiver: Receiver<(Socket, Peer)>,
@@ -52,12 +53,12 @@ impl Worker {
         handler: impl Fn(&Peer) -> H,
     ) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
-        let mut connections = Connections::new(limits, Arc::clone(counters), self.index);
+        let mut table = ConnectionTable::new(limits, Arc::clone(counters), self.index);
         let start = Instant::now();
         let mut now = 0;
-        while !connections.is_drained() {
-            let poll_timeout = connections.poll_timeout(now).map(Duration::from_millis);
-            wait(&mut self.poll, &mut events, poll_timeout, busy_poll)?;
+        while !table.is_drained() {
+            let timeout = table.poll_timeout(now).map(Duration::from_millis);
+            wait(&mut self.poll, &mut events, timeout, busy_poll)?;
             now = start.elapsed().as_millis() as Millis;
             counters.wakes.add(1);
 
@@ -72,9 +73,9 @@ impl Worker {
                 WAKER => Event::Wake,
                 Token(token) => Event::Ready(token, readiness(event)),
             });
-            connections.turn(now, events, &mut receiver, open);
+            table.tick(now, events, &mut receiver, open);
 
-            if connections.take_closed() {
+            if table.take_closed() {
                 control.notify_capacity();
             }
         }
@@ -82,30 +83,30 @@ impl Worker {
     }
 }
 
-/// Waits for events: with `busy_poll`, first for that long without sleeping, which spares a busy
-/// connection the time that falling asleep and being woken takes.
+/// Waits for events. With `busy_poll`, polls without sleeping for that long first, which saves the
+/// latency of going to sleep and being woken.
 fn wait(
     poll: &mut Poll,
     events: &mut Events,
-    poll_timeout: Option<Duration>,
+    timeout: Option<Duration>,
     busy_poll: Duration,
 ) -> io::Result<()> {
-    if !busy_poll.is_zero() {
-        let timeout_of = poll_timeout.map_or(busy_poll, |poll_timeout| poll_timeout.min(busy_poll));
-        let start = Instant::now();
-        while start.elapsed() < timeout_of {
-            poll_once(poll, events, Some(Duration::ZERO))?;
-            if !events.is_empty() {
-                return Ok(());
-            }
-        }
-        let rest = poll_timeout.map(|poll_timeout| poll_timeout.saturating_sub(start.elapsed()));
-        return poll_once(poll, events, rest);
+    if busy_poll.is_zero() {
+        return poll_once(poll, events, timeout);
     }
-    poll_once(poll, events, poll_timeout)
+    let spin = timeout.map_or(busy_poll, |timeout| timeout.min(busy_poll));
+    let start = Instant::now();
+    while start.elapsed() < spin {
+        poll_once(poll, events, Some(Duration::ZERO))?;
+        if !events.is_empty() {
+            return Ok(());
+        }
+    }
+    let rest = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+    poll_once(poll, events, rest)
 }
 
-/// A signal that interrupts the poll is no event: the turn that follows finds nothing to do.
+/// Polls once. A poll that a signal interrupts reports no events.
 fn poll_once(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
     match poll.poll(events, timeout) {
         Err(error) if error.kind() == ErrorKind::Interrupted => {

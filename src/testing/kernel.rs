@@ -502,7 +502,7 @@ impl<'a> Kernel<'a> {
         );
         let check_balance = stats.check_balance();
         // What is in the mailbox still has not reached its worker.
-        if stats.accepted == total.taken {
+        if stats.accepted == total.assigned {
             self.check(check_balance.is_none(), || {
                 check_balance.unwrap_or_default()
             });
@@ -515,11 +515,11 @@ impl<'a> Kernel<'a> {
     fn check_fairness(&mut self) {
         let Limits {
             buffer_size,
-            rounds,
+            budget,
             ..
         } = self.limits;
         // What was stuck; then each round reads and sends a buffer; then as many discard one.
-        let run_max = (1 + 3 * rounds as usize) * buffer_size;
+        let run_max = (1 + 3 * budget as usize) * buffer_size;
         for id in 0..self.wires.len() {
             let moved = self.wires[id].moved;
             self.check(moved <= MAX_RUNS * run_max, || {
@@ -869,7 +869,7 @@ impl Write for SimulatedStream<'_> {
 }
 
 impl Stream for SimulatedStream<'_> {
-    fn end(&mut self) -> io::Result<()> {
+    fn shutdown_write(&mut self) -> io::Result<()> {
         let mut kernel = self.kernel.borrow_mut();
         let (id, now) = (self.id, kernel.now);
         kernel.note(|| format!("connection {id}: the server ends its stream"));

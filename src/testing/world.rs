@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::kernel::{Kernel, Random, SimulatedStream, note_handling};
 use crate::connection::buffer::Buffer;
-use crate::connection::table::{Connections, Event, Limits, Millis};
+use crate::connection::table::{ConnectionTable, Event, Limits, Millis};
 use crate::handler::{Action, Handler};
 use crate::peer::Peer;
 use crate::stats::Counters;
@@ -79,7 +79,7 @@ struct World<'a, H: Handler> {
 }
 
 struct Worker<'a, H: Handler> {
-    connections: Connections<SimulatedStream<'a>, Watched<'a, H>>,
+    connections: ConnectionTable<SimulatedStream<'a>, Watched<'a, H>>,
     receiver: Receiver<Dealt<'a>>,
 }
 
@@ -119,7 +119,7 @@ impl<'a, H: Handler> World<'a, H> {
         let buffer_size = random.pick(&[1, 2, 7, 16, 64]).max(play.buffer_min);
         let limits = Limits {
             buffer_size,
-            rounds: random.pick(&[1, 2, 3, 100]),
+            budget: random.pick(&[1, 2, 3, 100]),
             idle_timeout: random.one_in(3).then(|| random.up_to(400) as u64),
             linger_timeout: random.up_to(200) as u64,
             drain_timeout: random.pick(&[0, 10, 1000]),
@@ -136,7 +136,7 @@ impl<'a, H: Handler> World<'a, H> {
                 kernel: Rc::new(RefCell::new(kernel)),
                 queue: RefCell::new(Some(queue)),
                 worker: RefCell::new(Worker {
-                    connections: Connections::new(limits, Arc::clone(&counters.workers[0]), 0),
+                    connections: ConnectionTable::new(limits, Arc::clone(&counters.workers[0]), 0),
                     receiver: receivers.remove(0),
                 }),
                 counters,
@@ -271,7 +271,7 @@ impl<'a, H: Handler> World<'a, H> {
                 kernel: Rc::clone(&self.kernel),
             })
         };
-        connections.turn(now, events, receiver, open);
+        connections.tick(now, events, receiver, open);
         let may_sleep = connections.poll_timeout(now) != Some(0);
         self.kernel.borrow_mut().check_turn();
         if may_sleep && !self.is_notified() {
@@ -284,7 +284,7 @@ impl<'a, H: Handler> World<'a, H> {
         let mut kernel = self.kernel.borrow_mut();
         kernel.check_rest();
         let stats = self.counters.snapshot();
-        let (accepted, taken) = (stats.accepted, stats.total().taken);
+        let (accepted, taken) = (stats.accepted, stats.total().assigned);
         if accepted != taken {
             kernel.fail(format!(
                 "{} connections are forgotten in the mailbox, and nobody will wake the worker",

@@ -101,7 +101,7 @@ fn the_server_never_speaks_first() {
     let server = TestServer::echo();
     let mut client = server.connect();
     until("the connection is taken", || {
-        server.stats().total().taken == 1
+        server.stats().total().assigned == 1
     });
     // Others are served meanwhile, so the server has had its chance.
     check_echo(server.address(), b"x");

@@ -60,7 +60,7 @@ fn who_is_in_a_mailbox_is_answered() {
     until_arrived(&clients);
     until("all wait in the mailbox", || {
         let stats = held.server.stats();
-        (stats.accepted, stats.total().taken) == (101, 1)
+        (stats.accepted, stats.total().assigned) == (101, 1)
     });
     held.server.shut_down();
     let server = held.release();

@@ -276,10 +276,10 @@ impl Collector for StatsCollector {
             &mut to,
             "assigned",
             "Connections assigned to a worker",
-            |worker| worker.taken,
+            |worker| worker.assigned,
         )?;
         workers.gauges(&mut to, "open", "Connections open", |worker| {
-            worker.taken.saturating_sub(worker.total_closed())
+            worker.assigned.saturating_sub(worker.total_closed())
         })?;
         workers.by_reason(&mut to, "closed", "Connections closed", |worker| {
             worker.closed
