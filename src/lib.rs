@@ -1,215 +1,205 @@
 //! A TCP echo server with memcached's thread-pool design, and the small library it is made of.
 //!
-//! The program is for testing what talks TCP: whatever a client sends comes back, byte by byte,
-//! under every load. The library gives the same server to other protocols: a [`Handler`] is
-//! told of bytes and of nothing else, and a [`Server`] does the rest: many connections, few
-//! threads, bounded memory, back-pressure, fairness, an end in order. There is no async runtime
-//! in it and no `unsafe`, and it is meant to be read.
+//! The program is for testing whatever uses TCP: every byte that a client sends comes back. The library
+//! serves other protocols in the same way. You write a [`Handler`], which turns received bytes into
+//! bytes to send; a [`Server`] provides many connections on few threads, bounded memory, backpressure,
+//! fairness and a graceful shutdown. The crate contains no async runtime and no `unsafe`, and it is
+//! written to be read.
 //!
-//! 1. [A server of one's own](#a-server-of-ones-own)
-//! 2. [What a handler cannot do](#what-a-handler-cannot-do)
-//! 3. [The way of a connection, and of a byte](#the-way-of-a-connection-and-of-a-byte)
-//! 4. [The rooms of the house](#the-rooms-of-the-house)
-//! 5. [The reactor, room by room](#the-reactor-room-by-room)
+//! 1. [Writing a server](#writing-a-server)
+//! 2. [Limits of a handler](#limits-of-a-handler)
+//! 3. [The path of a connection and of a byte](#the-path-of-a-connection-and-of-a-byte)
+//! 4. [Modules](#modules)
+//! 5. [The reactor, module by module](#the-reactor-module-by-module)
 //! 6. [The rules of an event loop](#the-rules-of-an-event-loop)
 //! 7. [Portability](#portability)
 //!
-//! # A server of one's own
+//! # Writing a server
 //!
-//! This is all of a server that answers every line in capitals. It needs no crate but this one.
+//! This is a complete server that answers every line in upper case. It depends on this crate only.
 //!
 //! ```no_run
 #![doc = include_str!("../examples/upper.rs")]
 //! ```
 //!
-//! * [`Handler::process`] is called when its connection opens, and whenever there is more
-//!   input. It takes what it can use from the front of `input` ([`data`](Buffer::data),
-//!   [`consume`](Buffer::consume)) and puts its answer at the end of `output`
-//!   ([`push`](Buffer::push), or [`write!`]).
-//! * **A message comes in pieces**, and several come in one: what is unfinished is left in
-//!   `input`, and seen again with more behind it. So a handler loops for as long as there is a
-//!   whole message.
-//! * **An answer that doesn't fit** is left for the next call, when all of the output has been
-//!   sent; its message is left in `input` too, or what it did is remembered in the handler. A
-//!   client that does not read its answers is then not read either, and that is all of
-//!   back-pressure.
-//! * **An answer longer than the whole buffer** finds room never: it is given in parts, whose
-//!   progress the handler remembers, or refused. Mind those that outgrow their question (`ß` in
-//!   capitals is `SS`).
-//! * **A message larger than [`Config::buffer_size`]** can't be taken as a whole: its
-//!   connection is closed once it fills `input` ([`CloseReason::BufferFull`]), unless the handler takes
-//!   it in parts, or answers with a refusal and [`Action::Close`].
-//! * **To greet** is to push when `input` is empty, once. **To refuse** a client is to return
-//!   [`Action::Close`] from the first call; **to say goodbye** is to push, and return it then.
-//! * **State of a connection** is in the fields of its handler. **State of all of them** is
-//!   whatever the closure given to [`Server::run`] lends to each handler, behind a lock or an
-//!   atomic if it changes: handlers of several workers run at once. The closure is also told
-//!   the [`Peer`].
-//! * **To end the server**: [`Handle::shut_down`] from any thread, for which [`Server::handle`]
-//!   is taken before [`Server::run`]; it answers what has arrived, and `run` returns what was
-//!   counted.
+//! * [`Handler::process`] is called when its connection opens and whenever there is new input. It
+//!   consumes what it can use from the front of `input` ([`data`](Buffer::data),
+//!   [`consume`](Buffer::consume)) and appends its answer to `output` ([`push`](Buffer::push), or
+//!   [`write!`]).
+//! * **A message arrives in pieces**, and several can arrive at once. An unfinished message stays in
+//!   `input`, and the next call sees it again with more bytes appended. A handler therefore loops over
+//!   the complete messages.
+//! * **An answer that does not fit** is left for the next call, which follows when all of `output` has
+//!   been sent. Leave its message in `input` too, or remember its effect in the handler. A client that
+//!   does not read its answers is then no longer read from: this is backpressure.
+//! * **An answer longer than the whole buffer** never fits. Send it in parts and keep the progress in
+//!   the handler, or refuse it. An answer can be longer than its message: `ß` in upper case is `SS`.
+//! * **A message larger than [`Config::buffer_size`]** cannot be buffered as a whole. When it fills
+//!   `input`, its connection is closed ([`CloseReason::BufferFull`]), unless the handler consumes it in
+//!   parts, or answers with an error and [`Action::Close`].
+//! * **A greeting** is pushed in the first call, in which `input` is empty. **To refuse** a client,
+//!   return [`Action::Close`] from that call; **to say goodbye**, push first and then return it.
+//! * **State of a connection** belongs into the fields of its handler. **State shared by connections**
+//!   is whatever the closure passed to [`Server::run`] lends to each handler, protected by a lock or an
+//!   atomic if it changes, because the handlers of several workers run at the same time. The closure
+//!   also receives the [`Peer`].
+//! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
+//!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
+//!   returns the counters.
 //!
-//! More of a protocol is in the repository's `examples/resp_server.rs`, a server that
-//! `redis-cli` and `redis-benchmark` are content with; and `examples/checksum.rs` has a
-//! [`WorkQueue`] without any server.
+//! The repository's `examples/resp_server.rs` is a larger protocol, a server for `redis-cli` and
+//! `redis-benchmark`; `examples/checksum.rs` uses a [`WorkQueue`] without a server.
 //!
-//! # What a handler cannot do
+//! # Limits of a handler
 //!
-//! * **Speak unasked.** It is called when its connection has moved, and at no other time: there
-//!   are no timers, and no messages from one connection to another. A chat needs another
+//! * **It cannot send without being called.** It is called when its connection has made progress, and at
+//!   no other time: there are no timers and no messages between connections. A chat server needs another
 //!   library.
-//! * **Block.** Its worker serves many other connections, and they would all wait. A lock held
-//!   for a moment is no harm; a query to a database is.
-//! * **See its socket.** There is no way to change an option of it, or to know how it was
-//!   closed.
-//! * **Hold more than two buffers** of its client's bytes, without keeping them elsewhere.
-//! * **Hurt others.** A panic ends its own connection; what it shares must be able to bear
-//!   that.
+//! * **It must not block.** Its worker serves many other connections, which would all wait. A lock held
+//!   for a moment does no harm; a database query does.
+//! * **It has no access to its socket**: it can neither set socket options nor learn how the connection
+//!   was closed.
+//! * **It sees at most one buffer of input at a time**, unless it stores more elsewhere.
+//! * **It cannot harm other connections.** A panic closes its own connection; data that it shares must
+//!   tolerate that. (With `panic = "abort"` a panic ends the process.)
 //!
-//! # The way of a connection, and of a byte
+//! # The path of a connection and of a byte
 //!
 //! ```text
 //!            the thread that calls run                 worker-0, worker-1, ...
 //!           +--------------------------+           +---------------------------+
-//!  client --|--> listener -> acceptor -|- mailbox -|-> worker -> connections --|--> closed
-//!           +--------------------------+  + wake   +-----------------|---------+
-//!                                                                    | run
+//!  client --|--> listener -> acceptor -|-- queue --|-> worker -> table --------|--> closed
+//!           +--------------------------+  + waker  +-----------------|---------+
+//!                                                                    | drive
 //!           +--------------------------------------------------------v---------+
 //!  socket --|--> recv -> input -> Handler::process -> output -> send ----------|--> socket
 //!           +------------------------------------------------------------------+
 //! ```
 //!
-//! A connection stays with its worker. A byte stays on one thread, and goes all of its way
-//! within one call, without a copy or an allocation of the library's; in an echo the two
-//! buffers swap their storage. A run ends *idle* (wait for an event), *runnable* (its share is
-//! spent: to the back of the run queue, and the next poll does not sleep) or *closed*, for a
-//! [`CloseReason`] that is counted.
+//! A connection stays with its worker. A byte stays on one thread and takes its whole path within one
+//! function call, without a copy or an allocation by the library; in an echo the two buffers swap their
+//! storage. A call to drive a connection ends as *idle* (wait for an event), *runnable* (the budget is
+//! used: the connection moves to the back of the run queue, and the next poll does not sleep) or
+//! *closed*, with a [`CloseReason`] that is counted.
 //!
-//! # The rooms of the house
+//! # Modules
 //!
-//! | room | knows | must not know |
+//! | module | contains | must not depend on |
 //! | --- | --- | --- |
-//! | `server` | [`Config`], binding, who owns and joins each thread, shutting down | bytes |
-//! | `acceptor` | accepting, when there is no room, dealing out | bytes, protocols |
-//! | `work_queue` | one bounded mailbox per worker, whose turn it is, rousing | sockets |
-//! | `worker` | its thread: one poll, its mailbox, the clock | protocols, bytes |
-//! | `connections` | the table, the run queue, shares, the sweep of the idle | polls, threads, clocks |
-//! | `connection` | one stream, its buffers, its handler: a state machine | polls, threads, clocks |
-//! | `buffer` | a byte queue of fixed capacity, and the storage's reuse | when to read or write |
+//! | `server` | [`Config`], binding, ownership of every thread, shutdown | bytes |
+//! | `server::acceptor` | accepting, pauses at the limits, dispatch | bytes, protocols |
+//! | `server::worker` | one thread: its poll, its queue, its clock | bytes, protocols |
+//! | `connection::table` | a worker's connections: table, run queue, timers | polls, threads, clocks |
+//! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
+//! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | I/O |
 //! | `handler` | [`Handler`], [`Action`], [`Echo`] | sockets |
-//! | `socket`, `unix`, `address` | TCP, Unix-domain sockets and their files, how places are written | who uses them |
-//! | `stats` | counters with one writer each | what they mean to others |
+//! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers, connections |
+//! | `work_queue` | one bounded queue per worker, round-robin dispatch, notification | sockets |
+//! | `stats` | counters with one writer each | everything else |
 //!
-//! From `connections` downwards there is no I/O and no time: streams, readiness and the clock
-//! come in as arguments. So the very code that serves sockets can be driven by a simulated
-//! kernel.
+//! `connection` and the modules below it perform no polling and read no clock: streams, readiness and
+//! time are arguments. A simulated kernel can therefore drive exactly the code that serves sockets.
 //!
-//! # The reactor, room by room
+//! # The reactor, module by module
 //!
-//! A *reactor* waits for many sources of events in one place, and calls whoever is concerned.
-//! Here there are N + 1 of them, each a thread with a poll of its own, and nobody shares one:
+//! A *reactor* waits for many event sources in one place and calls the code that handles each event.
+//! This server has N + 1 reactors, each a thread with a poll of its own:
 //!
-//! 1. **The acceptor** waits for its listeners. It takes clients in batches, and deals each to
-//!    the next worker in turn: connections are many and alike, so taking turns is as good as
-//!    measuring load, and costs nothing. Where there is no room (connections, descriptors) it
-//!    pauses, and the clients wait in the kernel's backlog, which is the queue made for it.
-//! 2. **The work queue** carries the socket over. A mailbox is a bounded channel; a sleeping
-//!    worker can't wait in it, as it waits in its poll already, so a waker puts an event into
-//!    that poll.
-//! 3. **The worker** repeats one turn: sleep in the poll, read the clock once, pass the events
-//!    on. It registers a connection's socket once, for everything, edge-triggered, and never
-//!    changes that.
-//! 4. **Connections** runs who is ready, then who had spent their share, then the new; and it
-//!    decides how long the worker may sleep: not at all while anyone is runnable, and no longer
-//!    than until the next one's time is over.
-//! 5. **A connection** moves bytes for as long as they move. An event says only that trying
-//!    makes sense; what a system call returns is what is believed.
-//! 6. **The handler** is the only part that knows what the bytes mean.
+//! 1. **The acceptor** waits for its listeners. It accepts clients in batches and dispatches them to the
+//!    workers round-robin: connections are many and alike, so that taking turns balances as well as
+//!    measuring load, and costs nothing. At a limit (connections, descriptors) it pauses, and clients
+//!    wait in the kernel's backlog.
+//! 2. **The queue** hands the socket over. It is a bounded channel. A worker that sleeps in its poll
+//!    cannot also wait on a channel, so a waker raises an event in that poll.
+//! 3. **The worker** repeats one tick: sleep in the poll, read the clock once, handle the events. It
+//!    registers a connection's socket once, for all events, edge-triggered, and never changes the
+//!    registration.
+//! 4. **The table** drives connections whose budget was used in the last tick, then those with an event,
+//!    then new ones. It also decides how long the worker may sleep: not at all while a connection is
+//!    runnable, and otherwise until the next deadline.
+//! 5. **A connection** transfers bytes until a call would block. An event means only that a call may
+//!    succeed; state changes follow from the results of system calls.
+//! 6. **The handler** is the only part that interprets bytes.
 //!
-//! memcached's threads are built like this; Nginx and Netty are near relatives. The
-//! alternative, one reactor and a pool of threads that fetch ready connections from it, shares
-//! every connection's state between threads, and pays for locks on the way of each byte.
+//! memcached's threads have this structure; nginx and Netty are similar. The alternative is one reactor
+//! and a thread pool that takes ready connections from it. It shares the state of every connection
+//! between threads and pays for locks on the path of each byte.
 //!
 //! # The rules of an event loop
 //!
-//! Each was paid for by somebody. Behind each are the tests that fail without it.
+//! Each rule comes from a real bug. The tests listed with a rule fail without it.
 //!
-//! 1. **An event is a hint; what a system call returns is a fact.** The end of a stream is a
-//!    read of no bytes, not a bit in an event, beside which unread data may still be waiting. A
-//!    hint may come late, twice or for nothing.
+//! 1. **An event is a hint; the result of a system call is a fact.** The end of a stream is a read of
+//!    zero bytes, not a bit in an event: unread data may precede it. Events can be late, duplicate or
+//!    spurious.
 //!    Pinned by `simulation_of_echo`, `the_end_awaits_the_output`.
-//! 2. **No edge comes for what is already there.** That a stream is readable stays noted until
-//!    a read would block; a connection that stops earlier, because its share is spent, comes
-//!    back by itself.
+//! 2. **No edge announces what is already there.** Readiness is kept until a call would block. A
+//!    connection that stops earlier, because its budget is used, is put into the run queue.
 //!    Pinned by `a_read_that_fills_the_buffer_is_followed_by_another`,
 //!    `a_flood_starves_no_neighbour`, `who_has_spent_the_budget_goes_to_the_back`.
-//! 3. **A short read has drained the socket only if nothing else can have cut it short.** Two
-//!    things do: the stream's end, which comes in one event with the last data, and the mark of
-//!    urgent data, at which every read stops. After events that speak of either, reading goes
-//!    on until it would block. Otherwise one `recv` in three is saved. Urgent bytes stay in the
-//!    stream, where they belong.
+//! 3. **A short read has emptied the receive queue only if nothing else ended it early.** Two things
+//!    do: EOF, which arrives in one event with the last data, and TCP's urgent mark, at which every
+//!    read stops. After an event with either, reading continues until it would block. In all other
+//!    cases one `recv` in three is saved. Urgent bytes stay in the stream (`SO_OOBINLINE`).
 //!    Pinned by `an_end_that_arrives_with_the_data_is_seen`,
 //!    `urgent_bytes_and_those_behind_them_belong_to_the_stream`,
 //!    `a_short_read_proves_nothing_where_something_else_cuts_reads_short`,
 //!    `a_message_costs_one_read_and_one_write`.
-//! 4. **After the client's end comes all that is owed to it, and then the server's own end.**
-//!    However late the client begins to read.
+//! 4. **After the client's EOF, send all pending output, then shut down the write half**, however late
+//!    the client starts to read.
 //!    Pinned by `a_late_reader_gets_more_than_the_kernel_holds`, `the_end_awaits_the_output`.
-//! 5. **Write at once; interest is registered once.** Who waits for an event before each write
-//!    pays for it with a round of the poll, and who changes the interest around each write,
-//!    with a system call.
+//! 5. **Write at once, register interest once.** Waiting for an event before each write costs a poll,
+//!    and changing the interest around each write costs a system call.
 //!    Pinned by `a_stuck_connection_costs_no_calls_for_interest`,
 //!    `a_message_costs_three_calls`.
-//! 6. **`EINTR` means again; `EPIPE` and `ECONNRESET` mean that this connection is over**,
-//!    quietly.
+//! 6. **Retry after `EINTR`; `EPIPE` and `ECONNRESET` end this connection only**, without a log entry
+//!    above debug level.
 //!    Pinned by `interrupted_calls_are_made_again`, `resets_are_quiet_ends`,
 //!    `sigpipe_is_nothing`.
-//! 7. **A token may be stale within a batch of events**: its connection has ended, and its
-//!    number must not belong to another one before the batch is over. New connections are let
-//!    in after the events.
+//! 7. **A token can be stale within a batch of events.** The connection may have been closed earlier in
+//!    the batch, so its token must not be reused before the batch is complete. New connections are
+//!    registered after the events.
 //!    Pinned by `an_event_for_nobody_is_ignored`, `simulation_of_echo`.
-//! 8. **First push, then wake; on a wake, empty the mailbox.** Wakes coalesce: one per worker
-//!    and batch is enough. A waker delivers for as long as it is alive, so the worker has a
-//!    share in its own.
+//! 8. **Push first, then wake. On a wake-up, clear the mark, then empty the queue.** Wake-ups coalesce:
+//!    one per worker and batch is enough. A waker delivers only while it is alive, so the worker owns a
+//!    reference to its own.
 //!    Pinned by `the_item_is_there_when_the_bell_rings`,
 //!    `an_item_placed_while_the_mailbox_is_emptied_rouses_anew`,
 //!    `a_batch_rouses_each_worker_once`, `closes_when_dropped_but_loses_nothing`.
-//! 9. **Closing with unread input sends a reset**, which can destroy what is on its way to the
-//!    client. Where the server ends first, it ends its half of the stream, discards for a
-//!    bounded while, then closes.
+//! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the
+//!    server ends a connection, it shuts its write half down, discards input until EOF or a deadline,
+//!    and then closes.
 //!    Pinned by `a_handler_that_closes_is_heard_to_the_end`,
 //!    `a_client_that_does_not_end_is_left_in_the_end`.
-//! 10. **Nothing in accept ends the server.** What concerns one client is tried again at once;
-//!     a lack of descriptors or memory pauses accepting, until a connection closes or a timer
-//!     says so. On an edge-triggered listener the danger is not to spin but never to wake up
-//!     again.
+//! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once. Lack
+//!     of descriptors or memory pauses accepting until a connection closes or a timer expires. With an
+//!     edge-triggered listener the risk is a lost wake-up, not a busy loop.
 //!     Pinned by `passing_errors_are_tried_again_at_once`,
 //!     `without_descriptors_it_pauses_and_tries_again_by_itself`,
 //!     `a_freed_descriptor_ends_the_pause_at_once`, `more_clients_than_descriptors`.
-//! 11. **Accepted sockets inherit options on Linux**: `TCP_NODELAY` and its like are set on the
-//!     listener, once.
+//! 11. **On Linux, accepted sockets inherit options from the listener**, so `TCP_NODELAY` and others are
+//!     set once, on the listener.
 //!     Pinned by `a_connection_in_a_crowd_costs_at_most_eight_calls`.
-//! 12. **Take many events at once**: a small array makes busy connections queue up for it.
+//! 12. **Take many events per poll.** With a small array, busy connections wait for a place in it.
 //!     Pinned by `a_crowd_is_served_in_one_turn`.
-//! 13. **Read the clock once a turn**, not once a message: who is idle is found by a sweep that
-//!     is due a few times per timeout.
+//! 13. **Read the clock once per tick**, not once per message. A sweep a few times per timeout finds idle
+//!     connections.
 //!     Pinned by `sweeps_wait_for_an_eighth_of_the_timeout`,
 //!     `an_idle_timeout_wakes_nobody_before_its_time`.
 //!
 //! # Portability
 //!
-//! Linux is where it is measured and tested. For macOS and Windows it is type-checked
-//! (`.ci/cross-check`), and relies on nothing beyond mio there; what exists on some systems only
-//! is gated:
+//! The server is tested and measured on Linux. For macOS and Windows it is type-checked
+//! (`.ci/cross-check`); there it relies on nothing beyond mio. Platform-specific parts are gated:
 //!
-//! * Unix: `Address::UnixPath`, Unix-domain sockets. Linux and Android: `Address::UnixAbstract`, their
-//!   names without a file.
-//! * Linux and Android: `recv` and `send` without libc; and notice of urgent data, which lets a
-//!   short read be trusted. Elsewhere reading goes on until it would block.
-//! * The program handles signals, talks to a service manager and raises its descriptor limit on
-//!   Unix only.
+//! * Unix: `Address::UnixPath`. Linux and Android: `Address::UnixAbstract`, Unix-domain sockets without
+//!   a file.
+//! * Linux and Android: `recv` and `send` without libc's wrappers, and events for urgent data, which
+//!   allow a short read to be trusted. On other systems every read continues until it would block.
+//! * The program handles signals, notifies a service manager and raises its descriptor limit on Unix
+//!   only.
 //!
-//! The oldest Rust that compiles it is 1.88.
+//! The minimum supported Rust version is 1.88.
 mod connection;
 mod error;
 mod handler;
