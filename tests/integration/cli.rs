@@ -288,7 +288,7 @@ fn few_descriptors_are_enough_or_named() {
 fn the_metrics_have_their_share_of_the_descriptors() {
     let most = |words: &[&str]| -> u64 {
         let log = Daemon::spawn(program_with_descriptors(200).args(words)).end();
-        let (_, rest) = log.split_once("connections: at most ").expect("it says so");
+        let (_, rest) = log.split_once("max connections: ").expect("it says so");
         let (most, _) = rest.split_once(',').expect("more is said");
         most.parse().expect("a number")
     };

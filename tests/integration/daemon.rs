@@ -168,7 +168,7 @@ impl Daemon {
         let status = self.wait();
         let log = self.log();
         assert_eq!(status.code(), Some(0), "{status}: {log}");
-        assert!(log.contains(" balanced: "), "{log}");
+        assert!(log.contains("counters balance: "), "{log}");
         assert!(!log.contains("panicked"), "{log}");
         log
     }

@@ -132,7 +132,7 @@ fn signals_at_the_start() {
             continue;
         }
         assert_eq!(status.code(), Some(0), "{status} after: {log}");
-        assert!(log.contains(" balanced: "), "{log}");
+        assert!(log.contains("counters balance: "), "{log}");
     }
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = Daemon::start(&[]);

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::wait_until;
 
 /// The last line of those that tell how the server was started.
-const STARTED: &str = "memory for connections: ";
+const STARTED: &str = "buffer memory: ";
 
 /// The program, with nothing in its environment that speaks to it.
 pub(crate) fn program() -> Command {
@@ -137,7 +137,7 @@ impl Daemon {
     pub(crate) fn wait_in_order(self) -> String {
         let (status, log) = self.wait();
         assert_eq!(status.code(), Some(0), "{status}: {log}");
-        assert!(log.contains("balanced: every connection"), "{log}");
+        assert!(log.contains("counters balance: "), "{log}");
         assert!(!log.contains("panicked"), "{log}");
         log
     }

@@ -86,7 +86,7 @@ fn the_man_page_renders() {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains("echoserver(1)"), "{text}");
     assert!(
-        text.contains("--drain-timeout <DURATION> [default: 5s]"),
+        text.contains("--drain-timeout <TIME> [default: 5s]"),
         "{text}"
     );
     if installed(&["mandoc"]) {

@@ -1,4 +1,4 @@
-//! The command line: what can be said, and what is wrong with what was said, in one line.
+//! The command line: its options, the values they accept, and one-line error messages.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,177 +15,133 @@ use log::LevelFilter;
 
 use crate::serve::logging::Format;
 
-/// A TCP echo server: every byte comes back, in order, from a pool of event-loop threads.
+/// A TCP echo server that returns every byte, from a pool of event-loop threads.
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
-#[command(
-    after_help = "Every option can also be set in the environment, as ECHOSERVER_ and its name: \
-    ECHOSERVER_MAX_CONNECTIONS=1000. SIGTERM and SIGINT drain and exit 0; a second one exits at once. \
-    For a man page: --generate man; for completions: --generate bash, zsh or fish."
-)]
+#[command(mut_args(|argument| argument.hide_env(true)))]
+#[command(after_help = "\
+    Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64KiB, 1MiB.\n\
+    Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
+    Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
+    Man page: --generate man. Shell completions: --generate bash, zsh or fish.")]
 pub(crate) struct Options {
-    /// Where to listen: IP:PORT, HOST:PORT, [V6]:PORT, :PORT or PORT (every interface), unix:PATH or
-    /// unix:@NAME; port 0 picks a free one; repeatable [default: [::]:5555, IPv4 included]
-    #[arg(
-        short,
-        long,
-        value_name = "ADDR",
-        env = "ECHOSERVER_LISTEN",
-        value_delimiter = ','
-    )]
-    #[arg(help_heading = "Network", hide_env = true)]
+    /// Address to listen on; repeat the option or separate with commas. Forms: IP:PORT, HOST:PORT,
+    /// [V6]:PORT, :PORT or PORT (all interfaces, IPv6 and IPv4), unix:PATH, unix:@NAME. Port 0
+    /// picks a free port [default: 5555]
+    #[arg(short, long, value_name = "ADDR", help_heading = "Network")]
+    #[arg(env = "ECHOSERVER_LISTEN", value_delimiter = ',')]
     pub(crate) listen: Vec<Address>,
 
-    /// Connections that wait in the kernel until they are accepted
-    #[arg(
-        long,
-        value_name = "N",
-        env = "ECHOSERVER_BACKLOG",
-        default_value_t = 4096
-    )]
+    /// Maximum connections that wait in the kernel to be accepted
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    #[arg(env = "ECHOSERVER_BACKLOG", default_value_t = 4096)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    #[arg(help_heading = "Network", hide_env = true)]
     backlog: u32,
 
-    /// Permissions of a Unix-domain socket's file, in octal, as 0660 [default: the umask's]
-    #[arg(long, value_name = "MODE", env = "ECHOSERVER_UNIX_MODE", value_parser = mode)]
-    #[arg(help_heading = "Network", hide_env = true)]
+    /// Permissions of a Unix-domain socket file, in octal, for example 0660
+    /// [default: from the umask]
+    #[arg(long, value_name = "MODE", help_heading = "Network")]
+    #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = parse_mode)]
     unix_mode: Option<u32>,
 
-    /// Worker threads, 1 to 1024 [default: the CPUs available]
-    #[arg(short, long, value_name = "N", env = "ECHOSERVER_WORKERS", value_parser = workers)]
-    #[arg(
-        help_heading = "Resources",
-        hide_env = true,
-        allow_negative_numbers = true
-    )]
+    /// Worker threads, 1 to 1024 [default: number of CPUs]
+    #[arg(short, long, value_name = "N", help_heading = "Resources")]
+    #[arg(env = "ECHOSERVER_WORKERS", value_parser = parse_workers, allow_negative_numbers = true)]
     workers: Option<NonZeroUsize>,
 
-    /// Connections open at once; beyond it accepting pauses, and clients wait in the kernel's backlog
-    /// [default: what the descriptor limit allows]
-    #[arg(
-        short = 'c',
-        long,
-        value_name = "N",
-        env = "ECHOSERVER_MAX_CONNECTIONS",
-        value_parser = count
-    )]
-    #[arg(
-        help_heading = "Resources",
-        hide_env = true,
-        allow_negative_numbers = true
-    )]
+    /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog
+    /// [default: as many as the descriptor limit allows]
+    #[arg(short = 'c', long, value_name = "N", help_heading = "Resources")]
+    #[arg(env = "ECHOSERVER_MAX_CONNECTIONS")]
+    #[arg(value_parser = parse_count, allow_negative_numbers = true)]
     pub(crate) max_connections: Option<NonZeroUsize>,
 
-    /// Most bytes held for one connection in each direction, as 65536, 64KiB or 1MiB
-    #[arg(
-        long,
-        value_name = "SIZE",
-        env = "ECHOSERVER_BUFFER_SIZE",
-        default_value = "64KiB"
-    )]
-    #[arg(value_parser = buffer_size, help_heading = "Resources", hide_env = true)]
+    /// Buffer limit for each connection and direction
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    #[arg(env = "ECHOSERVER_BUFFER_SIZE", default_value = "64KiB")]
+    #[arg(value_parser = parse_buffer_size)]
     buffer_size: usize,
 
-    /// Poll for this long before sleeping, as 50us: lower latency, at the price of up to one CPU per
-    /// worker that is not quite idle [default: off]
-    #[arg(long, value_name = "DURATION", env = "ECHOSERVER_BUSY_POLL", value_parser = duration)]
-    #[arg(help_heading = "Resources", hide_env = true)]
+    /// How long a worker polls before it sleeps, for example 50us; lowers latency at the cost of up
+    /// to one CPU per worker [default: off]
+    #[arg(long, value_name = "TIME", help_heading = "Resources")]
+    #[arg(env = "ECHOSERVER_BUSY_POLL", value_parser = parse_duration)]
     busy_poll: Option<Duration>,
 
-    /// Close a connection that has moved no byte for this long, as 30s or 5m; 0s is never
-    /// [default: never]
-    #[arg(long, value_name = "DURATION", env = "ECHOSERVER_IDLE_TIMEOUT", value_parser = duration)]
-    #[arg(help_heading = "Timeouts", hide_env = true)]
+    /// Close a connection that transfers no byte for this long; 0s means never [default: never]
+    #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
+    #[arg(env = "ECHOSERVER_IDLE_TIMEOUT", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
 
-    /// How long a shutdown may take; who is not done by then is cut off
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "ECHOSERVER_DRAIN_TIMEOUT",
-        default_value = "5s"
-    )]
-    #[arg(value_parser = duration, help_heading = "Timeouts", hide_env = true)]
+    /// Time limit for a graceful shutdown; remaining connections are then reset
+    #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
+    #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     drain_timeout: Duration,
 
-    /// Serve what was counted, for Prometheus at /metrics, and /healthz for load balancers
-    #[arg(long, value_name = "ADDR", env = "ECHOSERVER_METRICS")]
-    #[arg(help_heading = "Logging and metrics", hide_env = true)]
+    /// Address for HTTP: /metrics for Prometheus, /healthz for load balancers [default: off]
+    #[arg(long, value_name = "ADDR", help_heading = "Logging and metrics")]
+    #[arg(env = "ECHOSERVER_METRICS")]
     pub(crate) metrics: Option<Address>,
 
-    /// Log more: -v each connection at its end, -vv everything; RUST_LOG wins
-    #[arg(short, long, action = ArgAction::Count, env = "ECHOSERVER_VERBOSE")]
-    #[arg(help_heading = "Logging and metrics", hide_env = true)]
+    /// Log more: -v each connection when it closes, -vv everything; RUST_LOG takes precedence
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Logging and metrics")]
+    #[arg(env = "ECHOSERVER_VERBOSE")]
     verbose: u8,
 
-    /// Log less: -q warnings, -qq errors, -qqq nothing
-    #[arg(short, long, action = ArgAction::Count, env = "ECHOSERVER_QUIET")]
-    #[arg(help_heading = "Logging and metrics", hide_env = true)]
+    /// Log less: -q warnings and errors, -qq errors, -qqq nothing
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Logging and metrics")]
+    #[arg(env = "ECHOSERVER_QUIET")]
     quiet: u8,
 
-    /// How the log is written: text, for people, or json, one object a line
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        env = "ECHOSERVER_LOG_FORMAT",
-        value_enum,
-        default_value = "text"
-    )]
-    // Listed one by one, they would turn the whole help into its long form.
+    /// Log format: text, or json with one object per line
+    #[arg(long, value_name = "FORMAT", help_heading = "Logging and metrics")]
+    #[arg(env = "ECHOSERVER_LOG_FORMAT", value_enum, default_value = "text")]
+    // A list of possible values switches clap's whole help to its long form.
     #[arg(hide_possible_values = true)]
-    #[arg(help_heading = "Logging and metrics", hide_env = true)]
     pub(crate) log_format: Format,
 
-    /// Log what was counted this often; SIGUSR1 logs it at once [default: only at the end]
-    #[arg(long, value_name = "DURATION", env = "ECHOSERVER_STATS_INTERVAL", value_parser = interval)]
-    #[arg(help_heading = "Logging and metrics", hide_env = true)]
+    /// Log counters at this interval; SIGUSR1 logs them immediately [default: only at exit]
+    #[arg(long, value_name = "TIME", help_heading = "Logging and metrics")]
+    #[arg(env = "ECHOSERVER_STATS_INTERVAL", value_parser = parse_interval)]
     pub(crate) stats_interval: Option<Duration>,
 
-    /// Print a man page or a shell's completions, and exit
+    /// Print a man page or shell completions, and exit
     #[arg(long, value_name = "WHAT", value_enum, hide = true)]
-    pub(crate) generate: Option<Page>,
+    pub(crate) generate: Option<GeneratedFile>,
 }
 
-/// What can be made from the command line's own description.
+/// A file generated from the definitions of the options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Page {
+pub(crate) enum GeneratedFile {
     Man,
     Bash,
     Zsh,
     Fish,
 }
 
-impl Page {
-    /// Writes it out.
-    pub(crate) fn write(self, out: &mut impl Write) -> io::Result<()> {
+impl GeneratedFile {
+    /// Prints the file to stdout. A closed stdout is not an error.
+    pub(crate) fn print(self) -> io::Result<()> {
         let mut command = Options::command();
-        let mut page = Vec::new();
+        let mut text = Vec::new();
         let mut complete =
-            |shell: Shell| clap_complete::generate(shell, &mut command, "echoserver", &mut page);
+            |shell: Shell| clap_complete::generate(shell, &mut command, "echoserver", &mut text);
         match self {
-            Self::Man => clap_mangen::Man::new(command).render(&mut page)?,
+            Self::Man => clap_mangen::Man::new(command).render(&mut text)?,
             Self::Bash => complete(Shell::Bash),
             Self::Zsh => complete(Shell::Zsh),
             Self::Fish => complete(Shell::Fish),
         }
-        out.write_all(&page)?;
-        out.flush()
+        let mut stdout = io::stdout();
+        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
     }
 }
 
 impl Options {
-    /// Reads the command line and the environment.
-    ///
-    /// # Errors
-    ///
-    /// What clap found, to be shown with [`one_line`]; `--help` and `--version` are errors too.
-    pub(crate) fn read() -> Result<Self, clap::Error> {
-        Self::try_parse()
-    }
-
-    /// What the library is to be told, for at most `max_connections` connections. Where sockets are
-    /// `inherited`, they take the place of the default one.
+    /// Returns the server's configuration. If sockets are `inherited`, it has no default address.
     pub(crate) fn config(&self, max_connections: usize, inherited: bool) -> Config {
         let mut config = Config {
             max_connections,
@@ -208,7 +164,7 @@ impl Options {
         self.workers.unwrap_or(Config::default().workers)
     }
 
-    /// What is logged unless `RUST_LOG` says otherwise.
+    /// Returns the log level that applies without `RUST_LOG`.
     pub(crate) fn log_level(&self) -> LevelFilter {
         let levels = [
             LevelFilter::Off,
@@ -223,7 +179,7 @@ impl Options {
     }
 }
 
-fn workers(text: &str) -> Result<NonZeroUsize, String> {
+fn parse_workers(text: &str) -> Result<NonZeroUsize, String> {
     let bounds = || format!("expected a number from 1 to {}", Config::MAX_WORKERS);
     let workers = text.parse().map_err(|_| bounds())?;
     NonZeroUsize::new(workers)
@@ -231,15 +187,15 @@ fn workers(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(bounds)
 }
 
-fn count(text: &str) -> Result<NonZeroUsize, String> {
+fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
     text.parse()
         .map_err(|_| "expected a number of at least 1".to_owned())
 }
 
-fn buffer_size(text: &str) -> Result<usize, String> {
+fn parse_buffer_size(text: &str) -> Result<usize, String> {
     let size: ByteSize = text
         .parse()
-        .map_err(|_| "expected a size, as 65536, 64KiB or 1MiB")?;
+        .map_err(|_| "expected a size such as 65536, 64KiB or 1MiB")?;
     let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
     match size {
         1..=Buffer::MAX_CAPACITY => Ok(size),
@@ -247,28 +203,28 @@ fn buffer_size(text: &str) -> Result<usize, String> {
     }
 }
 
-fn mode(text: &str) -> Result<u32, String> {
+fn parse_mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8)
         .ok()
         .filter(|mode| *mode <= 0o777);
-    mode.ok_or_else(|| "expected permissions in octal, as 0660".to_owned())
+    mode.ok_or_else(|| "expected octal permissions such as 0660".to_owned())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|error| format!("expected a duration, as 500ms, 30s or 5m: {error}"))
+        .map_err(|error| format!("expected a duration such as 500ms, 30s or 5m: {error}"))
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let interval = duration(text)?;
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
     let bounds = "expected a duration of at least 1ms".to_owned();
     Some(interval)
         .filter(|interval| *interval >= Duration::from_millis(1))
         .ok_or(bounds)
 }
 
-/// An error of the command line as one line that names the culprit, and where it stands if that is
-/// the environment.
+/// Formats an error of the command line as one line. The line names the environment variable that
+/// an invalid value comes from.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     // Clap's first paragraph is the error; tips and usage follow.
@@ -281,7 +237,8 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     }
 }
 
-/// The environment variable that an invalid value comes from, if it isn't on the command line.
+/// Returns the environment variable that an invalid value comes from, unless it comes from the
+/// command line. Clap does not report the source of a value, so this looks for it in both places.
 fn variable_of(error: &clap::Error) -> Option<String> {
     if !matches!(
         error.kind(),
@@ -292,53 +249,54 @@ fn variable_of(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
-    let long = argument.split_whitespace().next()?.trim_end_matches("...");
-    let variable = format!(
-        "ECHOSERVER_{}",
-        long.trim_start_matches('-')
-            .replace('-', "_")
-            .to_uppercase()
-    );
+    let option = argument.split_whitespace().next()?.trim_end_matches("...");
+    let variable = variable_name(option);
     let value = env::var_os(&variable)?;
     let value = value.to_string_lossy();
-    // Every word ends with nothing; only an option could have been given it.
-    let said = |word: OsString| match value.is_empty() {
-        true => word.to_string_lossy().starts_with(long),
-        false => word.to_string_lossy().ends_with(&*value),
+    // Every argument ends with an empty value, so look for the option instead.
+    let gives_value = |argument: OsString| match value.is_empty() {
+        true => argument.to_string_lossy().starts_with(option),
+        false => argument.to_string_lossy().ends_with(&*value),
     };
-    (!env::args_os().skip(1).any(said)).then_some(variable)
+    (!env::args_os().skip(1).any(gives_value)).then_some(variable)
+}
+
+/// Returns the environment variable of an option such as `--max-connections`.
+fn variable_name(option: &str) -> String {
+    let name = option.trim_start_matches('-').replace('-', "_");
+    format!("ECHOSERVER_{}", name.to_uppercase())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(words: &[&str]) -> Result<Options, String> {
-        let words = ["echoserver"].iter().chain(words);
-        Options::try_parse_from(words).map_err(|error| one_line(&error))
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        let arguments = ["echoserver"].iter().chain(arguments);
+        Options::try_parse_from(arguments).map_err(|error| one_line(&error))
     }
 
     #[test]
-    fn the_command_is_sound() {
+    fn option_definitions_are_consistent() {
         Options::command().debug_assert();
     }
 
     #[test]
-    fn every_option_has_its_variable() {
+    fn every_option_has_an_environment_variable() {
         let command = Options::command();
         for argument in command
             .get_arguments()
             .filter(|argument| !argument.is_hide_set())
         {
             let long = argument.get_long().expect("every option has a long name");
-            let variable = format!("ECHOSERVER_{}", long.replace('-', "_").to_uppercase());
+            let variable = variable_name(long);
             assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{long}");
         }
     }
 
     #[test]
-    fn values_arrive() {
-        let options = parsed(&[
+    fn option_values_reach_the_config() {
+        let options = parse(&[
             "-w7",
             "--listen=:7",
             "-l",
@@ -362,7 +320,7 @@ mod tests {
         assert_eq!(config.idle_timeout, Some(Duration::from_secs(90)));
         assert_eq!(config.drain_timeout, Duration::from_secs(60));
         assert_eq!(
-            parsed(&["--idle-timeout=0s"])
+            parse(&["--idle-timeout=0s"])
                 .unwrap()
                 .config(1, true)
                 .idle_timeout,
@@ -371,8 +329,8 @@ mod tests {
     }
 
     #[test]
-    fn levels_go_up_and_down_and_stay_in_bounds() {
-        for (words, level) in [
+    fn verbose_and_quiet_adjust_the_log_level() {
+        for (arguments, level) in [
             (&["-qqqqq"][..], LevelFilter::Off),
             (&["-q"], LevelFilter::Warn),
             (&[], LevelFilter::Info),
@@ -380,7 +338,11 @@ mod tests {
             (&["-v"], LevelFilter::Debug),
             (&["-vvvv"], LevelFilter::Trace),
         ] {
-            assert_eq!(parsed(words).unwrap().log_level(), level, "{words:?}");
+            assert_eq!(
+                parse(arguments).unwrap().log_level(),
+                level,
+                "{arguments:?}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Serving: what surrounds the library's server in a process of its own.
+//! Runs the library's server as a process: with signals, log, metrics and a service manager.
 
 pub(crate) mod limits;
 pub(crate) mod logging;
@@ -7,3 +7,106 @@ pub(crate) mod reports;
 pub(crate) mod service;
 #[cfg(unix)]
 pub(crate) mod signals;
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use echoserver::{Config, Echo, Server};
+
+use self::logging::{Log, TARGET};
+use self::service::Inherited;
+use crate::cli::Options;
+
+/// Serves until a signal shuts the server down, then checks that the counters balance.
+pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
+    #[cfg(unix)]
+    let signals = signals::Signals::register()?;
+    let max_connections = limits::max_connections(options)?;
+    let config = options.config(max_connections, !inherited.is_empty());
+    let mut server = Server::bind(config.clone())?;
+    inherited.adopt_into(&mut server)?;
+    log_config(&server, &config);
+
+    // These threads are stopped and joined when this function returns.
+    let start_metrics = |address| metrics::start(address, server.handle());
+    let _metrics = options.metrics.clone().map(start_metrics).transpose()?;
+    #[cfg(unix)]
+    let _signals = signals.handle(server.handle(), log.clone())?;
+    let start_reports = |interval| reports::start(interval, server.handle(), log.clone());
+    let _reports = options.stats_interval.map(start_reports).transpose()?;
+    #[cfg(unix)]
+    service::notify_ready(&server);
+
+    let stats = server.run(|_peer| Echo)?;
+
+    log.stats("ended", &stats);
+    if let Some(problem) = stats.check_final_balance() {
+        let error = format!("counters do not balance: {problem}");
+        log::error!(target: TARGET, "{error}");
+        return Err(io::Error::other(error));
+    }
+    log::info!(target: TARGET, "counters balance: all connections and bytes accounted for");
+    Ok(())
+}
+
+/// Logs the configuration in effect.
+fn log_config(server: &Server, config: &Config) {
+    for address in server.addresses() {
+        log::info!(target: TARGET, "listening on {address}");
+    }
+    let or_off = |duration: Option<Duration>| {
+        duration.map_or_else(|| "off".to_owned(), |duration| format!("{duration:?}"))
+    };
+    let buffer_size = ByteSize(config.buffer_size as u64);
+    log::info!(
+        target: TARGET,
+        "workers: {}, max connections: {}, buffer size: {buffer_size}, backlog: {}, \
+         idle timeout: {}, drain timeout: {:?}, busy poll: {}",
+        config.workers,
+        config.max_connections,
+        config.backlog,
+        or_off(config.idle_timeout),
+        config.drain_timeout,
+        or_off(Some(config.busy_poll).filter(|duration| !duration.is_zero())),
+    );
+    log::info!(
+        target: TARGET,
+        "buffer memory: at most {} ({} connections x 2 x {buffer_size}, plus {} spare)",
+        ByteSize(config.max_memory()),
+        config.max_connections,
+        ByteSize(config.max_spare_memory()),
+    );
+}
+
+/// A thread that is stopped and joined on drop.
+pub(crate) struct BackgroundThread {
+    stop: Option<Box<dyn FnOnce()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BackgroundThread {
+    /// Starts a thread that executes `run`. On drop, `stop` must make `run` return.
+    fn spawn(
+        name: &str,
+        run: impl FnOnce() + Send + 'static,
+        stop: impl FnOnce() + 'static,
+    ) -> io::Result<Self> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        Ok(Self {
+            stop: Some(Box::new(stop)),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for BackgroundThread {
+    fn drop(&mut self) {
+        if let (Some(stop), Some(thread)) = (self.stop.take(), self.thread.take()) {
+            stop();
+            // The panic hook has logged any panic.
+            let _panic = thread.join();
+        }
+    }
+}

@@ -1,54 +1,55 @@
-//! How many connections the operating system's descriptor limit leaves room for.
+//! The connection limit that the process's descriptor limit allows.
 
 use std::io;
 
 use crate::cli::Options;
 
-/// Descriptors kept free for what else a process opens now and then.
+/// Descriptors reserved for files that a process opens occasionally.
 #[cfg(unix)]
-const SPARE: u64 = 8;
+const RESERVED_DESCRIPTORS: u64 = 8;
 
-/// The most connections: as asked for, or as the descriptor limit allows, which is raised as far as
-/// this process may.
-#[cfg(unix)]
-pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
-    let limit = rlimit::increase_nofile_limit(u64::MAX)?;
-    let room = limit.saturating_sub(needed(options));
-    let room = usize::try_from(room)
-        .unwrap_or(usize::MAX)
-        .min(MAX_CONNECTIONS);
-    let wanted = options.max_connections.map_or(room, usize::from);
-    if room == 0 {
-        return Err(io::Error::other(format!(
-            "the descriptor limit of {limit} leaves no room for connections"
-        )));
-    }
-    if wanted > room {
-        log::warn!(
-            "the descriptor limit of {limit} leaves room for {room} connections, not for {wanted}"
-        );
-    }
-    Ok(wanted)
-}
-
-/// Nobody has so many; it keeps the arithmetic of an unlimited system within reason.
+/// Upper bound if the descriptor limit is unlimited; it keeps the memory arithmetic in range.
 #[cfg(unix)]
 const MAX_CONNECTIONS: usize = 10_000_000;
 
-/// What the server itself opens: a poll and a waker per thread, the listeners, the signals' pipe.
+/// Raises the descriptor limit to its maximum, and returns the connection limit: the requested
+/// one, or what the descriptor limit allows.
 #[cfg(unix)]
-fn needed(options: &Options) -> u64 {
+pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
+    let limit = rlimit::increase_nofile_limit(u64::MAX)?;
+    let available = limit.saturating_sub(other_descriptors(options));
+    let available = usize::try_from(available)
+        .unwrap_or(usize::MAX)
+        .min(MAX_CONNECTIONS);
+    let requested = options.max_connections.map_or(available, usize::from);
+    if available == 0 {
+        return Err(io::Error::other(format!(
+            "the descriptor limit of {limit} is too low for any connection"
+        )));
+    }
+    if requested > available {
+        log::warn!(
+            "the descriptor limit of {limit} allows {available} connections, not {requested}"
+        );
+    }
+    Ok(requested)
+}
+
+/// Descriptors for everything except connections: those already open, a poll and a waker per
+/// thread, the listeners, the signal pipe, and the metrics endpoint.
+#[cfg(unix)]
+fn other_descriptors(options: &Options) -> u64 {
     let open = std::fs::read_dir("/dev/fd").map_or(8, Iterator::count) as u64;
     let threads = options.workers().get() as u64 + 1;
     let listeners = options.listen.len().max(1) as u64 * 2;
-    open + 2 * threads + listeners + 4 + metrics(options) + SPARE
+    open + 2 * threads + listeners + 4 + metrics_descriptors(options) + RESERVED_DESCRIPTORS
 }
 
-/// What the server of the metrics opens: the same for its two threads, and its connections.
+/// Descriptors for the metrics endpoint: the same for its two threads, plus its connections.
 #[cfg(unix)]
-fn metrics(options: &Options) -> u64 {
-    let needed = 2 * 2 + 2 + crate::serve::metrics::MAX_CONNECTIONS as u64;
-    options.metrics.as_ref().map_or(0, |_| needed)
+fn metrics_descriptors(options: &Options) -> u64 {
+    let enabled = 2 * 2 + 2 + crate::serve::metrics::MAX_CONNECTIONS as u64;
+    options.metrics.as_ref().map_or(0, |_| enabled)
 }
 
 #[cfg(not(unix))]

@@ -1,10 +1,13 @@
-//! The log: to stderr, by a thread of its own, so that a reader who stalls can't stall the server.
+//! The log: a thread of its own writes it to stderr, so that a blocked stderr never blocks the
+//! server.
 //!
-//! Lines wait in a bounded queue; what finds it full is dropped, counted, and told of later. What a
-//! record says besides its message stands behind it as `key=value`, or in JSON as fields of its own.
+//! Lines wait in a queue that is bounded in bytes. When it is full, lines are dropped, and their
+//! number is logged later. A record's key-value pairs follow its message as `key=value`; in JSON
+//! they are fields of the object.
 
 use std::env;
 use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -17,19 +20,24 @@ use log::kv::{self, Key, Source, Value, VisitSource};
 use log::{Level, LevelFilter, Record};
 use serde_json::Map;
 
-/// What waits for a slow reader, in bytes: some seven thousand lines, as a drain may log at once.
+/// The log target of records about the whole process.
+pub(crate) const TARGET: &str = "echoserver";
+
+/// Limit for queued lines, in bytes: room for about 7,000 lines, because a drain logs many at once.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
 
-/// How long the end of the process waits for a reader who stalls, and for one who is slow.
+/// How long [`Log::finish`] waits while nothing is written.
 const STALL_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long [`Log::finish`] waits while lines are written slowly.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a record is written.
+/// The format of log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    /// Human-readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -38,105 +46,113 @@ enum Message {
     Flush(Sender<()>),
 }
 
-/// The log's end for writing.
+/// The sending end of the log's queue.
 #[derive(Clone)]
 pub(crate) struct Log {
     format: Format,
     queue: Sender<Message>,
-    counts: Arc<Counts>,
+    counters: Arc<Counters>,
 }
 
-/// What both ends of the queue count.
+/// Counters shared by both ends of the queue.
 #[derive(Default)]
-struct Counts {
+struct Counters {
     queued_bytes: AtomicUsize,
-    dropped: AtomicU64,
+    dropped_lines: AtomicU64,
 }
 
 impl Log {
-    /// Starts logging at `level`, or as `RUST_LOG` says.
+    /// Starts the log thread, and logs at `level` unless `RUST_LOG` is set. Panics are logged too.
     pub(crate) fn start(level: LevelFilter, format: Format) -> io::Result<Self> {
-        let (log, lines) = Self::queue(format);
-        let counts = Arc::clone(&log.counts);
-        let notes = written_as(format, io::stderr())
+        let (log, messages) = Self::queue(format);
+        let counters = Arc::clone(&log.counters);
+        let warnings = new_logger(format, io::stderr())
             .filter_level(LevelFilter::Warn)
             .build();
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || print(&lines, &counts, &notes))?;
-        let mut logger = written_as(format, log.clone());
-        let bad_filter = filter(&mut logger, level).err();
+            .spawn(move || write_messages(&messages, &counters, &warnings))?;
+        let mut logger = new_logger(format, log.clone());
+        let filter_error = set_filter(&mut logger, level).err();
         logger.init();
-        if let Some(error) = bad_filter {
+        if let Some(error) = filter_error {
             log::warn!("RUST_LOG is not used: {error}");
         }
+        panic::set_hook(Box::new(log_panic));
         Ok(log)
     }
 
-    /// A queue, and its end for reading.
+    /// Creates the queue, and returns its sending and its receiving end.
     fn queue(format: Format) -> (Self, Receiver<Message>) {
-        // Its bound is in bytes, and kept where lines are sent.
-        let (queue, lines) = unbounded();
-        let counts = Arc::default();
+        // The sender enforces the bound, which is in bytes.
+        let (queue, messages) = unbounded();
         let log = Self {
             format,
             queue,
-            counts,
+            counters: Arc::default(),
         };
-        (log, lines)
+        (log, messages)
     }
 
-    /// Logs the numbers of a server.
-    pub(crate) fn stats(&self, what: &str, stats: &Stats) {
+    /// Logs the counters of a server.
+    pub(crate) fn stats(&self, message: &str, stats: &Stats) {
         if self.format == Format::Text {
-            return log::info!(target: "echoserver", "{what}: {stats}");
+            return log::info!(target: TARGET, "{message}: {stats}");
         }
-        let fields = Fields(stats.fields());
+        let fields = StatsFields(stats.fields());
         let mut record = Record::builder();
-        record
-            .level(Level::Info)
-            .target("echoserver")
-            .key_values(&fields);
-        log::logger().log(&record.args(format_args!("{what}")).build());
+        record.level(Level::Info).target(TARGET).key_values(&fields);
+        log::logger().log(&record.args(format_args!("{message}")).build());
     }
 
-    /// Says a line as it is, whatever the level and the format. From the log's start on stderr is its
-    /// thread's alone: to write there past a reader who stalls is to stall too.
-    pub(crate) fn say(&self, line: &str) {
+    /// Writes a line as it is, independent of level and format. It goes through the queue, because
+    /// a direct write to stderr can block.
+    pub(crate) fn write_line(&self, line: &str) {
         self.send(format!("{line}\n").as_bytes());
     }
 
-    /// Waits until what was logged is written, but not for long.
+    /// Waits for a limited time until all queued lines are written.
     pub(crate) fn finish(&self) {
         let (done, written) = bounded(1);
-        // The thread that reads never ends.
+        // The receiver lives as long as the process.
         let _sent = self.queue.send(Message::Flush(done));
         let deadline = Instant::now() + FINISH_TIMEOUT;
         loop {
             let queued = self.queued_bytes();
-            let late = written.recv_timeout(STALL_TIMEOUT) == Err(RecvTimeoutError::Timeout);
-            // A reader who stalls has had its time; one who is slow gets more.
-            if !late || self.queued_bytes() == queued || Instant::now() > deadline {
+            let timed_out = written.recv_timeout(STALL_TIMEOUT) == Err(RecvTimeoutError::Timeout);
+            // A stalled reader gets one timeout; a slow one gets until the deadline.
+            if !timed_out || self.queued_bytes() == queued || Instant::now() > deadline {
                 return;
             }
         }
     }
 
     fn queued_bytes(&self) -> usize {
-        self.counts.queued_bytes.load(Ordering::Relaxed)
+        self.counters.queued_bytes.load(Ordering::Relaxed)
     }
 
     fn send(&self, line: &[u8]) {
-        self.counts
+        self.counters
             .queued_bytes
             .fetch_add(line.len(), Ordering::Relaxed);
-        // The thread that reads never ends.
+        // The receiver lives as long as the process.
         let _sent = self.queue.send(Message::Line(line.to_vec()));
     }
 }
 
-/// A logger that writes to `pipe` in this format.
-fn written_as(format: Format, pipe: impl Write + Send + 'static) -> env_logger::Builder {
+/// Logs a panic. The hook replaces Rust's own, which writes several lines to stderr.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let message = payload.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = message.unwrap_or("no message").replace('\n', " ");
+    let location = panic.location().map(ToString::to_string);
+    let location = location.as_deref().unwrap_or("unknown location");
+    log::error!(target: TARGET, "internal error: {message} (at {location})");
+}
+
+/// Returns a logger that writes records to `pipe`.
+fn new_logger(format: Format, pipe: impl Write + Send + 'static) -> env_logger::Builder {
     let mut logger = env_logger::Builder::new();
     logger.target(env_logger::Target::Pipe(Box::new(pipe)));
     if format == Format::Json {
@@ -148,29 +164,29 @@ fn written_as(format: Format, pipe: impl Write + Send + 'static) -> env_logger::
     logger
 }
 
-/// What is logged: as `RUST_LOG` says and nothing else, or else what this program says at `level`.
-fn filter(logger: &mut env_logger::Builder, level: LevelFilter) -> Result<(), String> {
-    let said = env::var_os("RUST_LOG").unwrap_or_default();
-    let said = said.to_string_lossy();
-    // The logger itself would tell stderr what it can't parse.
-    let outcome = env_filter::Builder::new()
-        .try_parse(&said)
+/// Sets the filter: `RUST_LOG`, or this program's records at `level` if it is unset or invalid.
+fn set_filter(logger: &mut env_logger::Builder, level: LevelFilter) -> Result<(), String> {
+    let filters = env::var_os("RUST_LOG").unwrap_or_default();
+    let filters = filters.to_string_lossy();
+    // Parse it here first, because the logger prints parse errors to stderr.
+    let result = env_filter::Builder::new()
+        .try_parse(&filters)
         .map(drop)
-        .map_err(|error| format!("'{said}': {error}"));
-    match said.trim().is_empty() || outcome.is_err() {
+        .map_err(|error| format!("'{filters}': {error}"));
+    match filters.trim().is_empty() || result.is_err() {
         true => logger.filter_module("echoserver", level),
-        false => logger.parse_filters(&said),
+        false => logger.parse_filters(&filters),
     };
-    outcome
+    result
 }
 
-/// Takes whole lines only: the logger formats a record, then writes it at once.
+/// The logger writes each record in one call, so every write is a whole line.
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // Threads that pass here together overshoot by a line each.
+        // Concurrent threads can exceed the bound by one line each.
         match self.queued_bytes() + line.len() <= MAX_QUEUED_BYTES {
             true => self.send(line),
-            false => drop(self.counts.dropped.fetch_add(1, Ordering::Relaxed)),
+            false => drop(self.counters.dropped_lines.fetch_add(1, Ordering::Relaxed)),
         }
         Ok(line.len())
     }
@@ -180,10 +196,10 @@ impl Write for Log {
     }
 }
 
-/// The numbers of a server, each as a field of its own.
-struct Fields(Vec<(String, i64)>);
+/// The counters of a server as key-value pairs.
+struct StatsFields(Vec<(String, i64)>);
 
-impl Source for Fields {
+impl Source for StatsFields {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
         self.0.iter().try_for_each(|(name, value)| {
             visitor.visit_pair(Key::from_str(name), Value::from(*value))
@@ -191,7 +207,7 @@ impl Source for Fields {
     }
 }
 
-/// A record as a JSON object: its own fields, then those it carries.
+/// Returns a record as a JSON object: time, level, target and message, then its key-value pairs.
 fn json(record: &Record<'_>, time: String) -> serde_json::Value {
     struct Object(Map<String, serde_json::Value>);
 
@@ -213,31 +229,33 @@ fn json(record: &Record<'_>, time: String) -> serde_json::Value {
     ] {
         object.0.insert(name.to_owned(), value.into());
     }
-    // This visitor never fails.
+    // This visitor returns no error.
     let _infallible = record.key_values().visit(&mut object);
     serde_json::Value::Object(object.0)
 }
 
-/// Writes lines as they come, and notes between them. Whether stderr takes them is not the server's
-/// concern.
-fn print(messages: &Receiver<Message>, counts: &Counts, notes: &impl log::Log) {
+/// Writes queued lines to stderr, and logs how many were dropped to `warnings`. Write errors are
+/// ignored, because a closed stderr must not stop the server.
+fn write_messages(messages: &Receiver<Message>, counters: &Counters, warnings: &impl log::Log) {
     let mut stderr = io::stderr();
     for message in messages {
         match message {
             Message::Line(line) => {
                 drop(stderr.write_all(&line));
-                counts.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                counters
+                    .queued_bytes
+                    .fetch_sub(line.len(), Ordering::Relaxed);
             }
             Message::Flush(done) => drop(done.try_send(())),
         }
-        let dropped = counts.dropped.swap(0, Ordering::Relaxed);
+        let dropped = counters.dropped_lines.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            notes.log(
+            warnings.log(
                 &Record::builder()
                     .level(Level::Warn)
-                    .target("echoserver")
+                    .target(TARGET)
                     .args(format_args!(
-                        "{dropped} log lines were dropped: nobody was reading"
+                        "{dropped} log lines were dropped: stderr was not read in time"
                     ))
                     .build(),
             );
@@ -250,18 +268,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_lines_wait_and_not_too_many() {
-        let (mut log, lines) = Log::queue(Format::Text);
+    fn queue_is_bounded_in_bytes() {
+        let (mut log, messages) = Log::queue(Format::Text);
         let line = [b'x'; 150];
         for _ in 0..6_000 {
             log.write_all(&line).unwrap();
         }
-        let dropped = || log.counts.dropped.load(Ordering::Relaxed);
-        assert_eq!((lines.len(), dropped()), (6_000, 0));
+        let dropped = || log.counters.dropped_lines.load(Ordering::Relaxed);
+        assert_eq!((messages.len(), dropped()), (6_000, 0));
         let mut writer = log.clone();
         while dropped() < 5 {
             writer.write_all(&line).unwrap();
         }
-        assert_eq!(lines.len(), MAX_QUEUED_BYTES / line.len());
+        assert_eq!(messages.len(), MAX_QUEUED_BYTES / line.len());
     }
 }

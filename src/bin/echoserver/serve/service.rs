@@ -1,4 +1,4 @@
-//! What a service manager does for a server: hands it sockets that listen already, and hears how it is.
+//! The service manager's interface: inherited listening sockets and status notifications.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use listenfd::ListenFd;
 #[cfg(unix)]
 use sd_notify::NotifyState;
 
-/// Sockets that were handed over (`LISTEN_FDS`). Elsewhere than on Unix there are none.
+/// Listening sockets inherited from the service manager (`LISTEN_FDS`). None except on Unix.
 #[cfg(unix)]
 pub(crate) struct Inherited(ListenFd);
 #[cfg(not(unix))]
@@ -16,7 +16,9 @@ pub(crate) struct Inherited;
 
 #[cfg(unix)]
 impl Inherited {
-    /// Takes what the environment speaks of. Before any thread starts: it changes the environment.
+    /// Takes the sockets that the environment names, and removes its variables.
+    ///
+    /// Call it before any thread starts, because it changes the environment.
     pub(crate) fn take() -> Self {
         Self(ListenFd::from_env())
     }
@@ -25,12 +27,12 @@ impl Inherited {
         self.0.len() == 0
     }
 
-    /// Has `server` listen at them too.
+    /// Adds the sockets to the listeners of `server`.
     ///
     /// # Errors
     ///
-    /// Name the socket that can't be listened at.
-    pub(crate) fn give_to(mut self, server: &mut Server) -> io::Result<()> {
+    /// Fails if one of them is not a listening socket; the error gives its index.
+    pub(crate) fn adopt_into(mut self, server: &mut Server) -> io::Result<()> {
         for index in 0..self.0.len() {
             let adopted = match self.0.take_tcp_listener(index) {
                 Ok(listener) => listener.map_or(Ok(()), |listener| server.adopt_tcp(listener)),
@@ -60,31 +62,31 @@ impl Inherited {
         true
     }
 
-    pub(crate) fn give_to(self, _server: &mut Server) -> io::Result<()> {
+    pub(crate) fn adopt_into(self, _server: &mut Server) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Says that it serves.
+/// Notifies the service manager that the server is ready.
 #[cfg(unix)]
-pub(crate) fn ready(server: &Server) {
-    let places: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
-    tell(&[
+pub(crate) fn notify_ready(server: &Server) {
+    let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
+    notify(&[
         NotifyState::Ready,
-        NotifyState::Status(&format!("serving on {}", places.join(", "))),
+        NotifyState::Status(&format!("serving on {}", addresses.join(", "))),
     ]);
 }
 
-/// Says that it drains.
+/// Notifies the service manager that the server is draining.
 #[cfg(unix)]
-pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+pub(crate) fn notify_stopping() {
+    notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
-/// Nobody needs to listen: without a service manager this does nothing.
+/// Does nothing without a service manager (`NOTIFY_SOCKET`).
 #[cfg(unix)]
-fn tell(what: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(what) {
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         log::warn!("cannot notify the service manager: {error}");
     }
 }

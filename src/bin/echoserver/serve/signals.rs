@@ -1,71 +1,51 @@
-//! Signals: the first SIGTERM or SIGINT drains, the second one ends the process at once; SIGUSR1 logs
-//! what was counted.
+//! Signals: the first SIGTERM or SIGINT drains, a second one exits at once, and SIGUSR1 logs the
+//! counters.
 
 use std::io;
 use std::process;
-use std::thread::{self, JoinHandle};
 
 use echoserver::Handle;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator;
 use signal_hook::low_level::signal_name;
 
+use crate::serve::BackgroundThread;
 use crate::serve::logging::Log;
 use crate::serve::service;
 
-/// Signals that are caught, and obeyed once there is a server to obey them.
+/// Registered signals, to be handled once the server is bound.
 pub(crate) struct Signals(iterator::Signals);
 
-/// The thread that obeys; it ends when this is dropped.
-pub(crate) struct SignalThread {
-    signals: iterator::Handle,
-    thread: Option<JoinHandle<()>>,
-}
-
 impl Signals {
-    /// Catches the signals from here on: one that comes before the server is up is not lost.
-    pub(crate) fn catch() -> io::Result<Self> {
+    /// Registers the signals. A signal that arrives before [`handle`](Self::handle) is called stays
+    /// pending.
+    pub(crate) fn register() -> io::Result<Self> {
         iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1]).map(Self)
     }
 
-    /// Starts a thread that does what the signals say.
-    pub(crate) fn obey(mut self, server: Handle, log: Log) -> io::Result<SignalThread> {
-        let signals = self.0.handle();
-        let obey = move || {
-            let mut told = false;
+    /// Starts a thread that handles the signals.
+    pub(crate) fn handle(mut self, server: Handle, log: Log) -> io::Result<BackgroundThread> {
+        let registration = self.0.handle();
+        let handle_signals = move || {
+            let mut draining = false;
             for signal in self.0.forever() {
                 if signal == SIGUSR1 {
                     log.stats("stats", &server.stats());
                     continue;
                 }
                 let name = signal_name(signal).unwrap_or("signal");
-                if told {
-                    log::warn!("{name} again: ending at once, {}", server.stats());
+                if draining {
+                    let stats = server.stats();
+                    log::warn!("second {name}: exiting without draining; {stats}");
                     log.finish();
                     process::exit(128 + signal);
                 }
-                told = true;
+                draining = true;
                 log::info!("{name}: draining");
-                service::stopping();
+                service::notify_stopping();
                 server.shut_down();
             }
         };
-        let thread = thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(obey)?;
-        Ok(SignalThread {
-            signals,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for SignalThread {
-    fn drop(&mut self) {
-        self.signals.close();
-        if let Some(thread) = self.thread.take() {
-            // It does not panic; if it did, the panic hook has told of it.
-            let _panic = thread.join();
-        }
+        BackgroundThread::spawn("signals", handle_signals, move || registration.close())
     }
 }
