@@ -1,14 +1,15 @@
-//! A job queue without any server: the SHA-256 of each file given, as `sha256sum` prints it, by as
-//! many threads as there are CPUs.
+//! A [`WorkQueue`] without a server: prints the SHA-256 of each file in the format of `sha256sum`,
+//! computed on all CPUs.
 //!
 //! ```text
 //! cargo run --release --example checksum -- Cargo.toml src/*.rs
 //! ```
 //!
-//! It shows what a [`WorkQueue`] is good for on its own. Jobs are dealt to workers whose mailboxes are
-//! bounded, so that the dealing waits for the work; a worker takes its jobs with `for job in receiver`,
-//! and the loop ends when the queue has been dropped. Lines come in the order of the arguments. A file
-//! that can't be read costs one line on stderr that names it, and the exit status, and nothing else.
+//! The main thread pushes jobs to the workers' bounded mailboxes, and waits while these are full. A
+//! worker receives its jobs with `for job in receiver`; the loop ends when the queue has been dropped.
+//!
+//! Checksums are printed in the order of the arguments. For a file that cannot be read, one line on
+//! stderr names the file and the error, and the exit status is 1. The other files are unaffected.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -27,10 +28,10 @@ use echoserver::WorkQueue;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-/// Bytes read at once.
+/// Bytes per read.
 const BLOCK_SIZE: usize = 64 << 10;
 
-/// Jobs that wait in one worker's mailbox.
+/// Capacity of a worker's mailbox, in jobs.
 const MAX_QUEUED: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 
 fn main() -> ExitCode {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     }
     let bar = progress_bar(&paths);
     let mut failed = false;
-    in_order(
+    run_in_order(
         &paths,
         |path| checksum(path, &bar),
         |path, outcome| failed |= !bar.suspend(|| print(path, outcome)),
@@ -50,17 +51,17 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(failed))
 }
 
-/// A bar over the bytes of all the files; it shows only where stderr is a terminal.
+/// Creates a progress bar for the bytes of all files. It is shown only if stderr is a terminal.
 fn progress_bar(paths: &[PathBuf]) -> ProgressBar {
     let sizes = paths
         .iter()
         .filter_map(|path| Some(path.metadata().ok()?.len()));
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}");
     let bar = ProgressBar::new(sizes.sum());
-    bar.with_style(style.expect("the template is sound"))
+    bar.with_style(style.expect("the template is valid"))
 }
 
-/// The SHA-256 of a file, in hexadecimal digits.
+/// Returns the SHA-256 of a file in hexadecimal digits.
 fn checksum(path: &Path, bar: &ProgressBar) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut block = vec![0; BLOCK_SIZE];
@@ -85,28 +86,29 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(digits).collect()
 }
 
-/// Prints one file's line, to stdout or to stderr; says whether it is a checksum, and printed.
+/// Prints a file's checksum to stdout, or the error to stderr. Returns whether the checksum was
+/// printed.
 fn print(path: &Path, outcome: Outcome<io::Result<String>>) -> bool {
-    let fault = match outcome {
+    let problem = match outcome {
         Ok(Ok(digits)) => match print_line(path, &digits) {
             Ok(()) => return true,
-            Err(error) => format!("cannot print: {error}"),
+            Err(error) => format!("cannot write to stdout: {error}"),
         },
         Ok(Err(error)) => error.to_string(),
         Err(_panic) => "the job panicked".to_owned(),
     };
-    // Whether anybody reads it is not our concern.
-    let _closed = writeln!(io::stderr(), "checksum: {}: {fault}", path.display());
+    // A closed stderr must not stop the other jobs.
+    let _ignored = writeln!(io::stderr(), "checksum: {}: {problem}", path.display());
     false
 }
 
-/// As `sha256sum` does: a name with a line's end or a backslash in it is escaped, and marked by a
-/// backslash at the front of the line.
+/// Prints a line in the format of `sha256sum`. A name that contains a line break or a backslash is
+/// escaped, and its line starts with a backslash.
 fn print_line(path: &Path, digits: &str) -> io::Result<()> {
     let name = path.as_os_str().as_encoded_bytes();
     let escaped = escape(name);
-    let mark = if *escaped == *name { "" } else { "\\" };
-    let line = [mark.as_bytes(), digits.as_bytes(), b"  ", &escaped, b"\n"].concat();
+    let prefix = if *escaped == *name { "" } else { "\\" };
+    let line = [prefix.as_bytes(), digits.as_bytes(), b"  ", &escaped, b"\n"].concat();
     io::stdout().write_all(&line)
 }
 
@@ -123,21 +125,21 @@ fn escape(name: &[u8]) -> Cow<'_, [u8]> {
     name.iter().flat_map(escape).collect()
 }
 
-/// What a job came to: its result, or what it panicked with.
+/// The result of a job, or the payload of its panic.
 type Outcome<R> = Result<R, Box<dyn Any + Send>>;
 
-/// Does `work` on all `jobs`, on as many threads as there are CPUs, and hands what comes of each to
-/// `report`, in the order of the jobs. A job that panics loses no other one.
-fn in_order<J: Sync, R: Send>(
+/// Runs `work` for each job, on as many threads as there are CPUs, and passes the outcomes to `report`
+/// in the order of the jobs. A panic in a job does not affect other jobs.
+fn run_in_order<J: Sync, R: Send>(
     jobs: &[J],
     work: impl Fn(&J) -> R + Sync,
     report: impl FnMut(&J, Outcome<R>) + Send,
 ) {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let (queue, receivers) = WorkQueue::bounded(MAX_QUEUED, vec![(); workers]);
-    let line_up = Mutex::new(LineUp {
+    let reporter = Mutex::new(Reporter {
         next: 0,
-        early: BTreeMap::new(),
+        pending: BTreeMap::new(),
         report,
     });
     thread::scope(|scope| {
@@ -145,34 +147,34 @@ fn in_order<J: Sync, R: Send>(
             scope.spawn(|| {
                 for index in receiver {
                     let outcome = catch_unwind(AssertUnwindSafe(|| work(&jobs[index])));
-                    let mut line_up = line_up.lock().unwrap_or_else(PoisonError::into_inner);
-                    line_up.add(jobs, index, outcome);
+                    let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
+                    reporter.add(jobs, index, outcome);
                 }
             });
         }
         for index in 0..jobs.len() {
             queue
                 .push(index)
-                .expect("a worker lives as long as the queue");
+                .expect("workers run until the queue is dropped");
         }
         drop(queue);
     });
 }
 
-/// Outcomes in the order of their jobs: who is early waits.
-struct LineUp<R, F> {
+/// Restores the order of the jobs: an outcome is kept until all earlier ones have been reported.
+struct Reporter<R, F> {
     next: usize,
-    early: BTreeMap<usize, Outcome<R>>,
+    pending: BTreeMap<usize, Outcome<R>>,
     report: F,
 }
 
-impl<R, F> LineUp<R, F> {
+impl<R, F> Reporter<R, F> {
     fn add<J>(&mut self, jobs: &[J], index: usize, outcome: Outcome<R>)
     where
         F: FnMut(&J, Outcome<R>),
     {
-        self.early.insert(index, outcome);
-        while let Some(outcome) = self.early.remove(&self.next) {
+        self.pending.insert(index, outcome);
+        while let Some(outcome) = self.pending.remove(&self.next) {
             (self.report)(&jobs[self.next], outcome);
             self.next += 1;
         }
@@ -184,13 +186,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_that_panics_loses_no_other() {
+    fn panicking_job_does_not_affect_others() {
         let jobs: Vec<u32> = (0..1000).collect();
         let mut reported = Vec::new();
-        in_order(
+        run_in_order(
             &jobs,
             |job| match job % 100 {
-                7 => panic!("job {job} was told to"),
+                7 => panic!("job {job} panics on purpose"),
                 _ => job * 2,
             },
             |job, outcome| reported.push((*job, outcome.ok())),
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_escaped_as_sha256sum_does() {
+    fn names_are_escaped_like_sha256sum() {
         assert_eq!(*escape(b"plain name"), *b"plain name");
         assert_eq!(*escape(b"a\\b\nc\rd"), *b"a\\\\b\\nc\\rd");
     }

@@ -1,6 +1,6 @@
-//! A small server for the Redis protocol, to see what a real protocol asks of a [`Handler`]: partial
-//! messages, pipelining, replies that must not be cut, errors that end a connection, and state that
-//! all connections share.
+//! A small server for the Redis protocol. It shows how a [`Handler`] deals with a real protocol:
+//! incomplete messages, pipelining, replies that must not be truncated, errors that close the
+//! connection, and state shared by all connections.
 //!
 //! ```text
 //! cargo run --release --example resp_server -- 127.0.0.1:6380 2
@@ -8,18 +8,22 @@
 //! redis-benchmark -p 6380 -t ping,set,get -P 16 -c 50 -n 1000000
 //! ```
 //!
-//! Beside redis-server 7.0 (one thread, `--save "" --appendonly no`), both served from the two CPUs that
-//! the client needs too, this benchmark showed 1.05 times the requests per second for PING, where the
-//! client is the limit, 1.38 times for SET and 1.41 times for GET, in one run on a quiet machine; on a busy
-//! one the medians of five runs were 1.2 times for each. A request took 0.7 to 0.8 of redis-server's CPU time.
-//! With `-P 1` it took 1.0 to 1.3 of it, and the requests per second were 1.0 to 1.6 times as many. Redis
-//! does far more than this; what is compared is the event loop.
+//! The commands are PING, ECHO, SET, GET, DEL, INCR and QUIT, and as much of HELLO, COMMAND and CONFIG
+//! as clients need to start. Keys do not expire, and nothing is written to disk.
 //!
-//! It knows PING, ECHO, SET, GET, DEL, INCR and QUIT, and enough of HELLO, COMMAND and CONFIG for clients
-//! to start cleanly. Nothing expires and nothing is kept on disk.
+//! Measured relative to redis-server 7.0 (one thread, `--save "" --appendonly no`), on two CPUs that
+//! the client uses too:
 //!
-//! From the top down: the program, the handler (when to take a command), the commands (what it does),
-//! replies, the parser, and the store.
+//! | benchmark | requests per second | CPU time per request |
+//! | --- | --- | --- |
+//! | `-P 16`, idle machine, one run | PING 1.05 (limited by the client), SET 1.38, GET 1.41 | 0.7 to 0.8 |
+//! | `-P 16`, busy machine, median of five runs | 1.2 for each | 0.7 to 0.8 |
+//! | `-P 1` | 1.0 to 1.6 | 1.0 to 1.3 |
+//!
+//! Redis does much more for a request, so this compares event loops only.
+//!
+//! The file goes from the top down: the program, the handler, the commands, replies, the parser, and
+//! the store.
 
 use std::collections::HashMap;
 use std::env;
@@ -41,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves at the address, and with as many workers, as the command line says.
+/// Serves with the address and the number of workers from the command line.
 fn serve() -> io::Result<()> {
     let mut arguments = env::args().skip(1);
     let mut config = Config::default();
@@ -57,223 +61,226 @@ fn serve() -> io::Result<()> {
     Ok(())
 }
 
-/// One client's connection: all that it remembers of its client is in the input.
+/// The handler of one connection. It has no state of its own besides the unconsumed input.
 struct Resp<'a> {
     store: &'a Store,
 }
 
 impl Handler for Resp<'_> {
     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        let (taken, action) = self.answer(input.data(), input.capacity(), output);
-        input.consume(taken);
+        let (consumed, action) = self.answer(input.data(), input.capacity(), output);
+        input.consume(consumed);
         action
     }
 }
 
 impl Resp<'_> {
-    /// Answers the commands at the front of `bytes` for as long as they are complete, and there is
-    /// room for their replies; says how many bytes they were.
-    fn answer(&self, bytes: &[u8], message_max: usize, output: &mut Buffer) -> (usize, Action) {
+    /// Executes the complete commands at the front of `bytes` while there is room for their replies.
+    /// Returns their length, and whether the connection stays open.
+    fn answer(&self, bytes: &[u8], max_command: usize, output: &mut Buffer) -> (usize, Action) {
         let mut words = Vec::new();
-        let mut taken = 0;
-        while taken < bytes.len() && output.room() >= SMALL_REPLY_MAX {
-            let length = match parse(&bytes[taken..], &mut words) {
+        let mut consumed = 0;
+        while consumed < bytes.len() && output.room() >= MAX_SMALL_REPLY {
+            let length = match parse(&bytes[consumed..], &mut words) {
                 Ok(length) => length,
-                Err(Stop::Partial) if bytes.len() - taken < message_max => break,
-                Err(stop) => {
-                    let fault = match stop {
-                        Stop::Partial => format!("a command of more than {message_max} bytes"),
-                        Stop::Fault(fault) => format!("Protocol error: {fault}"),
+                Err(ParseError::Incomplete) if bytes.len() - consumed < max_command => break,
+                Err(error) => {
+                    let message = match error {
+                        ParseError::Incomplete => format!("command exceeds {max_command} bytes"),
+                        ParseError::Invalid(problem) => format!("Protocol error: {problem}"),
                     };
-                    error(output, fault);
-                    return (taken, Action::Close);
+                    push_error(output, message);
+                    return (consumed, Action::Close);
                 }
             };
             match self.execute(&words, output) {
-                Reply::Given => taken += length,
-                Reply::Last => return (taken + length, Action::Close),
-                // It finds room in the next call, when all of the output has been sent.
+                Reply::Pushed => consumed += length,
+                Reply::PushedLast => return (consumed + length, Action::Close),
+                // The next call has an empty output, and executes the command again.
                 Reply::NoRoom if !output.is_empty() => break,
                 Reply::NoRoom => {
-                    error(output, "the reply is too large");
-                    taken += length;
+                    push_error(output, "the reply is too large");
+                    consumed += length;
                 }
             }
         }
-        (taken, Action::Continue)
+        (consumed, Action::Continue)
     }
 
-    /// Executes one command. There is room for a small reply; a command that needs more must change
-    /// nothing, as it is executed again if there is none.
+    /// Executes one command.
+    ///
+    /// `output` has room for a small reply. A command with a larger reply must not change the store,
+    /// because it is executed again if its reply does not fit.
     fn execute(&self, words: &[&[u8]], output: &mut Buffer) -> Reply {
         let Some((name, arguments)) = words.split_first() else {
-            return Reply::Given;
+            return Reply::Pushed;
         };
-        let name = &name[..name.len().min(NAME_MAX)];
-        let mut upper = [0; NAME_MAX];
+        let name = &name[..name.len().min(MAX_NAME)];
+        let mut upper = [0; MAX_NAME];
         let upper = &mut upper[..name.len()];
         upper.copy_from_slice(name);
         upper.make_ascii_uppercase();
         match (&*upper, arguments) {
             (b"GET", [key]) => self.store.get(key, |value| match value {
-                Some(value) => bulk(output, value),
-                None => small(output, "$-1"),
+                Some(value) => push_bulk(output, value),
+                None => push_line(output, "$-1"),
             }),
             (b"SET", [key, value]) => match self.store.set(key, value) {
-                Ok(()) => small(output, "+OK"),
-                Err(fault) => error(output, fault),
+                Ok(()) => push_line(output, "+OK"),
+                Err(message) => push_error(output, message),
             },
             (b"INCR", [key]) => match self.store.increment(key) {
-                Ok(value) => integer(output, value),
-                Err(fault) => error(output, fault),
+                Ok(value) => push_integer(output, value),
+                Err(message) => push_error(output, message),
             },
-            (b"DEL", [_, ..]) => integer(output, self.store.delete(arguments)),
-            (b"PING", []) => small(output, "+PONG"),
-            (b"PING" | b"ECHO", [text]) => bulk(output, text),
+            (b"DEL", [_, ..]) => push_integer(output, self.store.delete(arguments)),
+            (b"PING", []) => push_line(output, "+PONG"),
+            (b"PING" | b"ECHO", [text]) => push_bulk(output, text),
             (b"QUIT", _) => {
-                small(output, "+OK");
-                Reply::Last
+                push_line(output, "+OK");
+                Reply::PushedLast
             }
-            // What clients ask when they start: a server without any options answers.
-            (b"COMMAND", _) => small(output, "*0"),
+            // Clients send these when they start. The answers are those of a server without options.
+            (b"COMMAND", _) => push_line(output, "*0"),
             (b"CONFIG", [_, option]) => {
-                let option = option[..option.len().min(NAME_MAX)]
+                let option = option[..option.len().min(MAX_NAME)]
                     .escape_ascii()
                     .to_string();
-                small(
+                push_line(
                     output,
                     &format!("*2\r\n${}\r\n{option}\r\n$0\r\n", option.len()),
                 )
             }
-            (b"HELLO", [] | [b"2", ..]) => small(output, HELLO),
-            (b"HELLO", _) => small(output, "-NOPROTO unsupported protocol version"),
+            (b"HELLO", [] | [b"2", ..]) => push_line(output, HELLO),
+            (b"HELLO", _) => push_line(output, "-NOPROTO unsupported protocol version"),
             (b"GET" | b"SET" | b"INCR" | b"DEL" | b"PING" | b"ECHO", _) => {
                 let name = name.to_ascii_lowercase();
                 let name = name.escape_ascii();
-                error(
+                push_error(
                     output,
                     format_args!("wrong number of arguments for '{name}' command"),
                 )
             }
             _ => {
                 let name = name.escape_ascii();
-                error(output, format_args!("unknown command '{name}'"))
+                push_error(output, format_args!("unknown command '{name}'"))
             }
         }
     }
 }
 
-/// How much of a command's name is looked at, and quoted in an error.
-const NAME_MAX: usize = 16;
+/// Bytes of a command's name that are compared, and quoted in an error.
+const MAX_NAME: usize = 16;
 
 const HELLO: &str = "*4\r\n$6\r\nserver\r\n$11\r\nresp_server\r\n$5\r\nproto\r\n:2";
 
-/// What became of a reply.
+/// Whether a reply was appended to the output.
 enum Reply {
-    /// It is in the output.
-    Given,
-    /// It is in the output, and it was the last.
-    Last,
-    /// There is no room for it: the output is as it was.
+    Pushed,
+    /// The reply was appended, and the connection is to be closed after it.
+    PushedLast,
+    /// The reply does not fit; the output is unchanged.
     NoRoom,
 }
 
-/// Every reply but a bulk string is at most this long.
-const SMALL_REPLY_MAX: usize = 128;
+/// Maximum length of all replies but bulk strings.
+const MAX_SMALL_REPLY: usize = 128;
 
-/// A reply of one line. That there is room for it was checked before the command was executed.
-fn small(output: &mut Buffer, line: &str) -> Reply {
-    let given = output.push(line.as_bytes()) && output.push(b"\r\n");
-    debug_assert!(given, "no room for {line}");
-    Reply::Given
+/// Appends a line. `answer` has checked that there is room for a small reply.
+fn push_line(output: &mut Buffer, line: &str) -> Reply {
+    let pushed = output.push(line.as_bytes()) && output.push(b"\r\n");
+    debug_assert!(pushed, "no room for {line}");
+    Reply::Pushed
 }
 
-fn integer(output: &mut Buffer, value: i64) -> Reply {
-    small(output, &format!(":{value}"))
+fn push_integer(output: &mut Buffer, value: i64) -> Reply {
+    push_line(output, &format!(":{value}"))
 }
 
-fn error(output: &mut Buffer, fault: impl Display) -> Reply {
-    small(output, &format!("-ERR {fault}"))
+fn push_error(output: &mut Buffer, message: impl Display) -> Reply {
+    push_line(output, &format!("-ERR {message}"))
 }
 
-/// A string of any bytes and any length: measured first, as it must not be cut.
-fn bulk(output: &mut Buffer, bytes: &[u8]) -> Reply {
+/// Appends a bulk string, which can have any length, if all of it fits.
+fn push_bulk(output: &mut Buffer, bytes: &[u8]) -> Reply {
     let length_digits = bytes.len().checked_ilog10().unwrap_or(0) as usize + 1;
     if output.room() < 1 + length_digits + 2 + bytes.len() + 2 {
         return Reply::NoRoom;
     }
-    let given = write!(output, "${}\r\n", bytes.len()).is_ok()
+    let pushed = write!(output, "${}\r\n", bytes.len()).is_ok()
         && output.push(bytes)
         && output.push(b"\r\n");
-    debug_assert!(given, "it was measured");
-    Reply::Given
+    debug_assert!(pushed, "the room was checked above");
+    Reply::Pushed
 }
 
-/// Why no command was found.
-enum Stop {
-    /// Its end has not come yet.
-    Partial,
-    /// This is not the protocol. What follows can't be made sense of.
-    Fault(String),
+/// Why no command was parsed.
+enum ParseError {
+    /// The end of the command has not arrived yet.
+    Incomplete,
+    /// The bytes violate the protocol, so the start of the next command is unknown.
+    Invalid(String),
 }
 
-/// Most words in one command.
-const WORDS_MAX: usize = 1024;
+/// Maximum number of words in a command.
+const MAX_WORDS: usize = 1024;
 
-/// Takes the command at the front of `bytes` apart into `words`, and says how long it is.
+/// Parses the command at the front of `bytes` into `words`, and returns its length in bytes.
 ///
-/// It is an array of bulk strings, as programs send it, or a line of words, as people type it. It may
-/// be empty, and has no words then.
-fn parse<'a>(bytes: &'a [u8], words: &mut Vec<&'a [u8]>) -> Result<usize, Stop> {
+/// A command is an array of bulk strings (sent by programs) or a line of words (typed by people). An
+/// empty command has no words.
+fn parse<'a>(bytes: &'a [u8], words: &mut Vec<&'a [u8]>) -> Result<usize, ParseError> {
     words.clear();
     let mut rest = bytes;
     let line = take_line(&mut rest)?;
     if let Some(digits) = line.strip_prefix(b"*") {
-        let count = number(digits, WORDS_MAX).ok_or_else(|| fault("invalid multibulk length"))?;
+        let count = number(digits, MAX_WORDS).ok_or_else(|| invalid("invalid multibulk length"))?;
         for _ in 0..count {
             words.push(take_bulk(&mut rest)?);
         }
     } else {
         let typed = line.split(u8::is_ascii_whitespace);
-        words.extend(typed.filter(|word| !word.is_empty()).take(WORDS_MAX));
+        words.extend(typed.filter(|word| !word.is_empty()).take(MAX_WORDS));
     }
     Ok(bytes.len() - rest.len())
 }
 
-/// Takes a bulk string: a dollar sign and its length in a line, and then its bytes.
-fn take_bulk<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
+/// Splits off a bulk string: a line with a dollar sign and the length, then the bytes and a CRLF.
+fn take_bulk<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], ParseError> {
     let line = take_line(rest)?;
     let Some(digits) = line.strip_prefix(b"$") else {
         let got = line.first().unwrap_or(&b' ').escape_ascii();
-        return Err(Stop::Fault(format!("expected '$', got '{got}'")));
+        return Err(ParseError::Invalid(format!("expected '$', got '{got}'")));
     };
     let length =
-        number(digits, Buffer::MAX_CAPACITY).ok_or_else(|| fault("invalid bulk length"))?;
-    let (bulk, behind) = rest.split_at_checked(length).ok_or(Stop::Partial)?;
-    let (end, behind) = behind.split_at_checked(2).ok_or(Stop::Partial)?;
+        number(digits, Buffer::MAX_CAPACITY).ok_or_else(|| invalid("invalid bulk length"))?;
+    let (bulk, after) = rest
+        .split_at_checked(length)
+        .ok_or(ParseError::Incomplete)?;
+    let (end, after) = after.split_at_checked(2).ok_or(ParseError::Incomplete)?;
     if end != b"\r\n" {
-        return Err(fault("a bulk string is longer than its length"));
+        return Err(invalid("bulk string is longer than its length"));
     }
-    *rest = behind;
+    *rest = after;
     Ok(bulk)
 }
 
-/// Takes a line, without its end.
-fn take_line<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
+/// Splits off a line, and returns it without its line break.
+fn take_line<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], ParseError> {
     let end = rest
         .iter()
         .position(|&byte| byte == b'\n')
-        .ok_or(Stop::Partial)?;
+        .ok_or(ParseError::Incomplete)?;
     let line = &rest[..end];
     *rest = &rest[end + 1..];
     Ok(line.strip_suffix(b"\r").unwrap_or(line))
 }
 
-fn fault(text: &str) -> Stop {
-    Stop::Fault(text.to_owned())
+fn invalid(problem: &str) -> ParseError {
+    ParseError::Invalid(problem.to_owned())
 }
 
-/// Reads a length: digits only, and no more than `max`.
+/// Parses a length: digits only, and at most `max`.
 fn number(digits: &[u8], max: usize) -> Option<usize> {
     let add = |number: usize, digit: &u8| {
         let digit = char::from(*digit).to_digit(10)? as usize;
@@ -283,8 +290,10 @@ fn number(digits: &[u8], max: usize) -> Option<usize> {
     digits.iter().try_fold(0, add)
 }
 
-/// What all connections share: keys and values, in shards with a lock each, so that workers seldom
-/// meet at one. No lock is held for longer than a copy takes.
+/// The keys and values, shared by all connections.
+///
+/// They are divided into shards with a lock each, so that workers rarely wait for each other. A lock
+/// is held no longer than it takes to copy a value.
 struct Store {
     shards: [Shard; SHARDS],
     hasher: RandomState,
@@ -292,13 +301,13 @@ struct Store {
 
 const SHARDS: usize = 64;
 
-/// The most bytes that one shard holds: 256 MiB in all.
-const SHARD_BYTES_MAX: usize = (256 << 20) / SHARDS;
+/// Memory limit of a shard in bytes: 256 MiB for all shards together.
+const MAX_SHARD_BYTES: usize = (256 << 20) / SHARDS;
 
-/// What an entry costs beside its key and its value, about.
+/// Approximate memory of an entry besides its key and value.
 const ENTRY_BYTES: usize = 64;
 
-/// Each on a cache line of its own.
+/// Aligned so that no two shards share a cache line.
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard(Mutex<Entries>);
@@ -317,21 +326,23 @@ impl Store {
         }
     }
 
-    /// Shows `look` the value of `key`, in its place.
-    fn get<T>(&self, key: &[u8], look: impl FnOnce(Option<&[u8]>) -> T) -> T {
-        look(self.shard(key).map.get(key).map(|value| &**value))
+    /// Calls `read` with the value of `key`, which is not copied.
+    fn get<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> T {
+        read(self.shard(key).map.get(key).map(|value| &**value))
     }
 
     fn set(&self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
         self.shard(key).set(key, value)
     }
 
-    /// Adds one to the number at `key`, where there is 0 if there is nothing.
+    /// Adds one to the number at `key`, which is 0 if the key does not exist.
     fn increment(&self, key: &[u8]) -> Result<i64, &'static str> {
         let mut entries = self.shard(key);
         let value = match entries.map.get(key) {
             None => 0,
-            Some(digits) => integer_of(digits).ok_or("value is not an integer or out of range")?,
+            Some(digits) => {
+                parse_integer(digits).ok_or("value is not an integer or out of range")?
+            }
         };
         let value = value
             .checked_add(1)
@@ -340,7 +351,7 @@ impl Store {
         Ok(value)
     }
 
-    /// Removes `keys`; says how many there were.
+    /// Removes `keys`, and returns how many of them existed.
     fn delete(&self, keys: &[&[u8]]) -> i64 {
         keys.iter()
             .map(|key| i64::from(self.shard(key).delete(key)))
@@ -349,7 +360,7 @@ impl Store {
 
     fn shard(&self, key: &[u8]) -> MutexGuard<'_, Entries> {
         let shard = &self.shards[self.hasher.hash_one(key) as usize % SHARDS];
-        // Entries are whole at every moment, whatever panicked beside them.
+        // A panic cannot leave the entries half changed, so a poisoned lock is usable.
         shard.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -357,9 +368,9 @@ impl Store {
 impl Entries {
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
         let old = self.map.get_mut(key);
-        let size_old = old.as_ref().map_or(0, |old| size(key, old));
-        let bytes = self.bytes - size_old + size(key, value);
-        if bytes > SHARD_BYTES_MAX {
+        let old_size = old.as_ref().map_or(0, |old| size(key, old));
+        let bytes = self.bytes - old_size + size(key, value);
+        if bytes > MAX_SHARD_BYTES {
             return Err("out of memory");
         }
         self.bytes = bytes;
@@ -382,6 +393,6 @@ fn size(key: &[u8], value: &[u8]) -> usize {
     ENTRY_BYTES + key.len() + value.len()
 }
 
-fn integer_of(digits: &[u8]) -> Option<i64> {
+fn parse_integer(digits: &[u8]) -> Option<i64> {
     str::from_utf8(digits).ok()?.parse().ok()
 }

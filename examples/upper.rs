@@ -1,20 +1,22 @@
-//! The smallest line protocol: each line comes back in capitals, and `quit` ends the connection.
+//! A small line protocol: answers each line in upper case, and closes the connection on `quit`.
 //!
-//! `cargo run --example upper`, then `telnet localhost 5555`.
+//! Start it with `cargo run --example upper`, then connect with `telnet localhost 5555`.
 use echoserver::{Action, Buffer, Config, Handler, Server};
 
+/// The handler of one connection. It needs no state.
 struct Upper;
 
 impl Handler for Upper {
     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        // A line that has not ended yet stays in `input` until the rest of it has come.
+        // An incomplete line stays in `input`; the next call sees it again with more bytes.
         while let Some(end) = input.data().iter().position(|&byte| byte == b'\n') {
             let line = &mut input.data_mut()[..=end];
             if line.trim_ascii() == b"quit" {
                 return Action::Close;
             }
             line.make_ascii_uppercase();
-            // Whole or not at all; what finds no room now finds it in the next call.
+            // Appends the whole line or nothing. A line that does not fit stays in `input`, and
+            // `process` is called again after `output` has been sent.
             if !output.push(line) {
                 break;
             }

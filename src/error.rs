@@ -1,8 +1,8 @@
-//! Errors as one line: without the system's error number, and with what was attempted.
+//! Error messages of one line: without the system's error number, and with what was attempted.
 
 use std::io;
 
-/// An error's message without the number that `io::Error` puts behind it.
+/// Returns the message of `error` without the `(os error 98)` that `io::Error` appends.
 pub(crate) fn error_text(error: &io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
@@ -13,7 +13,7 @@ pub(crate) fn error_text(error: &io::Error) -> String {
     text
 }
 
-/// An error that says what it is about.
-pub(crate) fn with_context(error: &io::Error, what: &str) -> io::Error {
-    io::Error::new(error.kind(), format!("{what}: {}", error_text(error)))
+/// Returns an error of the same kind whose message starts with `context`.
+pub(crate) fn with_context(error: &io::Error, context: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{context}: {}", error_text(error)))
 }

@@ -1,14 +1,14 @@
-//! The protocol's place in the server: one [`Handler`] per connection, told of bytes and of nothing else.
+//! The protocol interface: one [`Handler`] per connection, which works on bytes only.
 
 use crate::connection::buffer::Buffer;
 
-/// What becomes of bytes: one per connection, made when it opens and dropped when it closes.
+/// A protocol implementation. One value per connection, created on accept and dropped on close.
 ///
-/// A handler sees bytes, never sockets: it takes what it can use from the front of `input` and puts
-/// its answer at the end of `output`. The connection reads, writes, yields and closes around it.
+/// A handler consumes bytes from the front of `input` and appends its answer to `output`. It has no
+/// access to the socket: reading, writing, scheduling and closing are done for it.
 ///
-/// What a handler cannot do: speak unasked (it is only called when its connection has moved), and
-/// block (its worker serves many other connections meanwhile, and they would all wait).
+/// A handler must not block, because its worker serves many other connections on the same thread. It
+/// is called only when its connection makes progress: it has no timers and cannot send on its own.
 pub trait Handler {
     /// Called when there may be new input, or new room in `output`; also once, with an empty
     /// `input`, when the connection opens (the place of a greeting).
@@ -29,16 +29,17 @@ pub trait Handler {
     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action;
 }
 
-/// What a [`Handler`] wants done with its connection.
+/// What the server does with the connection after [`Handler::process`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Keep it open.
+    /// Keep the connection open.
     Continue,
-    /// Send what is in `output`, then close. Input that was not taken is discarded.
+    /// Send the contents of `output`, then close the connection. Input that was not consumed is
+    /// discarded.
     Close,
 }
 
-/// The echo protocol, whole: every byte goes back.
+/// The echo protocol: sends every byte back.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 

@@ -1,4 +1,4 @@
-//! The operating system's side: addresses, listeners and streams, TCP or Unix-domain.
+//! The operating system's side: addresses, listeners and streams, for TCP and Unix-domain sockets.
 
 pub(crate) mod address;
 pub(crate) mod listener;

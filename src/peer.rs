@@ -1,15 +1,16 @@
-//! The client's side of a connection, as logs and handlers see it.
+//! The client of a connection, as shown in logs and passed to the handler factory.
 
 use std::fmt;
 use std::net::SocketAddr;
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Peer {
-    /// A TCP client. An IPv4 client of a dual-stack listener is shown as IPv4.
+    /// The IP address and port of a TCP client. A dual-stack listener reports IPv4 clients with
+    /// their IPv4 address.
     Ip(SocketAddr),
-    /// A client of a Unix-domain socket; these have no names.
+    /// A client of a Unix-domain socket; such clients have no address.
     Unix,
 }
 

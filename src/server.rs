@@ -1,4 +1,4 @@
-//! The server: what it is told, and who owns and joins every thread.
+//! The server: its configuration, and the start, shutdown and join of its threads.
 
 mod acceptor;
 mod worker;
@@ -24,16 +24,16 @@ use crate::peer::Peer;
 use crate::stats::{Counters, Stats};
 use crate::work_queue::WorkQueue;
 
-/// Connections that may wait in one worker's mailbox.
+/// Capacity of a worker's mailbox, in connections.
 const MAX_QUEUED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// How long a client may take to end its stream once the server has ended its own.
+/// Time limit for a client to close its side after the server has closed its own.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Bytes that a connection may receive per turn, in whole buffers, of which it gets at least two.
-const TURN_BYTES: usize = 1 << 20;
+/// Budget of a connection per tick, in bytes. It is converted to whole buffers, at least two.
+const TICK_BYTES: usize = 1 << 20;
 
-/// What a server is told: a plain struct, to be filled from its [`Default`].
+/// Server configuration; construct it with struct update syntax.
 ///
 /// ```
 /// use echoserver::Config;
@@ -43,76 +43,76 @@ const TURN_BYTES: usize = 1 << 20;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen; may be empty if the server is to [adopt](Server::adopt_tcp) listeners.
-    /// Default: every interface, port 5555.
+    /// Addresses to listen on. May be empty if the server [adopts](Server::adopt_tcp) listeners.
+    /// Default: port 5555 on every interface.
     pub listen: Vec<Address>,
-    /// Worker threads, at most [`Config::MAX_WORKERS`]. Default: the CPUs available.
+    /// Number of worker threads, at most [`Config::MAX_WORKERS`]. Default: the number of CPUs.
     pub workers: NonZeroUsize,
-    /// Connections open at once; at the limit accepting pauses, and clients wait in the kernel's
-    /// backlog. Default: 10,000.
+    /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog.
+    /// Default: 10,000.
     pub max_connections: usize,
-    /// The most bytes held for one connection in each direction, from 1 to
-    /// [`Buffer::MAX_CAPACITY`]. Default: 64 KiB.
+    /// Buffer limit per connection and direction in bytes, from 1 to [`Buffer::MAX_CAPACITY`].
+    /// Default: 64 KiB.
     pub buffer_size: usize,
-    /// Connections that the kernel may hold until they are accepted; the system may have a lower
-    /// limit of its own. Default: 4096.
+    /// Maximum connections that wait in the kernel to be accepted; the system can impose a lower
+    /// limit. Default: 4096.
     pub backlog: u32,
-    /// The permissions of a Unix-domain socket's file, as `0o660`. Default: as the umask leaves them.
+    /// Permissions of a Unix-domain socket's file, such as `0o660`. Default: determined by the umask.
     pub unix_mode: Option<u32>,
-    /// Close a connection that has moved no byte for this long, or at most an eighth longer; not zero.
-    /// Default: never.
+    /// Idle timeout: closes a connection on which no byte is received or sent for this long, or up to
+    /// an eighth longer. Must not be zero. Default: none.
     pub idle_timeout: Option<Duration>,
-    /// How long a shutdown may take; who is not done by then is cut off. Default: 5 s.
+    /// Time limit for a graceful shutdown; remaining connections are then closed. Default: 5 s.
     pub drain_timeout: Duration,
-    /// How long a worker without work polls on before it sleeps. It lowers latency and costs up to
-    /// one CPU per worker. Default: 0.
+    /// How long a worker without work keeps polling before it sleeps. Polling lowers latency and costs
+    /// up to one CPU per worker. Default: 0.
     pub busy_poll: Duration,
 }
 
 impl Config {
-    /// The largest number of workers.
+    /// The maximum number of workers.
     pub const MAX_WORKERS: usize = 1024;
 
-    /// The most bytes that connections can make the server hold in their buffers: two buffers each,
-    /// and what the workers keep spare.
+    /// Returns the maximum number of bytes in buffers: two buffers for each connection, and the spare
+    /// buffers of the workers.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         let connections = (self.max_connections as u64).saturating_mul(2 * self.buffer_size as u64);
         connections.saturating_add(self.max_spare_memory())
     }
 
-    /// The part of [`max_memory`](Self::max_memory) that workers keep for connections to come.
+    /// Returns the part of [`max_memory`](Self::max_memory) that the workers keep as spare buffers.
     #[must_use]
     pub fn max_spare_memory(&self) -> u64 {
         self.workers.get() as u64 * Pool::max_bytes(self.buffer_size) as u64
     }
 
-    fn check(&self) -> io::Result<()> {
-        let fault = if self.workers.get() > Self::MAX_WORKERS {
+    fn validate(&self) -> io::Result<()> {
+        let problem = if self.workers.get() > Self::MAX_WORKERS {
             format!(
-                "{} workers are more than {}",
+                "{} workers exceed the limit of {}",
                 self.workers,
                 Self::MAX_WORKERS
             )
         } else if self.buffer_size == 0 || self.buffer_size > Buffer::MAX_CAPACITY {
             format!(
-                "a buffer of {} bytes is not between 1 byte and 1 GiB",
+                "buffer size of {} bytes is not between 1 byte and 1 GiB",
                 self.buffer_size
             )
         } else if self.idle_timeout == Some(Duration::ZERO) {
-            "an idle timeout of zero, which closes everyone at once".to_owned()
+            "idle timeout must not be zero".to_owned()
         } else if self.max_connections == 0 {
-            "a server of no connections".to_owned()
+            "connection limit must not be zero".to_owned()
         } else {
             return Ok(());
         };
-        Err(io::Error::new(io::ErrorKind::InvalidInput, fault))
+        Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
     fn limits(&self) -> Limits {
         Limits {
             buffer_size: self.buffer_size,
-            budget: (TURN_BYTES / self.buffer_size).clamp(2, 1024) as u32,
+            budget: (TICK_BYTES / self.buffer_size).clamp(2, 1024) as u32,
             idle_timeout: self.idle_timeout.map(millis),
             linger_timeout: millis(LINGER_TIMEOUT),
             drain_timeout: millis(self.drain_timeout),
@@ -136,7 +136,7 @@ impl Default for Config {
     }
 }
 
-/// A server that listens, and serves once it is [run](Server::run).
+/// A server that listens, and serves its clients when it is [run](Server::run).
 ///
 /// ```
 /// use std::thread;
@@ -164,15 +164,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens everywhere that `config` says. Clients can connect from here on; they are served
-    /// once the server [runs](Server::run).
+    /// Listens on all addresses of `config`. Clients can connect from now on, and are served when the
+    /// server [runs](Server::run).
     ///
     /// # Errors
     ///
-    /// One line that names the culprit: an address that cannot be listened on, a value out of its
-    /// bounds ([`io::ErrorKind::InvalidInput`]), or a lack of descriptors for the workers.
+    /// Fails if a value of `config` is out of range ([`io::ErrorKind::InvalidInput`]), an address
+    /// cannot be listened on, or the file descriptors do not suffice for the workers. The message is
+    /// one line that names the value, address or worker.
     pub fn bind(config: Config) -> io::Result<Self> {
-        config.check()?;
+        config.validate()?;
         let mut listeners = Vec::new();
         for address in &config.listen {
             listeners.extend(Listener::bind(address, config.backlog, config.unix_mode)?);
@@ -203,21 +204,20 @@ impl Server {
         })
     }
 
-    /// Listens at a socket that was made elsewhere too, by a service manager for example.
+    /// Adds a TCP listener that was created elsewhere, for example by a service manager.
     ///
     /// # Errors
     ///
-    /// If the socket is none that can listen.
+    /// Fails if the socket cannot be configured or has no local address.
     pub fn adopt_tcp(&mut self, listener: std::net::TcpListener) -> io::Result<()> {
         self.adopt(Listener::from_tcp(listener)?)
     }
 
-    /// Listens at a Unix-domain socket that was made elsewhere too. Its file, if it has one, stays
-    /// when the server ends.
+    /// Adds a Unix-domain listener that was created elsewhere. Its file is kept when the server ends.
     ///
     /// # Errors
     ///
-    /// If the socket is none that can listen.
+    /// Fails if the socket cannot be configured or has no local address.
     #[cfg(unix)]
     pub fn adopt_unix(&mut self, listener: std::os::unix::net::UnixListener) -> io::Result<()> {
         self.adopt(Listener::from_unix(listener)?)
@@ -229,27 +229,28 @@ impl Server {
         Ok(())
     }
 
-    /// Where it listens in fact: with the ports that were picked, one entry per socket.
+    /// Returns the address of each listening socket, with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// A handle to reach the server from other threads while it runs.
+    /// Returns a handle to control the server from other threads while it runs.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Serves until [`Handle::shut_down`], then drains, and returns what was counted.
+    /// Serves until [`Handle::shut_down`], then drains all connections and returns the statistics.
     ///
-    /// This thread accepts; every worker is a thread of its own, joined before this returns. Each
-    /// connection gets a handler of its own from `handler`, on its worker's thread; a panic in it
-    /// ends that connection.
+    /// The calling thread accepts connections. Each worker is a thread of its own, and is joined
+    /// before this returns. `handler` creates the handler of each connection on its worker's thread; a
+    /// panic in it closes that connection only.
     ///
     /// # Errors
     ///
-    /// If a thread can't be started, or a worker dies; connections are drained first in both cases.
+    /// Fails if no listener is configured, a thread cannot be started, or a worker fails. In the last
+    /// two cases the connections of the other workers are drained first.
     pub fn run<H, F>(self, handler: F) -> io::Result<Stats>
     where
         H: Handler,
@@ -266,7 +267,7 @@ impl Server {
         if listeners.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "nowhere to listen",
+                "no listening address configured",
             ));
         }
         let (queue, receivers) = WorkQueue::bounded(MAX_QUEUED, workers.iter().map(Worker::waker));
@@ -274,21 +275,21 @@ impl Server {
         thread::scope(|scope| {
             let mut threads = Vec::new();
             for (index, (worker, receiver)) in workers.into_iter().zip(receivers).enumerate() {
-                let own = Arc::clone(&counters.workers[index]);
+                let worker_counters = Arc::clone(&counters.workers[index]);
                 let serve = move || {
-                    let _ending = ShutdownOnDrop(control_ref);
+                    let _guard = ShutdownOnDrop(control_ref);
                     worker.run(
                         receiver,
                         limits,
                         config.busy_poll,
-                        &own,
+                        &worker_counters,
                         control_ref,
                         handler,
                     )
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);
-                // Those who run already see the queue's end, and end too.
+                // On failure the queue is dropped, which makes the running workers drain and end.
                 threads.push(thread.map_err(|error| {
                     with_context(&error, &format!("cannot start worker {index}"))
                 })?);
@@ -311,7 +312,8 @@ impl Server {
     }
 }
 
-/// Ends the server when a worker ends, however it does: nobody may go on feeding a dead worker.
+/// Shuts the server down when a worker ends for any reason, a panic included. Otherwise the acceptor
+/// would continue to accept connections for it.
 struct ShutdownOnDrop<'a>(&'a AcceptorControl);
 
 impl Drop for ShutdownOnDrop<'_> {
@@ -326,21 +328,21 @@ fn join(index: usize, thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Resul
             served.map_err(|error| with_context(&error, &format!("worker {index} failed")))
         }
         Err(panic) => Err(io::Error::other(format!(
-            "worker {index} died: {}",
-            message(&*panic)
+            "worker {index} panicked: {}",
+            panic_message(&*panic)
         ))),
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("it panicked")
+        .unwrap_or("no message")
 }
 
-/// Reaches a running [`Server`] from any thread. Clones reach the same one.
+/// Controls a [`Server`] from any thread. Clones control the same server.
 #[derive(Clone, Debug)]
 pub struct Handle {
     control: Arc<AcceptorControl>,
@@ -348,19 +350,19 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Asks the server to shut down: to stop listening, answer what has arrived, and close every
-    /// connection in order. Returns at once; further calls change nothing.
+    /// Starts a graceful shutdown: the server stops listening, answers all input that has arrived, and
+    /// closes every connection. Returns at once. Further calls have no effect.
     pub fn shut_down(&self) {
         self.control.shut_down();
     }
 
-    /// Whether a shutdown was asked for, or a worker's death has caused one.
+    /// Returns whether a shutdown was requested, or caused by the end of a worker.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
         self.control.is_shut_down()
     }
 
-    /// What the server has counted so far.
+    /// Returns a snapshot of the server's counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.counters.snapshot()

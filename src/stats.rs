@@ -1,12 +1,13 @@
-//! What the server counts: one writer each, and anyone may read.
+//! Counters with one writer each, which any thread can read.
 //!
-//! A counter is written by one thread only, so adding to it is a load, an addition and a store,
-//! without the bus lock of a read-modify-write; each thread's counters have cache lines of their
-//! own. Nothing is published per message: the counters *are* the published values.
+//! Because a counter has only one writer, adding to it is a load, an addition and a store, without
+//! the bus lock of an atomic read-modify-write. The counters of each thread are on their own cache
+//! lines. Nothing is published per message: readers load the counters themselves.
 //!
-//! Two balances follow, and are checked when a server ends ([`Stats::check_balance`]):
-//! every connection accepted is open or closed for a reason, and every byte that came in went out,
-//! is still buffered, or was discarded for a reason.
+//! Two equations hold for a server at rest, and [`Stats::check_balance`] checks them:
+//!
+//! * Each accepted connection is open, or was closed for a reason.
+//! * Each byte received or generated was sent, is buffered, or was discarded for a reason.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -16,33 +17,33 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-/// Why a connection ended.
+/// The reason why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client ended its stream, and everything was answered.
+    /// The client closed its side, and all its input was answered.
     PeerClosed,
-    /// The handler asked for it.
+    /// The handler returned [`Action::Close`](crate::Action::Close).
     Handler,
-    /// The client reset the connection, or vanished.
+    /// The client reset the connection or became unreachable.
     Reset,
     /// The operating system reported another error.
     Error,
     /// The handler panicked.
     Panic,
-    /// A message exceeds the buffer, or an answer does: the handler left a full input as it was, or
-    /// was refused room in an empty output.
+    /// A message or an answer is larger than the buffer: the handler consumed nothing of a full input
+    /// buffer, or appended more than an empty output buffer holds.
     BufferFull,
-    /// No byte had moved for the idle timeout.
+    /// No byte was received or sent for the idle timeout.
     IdleTimeout,
-    /// The server shut down, and what had arrived was answered.
+    /// The server shut down after answering all input that had arrived.
     Shutdown,
-    /// The server shut down, and the drain timeout ran out first.
+    /// The server shut down, and the drain timeout expired first.
     DrainTimeout,
 }
 
 impl CloseReason {
-    /// Every reason, in the order of [`WorkerStats::closed`].
+    /// All reasons, in the order of [`WorkerStats::closed`].
     pub const ALL: [CloseReason; 9] = [
         Self::PeerClosed,
         Self::Handler,
@@ -55,7 +56,7 @@ impl CloseReason {
         Self::DrainTimeout,
     ];
 
-    /// The reason in one lower-case word, as logs and metrics show it.
+    /// Returns the name used in logs and metrics, such as `idle_timeout`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -78,19 +79,19 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// A number that one thread writes and any thread reads.
+/// A counter that one thread writes and any thread can read.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `count`. Only the counter's one writer may call this: two would lose counts.
+    /// Adds `count`. Only the one writer may call this: with two writers, counts would be lost.
     pub(crate) fn add(&self, count: u64) {
         self.0.store(self.get().wrapping_add(count), Relaxed);
     }
 
-    /// Moves a gauge from one of its parts' old value to the new one; same single writer.
-    pub(crate) fn adjust(&self, from: usize, to: usize) {
-        self.add((to as u64).wrapping_sub(from as u64));
+    /// Updates a sum after one of its terms changed from `old` to `new`. Same single writer.
+    pub(crate) fn adjust(&self, old: usize, new: usize) {
+        self.add((new as u64).wrapping_sub(old as u64));
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -98,7 +99,7 @@ impl Counter {
     }
 }
 
-/// What one worker counts; written by its thread only.
+/// The counters of one worker, written by its thread only.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
     pub(crate) assigned: Counter,
@@ -132,7 +133,7 @@ impl WorkerCounters {
     }
 }
 
-/// What the acceptor counts; written by its thread only.
+/// The counters of the acceptor, written by its thread only.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptorCounters {
     pub(crate) accepted: Counter,
@@ -141,7 +142,7 @@ pub(crate) struct AcceptorCounters {
     pub(crate) paused_us: Counter,
 }
 
-/// Every counter of one server.
+/// All counters of one server.
 #[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) acceptor: CachePadded<AcceptorCounters>,
@@ -156,7 +157,8 @@ impl Counters {
         }
     }
 
-    /// Connections accepted and not yet closed, those in a mailbox included.
+    /// Returns the number of connections accepted and not yet closed, including those that still wait
+    /// in a worker's mailbox.
     pub(crate) fn open(&self) -> u64 {
         let closed: u64 = self.workers.iter().map(|worker| worker.closed()).sum();
         self.acceptor.accepted.get().saturating_sub(closed)
@@ -177,27 +179,28 @@ impl Counters {
     }
 }
 
-/// A snapshot of what a server has counted since it started.
+/// A snapshot of a server's counters since its start.
 ///
-/// Each number is exact; a snapshot of a *running* server is not taken at one instant, so sums of
-/// several numbers may be off by what moved meanwhile.
+/// Each number is exact. A snapshot of a *running* server is not taken at one instant, so its numbers
+/// may not match each other exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Connections accepted.
     pub accepted: u64,
-    /// Failed calls of accept, the passing ones included.
+    /// Calls of `accept` that failed, including those retried at once.
     pub accept_errors: u64,
-    /// How often accepting was paused, for want of descriptors or at the connection limit.
+    /// How often accepting paused: without file descriptors, at the connection limit, with every
+    /// worker's mailbox full, or after another error.
     pub accept_pauses: u64,
-    /// How long accepting has been paused in all; a pause counts once it is over.
+    /// How long accepting paused in total. A pause is added when it ends.
     pub accept_paused: Duration,
-    /// Each worker's own numbers.
+    /// The numbers of each worker.
     pub workers: Vec<WorkerStats>,
 }
 
 impl Stats {
-    /// The sum over the workers.
+    /// Returns the sum over all workers.
     #[must_use]
     pub fn total(&self) -> WorkerStats {
         let mut total = WorkerStats::default();
@@ -207,14 +210,14 @@ impl Stats {
         total
     }
 
-    /// Connections open now, those on their way to a worker included.
+    /// Returns the number of open connections, including those that wait in a worker's mailbox.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.accepted.saturating_sub(self.total().total_closed())
     }
 
-    /// Every number with its name, as logs show them: `bytes_in`, `closed_idle_timeout`. Bytes are in bytes,
-    /// `accept_paused_ms` in milliseconds.
+    /// Returns each number with the name it has in logs, such as `bytes_in` and
+    /// `closed_idle_timeout`. `accept_paused_ms` is in milliseconds.
     #[must_use]
     pub fn fields(&self) -> Vec<(String, i64)> {
         let total = self.total();
@@ -252,9 +255,10 @@ impl Stats {
         fields
     }
 
-    /// What does not add up for a server that has ended, in one line: beyond
-    /// [`check_balance`](Self::check_balance), every connection must have been closed once, and no byte be left
-    /// in a buffer.
+    /// Checks the counters of a server that has ended; returns the first inconsistency in one line.
+    ///
+    /// In addition to [`check_balance`](Self::check_balance), each connection must have been closed
+    /// once, and no byte may be left in a buffer.
     #[must_use]
     pub fn check_final_balance(&self) -> Option<String> {
         let total = self.total();
@@ -262,28 +266,31 @@ impl Stats {
         self.check_balance().or_else(|| {
             (assigned != closed || total.buffered != 0).then(|| {
                 format!(
-                    "{assigned} connections assigned, {closed} closed, {} bytes still buffered",
+                    "{assigned} connections assigned, but {closed} closed, and {} bytes still buffered",
                     total.buffered
                 )
             })
         })
     }
 
-    /// What does not add up, if anything, in one line. Meant for a server at rest or at its end.
+    /// Checks that all connections and bytes are accounted for; returns the first inconsistency in
+    /// one line.
+    ///
+    /// Meaningful for a server at rest or at its end.
     #[must_use]
     pub fn check_balance(&self) -> Option<String> {
         let total = self.total();
         if self.accepted != total.assigned {
             return Some(format!(
-                "{} connections accepted, but {} reached a worker",
+                "{} connections accepted, but {} assigned to workers",
                 self.accepted, total.assigned
             ));
         }
-        let kept = total.bytes_in.wrapping_add_signed(total.bytes_generated);
-        let gone = total.bytes_out + total.buffered + total.total_discarded();
-        (kept != gone).then(|| {
+        let produced = total.bytes_in.wrapping_add_signed(total.bytes_generated);
+        let accounted = total.bytes_out + total.buffered + total.total_discarded();
+        (produced != accounted).then(|| {
             format!(
-                "{} bytes in, {:+} by handlers, but {} out, {} buffered, {} discarded",
+                "{} bytes in, {:+} generated by handlers, but {} out, {} buffered, {} discarded",
                 total.bytes_in,
                 total.bytes_generated,
                 total.bytes_out,
@@ -294,11 +301,11 @@ impl Stats {
     }
 }
 
-/// One worker's part of [`Stats`], or the sum of several.
+/// The numbers of one worker, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
-    /// Connections taken from the mailbox.
+    /// Connections that the worker took from its mailbox.
     pub assigned: u64,
     /// Connections closed, by [reason](CloseReason::ALL).
     pub closed: [u64; CloseReason::ALL.len()],
@@ -306,32 +313,33 @@ pub struct WorkerStats {
     pub bytes_in: u64,
     /// Bytes sent.
     pub bytes_out: u64,
-    /// Bytes that handlers put into the world, less those they took out of it: 0 for an echo.
+    /// Net bytes generated by handlers: produced minus consumed. 0 for an echo.
     pub bytes_generated: i64,
     /// Bytes in the buffers of open connections.
     pub buffered: u64,
-    /// Bytes received or made but never sent, by the [reason](CloseReason::ALL) their connection ended.
+    /// Bytes received or generated but not sent, by the [reason](CloseReason::ALL) their connection
+    /// was closed.
     pub discarded: [u64; CloseReason::ALL.len()],
     /// How often the worker's poll returned.
     pub wakes: u64,
-    /// How often a connection had spent its budget and went to the back of the queue.
+    /// How often a connection used its budget and moved to the back of the run queue.
     pub yields: u64,
 }
 
 impl WorkerStats {
-    /// Connections closed, whatever the reason.
+    /// Returns the number of connections closed, for any reason.
     #[must_use]
     pub fn total_closed(&self) -> u64 {
         self.closed.iter().sum()
     }
 
-    /// Connections closed for `reason`.
+    /// Returns the number of connections closed for `reason`.
     #[must_use]
     pub fn closed_for(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize]
     }
 
-    /// Bytes discarded, whatever the reason.
+    /// Returns the number of bytes discarded, for any reason.
     #[must_use]
     pub fn total_discarded(&self) -> u64 {
         self.discarded.iter().sum()
@@ -354,10 +362,10 @@ impl AddAssign<&WorkerStats> for WorkerStats {
     }
 }
 
-/// One line: what was accepted, moved and closed, and what else happened at all.
+/// Writes one line of `name=value` pairs; most counters are left out while they are zero.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALWAYS: [&str; 7] = [
+        const ALWAYS_SHOWN: [&str; 7] = [
             "accepted",
             "open",
             "closed",
@@ -366,8 +374,9 @@ impl fmt::Display for Stats {
             "buffered",
             "discarded",
         ];
-        let told = |(name, value): &(String, i64)| *value != 0 || ALWAYS.contains(&name.as_str());
-        for (index, (name, value)) in self.fields().into_iter().filter(told).enumerate() {
+        let is_shown =
+            |(name, value): &(String, i64)| *value != 0 || ALWAYS_SHOWN.contains(&name.as_str());
+        for (index, (name, value)) in self.fields().into_iter().filter(is_shown).enumerate() {
             let space = if index == 0 { "" } else { " " };
             write!(f, "{space}{name}={value}")?;
         }
@@ -380,14 +389,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_index_their_own_place() {
+    fn reason_is_its_own_index() {
         for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
     }
 
     #[test]
-    fn a_gauge_shifts_both_ways() {
+    fn gauge_adjusts_up_and_down() {
         let gauge = Counter::default();
         gauge.adjust(0, 7);
         gauge.adjust(7, 3);
@@ -395,44 +404,38 @@ mod tests {
     }
 
     #[test]
-    fn balances_are_found_wanting() {
+    fn imbalances_are_reported() {
         let counters = Counters::new(2);
         counters.acceptor.accepted.add(2);
         counters.workers[0].assigned.add(1);
-        let lost = counters
-            .snapshot()
-            .check_balance()
-            .expect("one connection is missing");
+        let imbalance = counters.snapshot().check_balance();
+        let imbalance = imbalance.expect("one connection is missing");
         assert!(
-            lost.contains("2 connections accepted, but 1 reached"),
-            "{lost}"
+            imbalance.contains("2 connections accepted, but 1 assigned"),
+            "{imbalance}"
         );
 
         counters.workers[1].assigned.add(1);
         counters.workers[1].bytes_in.add(10);
         counters.workers[1].bytes_out.add(6);
         counters.workers[0].discarded[CloseReason::Reset as usize].add(3);
-        let lost = counters
-            .snapshot()
-            .check_balance()
-            .expect("one byte is missing");
-        assert!(lost.contains("10 bytes in"), "{lost}");
+        let imbalance = counters.snapshot().check_balance();
+        let imbalance = imbalance.expect("one byte is missing");
+        assert!(imbalance.contains("10 bytes in"), "{imbalance}");
 
         counters.workers[0].buffered.add(1);
         assert_eq!(counters.snapshot().check_balance(), None);
-        let open = counters
-            .snapshot()
-            .check_final_balance()
-            .expect("two are open");
+        let imbalance = counters.snapshot().check_final_balance();
+        let imbalance = imbalance.expect("two connections are open");
         assert!(
-            open.contains("2 connections assigned, 0 closed, 1 bytes still"),
-            "{open}"
+            imbalance.contains("2 connections assigned, but 0 closed, and 1 bytes still"),
+            "{imbalance}"
         );
         assert_eq!(counters.snapshot().open(), 2);
     }
 
     #[test]
-    fn the_line_names_only_what_happened() {
+    fn display_omits_zero_counters() {
         let counters = Counters::new(1);
         counters.acceptor.accepted.add(3);
         counters.workers[0].assigned.add(3);

@@ -1,22 +1,26 @@
-//! Tests a [`Handler`] against a simulated kernel: thousands of schedules of everything that a
-//! network can do to a connection, with no socket, no thread and no clock of their own.
+//! Tests a [`Handler`] with thousands of random schedules in a simulated kernel.
 //!
-//! Each schedule is a few connections on one worker, and is wholly decided by a number, its seed:
-//! how large the buffers are, how the bytes arrive, cut into which pieces, when the client reads, ends its
-//! stream or resets it, which events come late or for nothing, when time passes and when the server
-//! drains. The code under the handler is the very code that serves sockets.
+//! A schedule is one run of a server: a few connections on one worker, without sockets, threads or a
+//! real clock. A number, its seed, determines all of it:
 //!
-//! When a schedule goes wrong, its seed is printed, with what happened in a schedule as short as
-//! could be found, and can be played again alone:
+//! * the sizes of all buffers;
+//! * how the input is split into pieces, and when they arrive;
+//! * when each client reads, closes its side or resets the connection;
+//! * which events are late, duplicated or spurious;
+//! * when time passes, and when the server drains.
+//!
+//! The code between this kernel and the handler is the code that serves real sockets.
+//!
+//! When a schedule fails, the simulation looks for a shorter version that still fails, then panics with
+//! the seed and the last events. These commands run one schedule again, and a million schedules:
 //!
 //! ```text
 //! SIMULATION_SEED=81 cargo test simulation
+//! SIMULATION_SCHEDULES=1000000 cargo test --release simulation
 //! ```
-//!
-//! and `SIMULATION_SCHEDULES=1000000 cargo test --release simulation` plays a million of them.
 
 mod kernel;
-mod world;
+mod simulation;
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,41 +28,47 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
-use self::world::{Bounds, Fault, Play};
+use self::simulation::{Bounds, Failure, Scenario};
 use crate::handler::Handler;
 
-/// Of this many schedules one is the same in every run; the others are fresh.
-const FRESH_TO_OLD: u64 = 4;
+/// One in this many seeds is the same in every run; the others are derived from the time.
+const FIXED_SEED_INTERVAL: u64 = 4;
 
-/// Lines of a faulty schedule that are shown: the last ones.
+/// How many of the last events of a failing schedule are printed.
 const MAX_TRACE: usize = 100;
 
-/// Plays `schedules` schedules with a new handler from `handler` for each connection.
+/// Runs `schedules` schedules, with a new handler from `handler` for each connection.
 ///
-/// Clients say some of `words`, in any order and perhaps cut off at the end (any bytes, where
-/// there are no words). `model` says what all of the input up to some byte must have brought forth
-/// once the server is at rest; so its answer to a longer input begins with that to a shorter one.
-/// Each word, and its answer, fits into the simulated buffers; larger ones come in pieces.
+/// Each client sends messages from `vocabulary`, chosen at random and sometimes cut off at the end. If
+/// `vocabulary` is empty, clients send random bytes. The simulated buffers are at least as large as
+/// the largest message and the largest answer to one.
 ///
-/// What must hold: at any moment what came back is the beginning of the model's answer; at rest it
-/// is all of it, and so it is when either side has ended the connection in order, or the server
-/// has been drained; no connection is ever forgotten; the handler never panics.
+/// `model` maps an input to the whole output expected for it. A longer input must not change earlier
+/// output: the output for an input starts with the output for every prefix of that input.
 ///
-/// `SIMULATION_SCHEDULES` in the environment takes the place of `schedules`, and `SIMULATION_SEED`
-/// plays the one schedule that it names.
+/// The simulation checks that
+///
+/// * what a client receives is always a prefix of the model's output;
+/// * the output is complete when the server is idle, when either side has closed the connection
+///   without a reset, and after a drain;
+/// * no connection stalls or outlives its timeouts;
+/// * the handler does not panic.
+///
+/// The environment variable `SIMULATION_SCHEDULES` overrides `schedules`. If `SIMULATION_SEED` is set,
+/// only the schedule with that seed is run.
 ///
 /// ```
 /// use echoserver::testing::simulate;
 /// use echoserver::{Action, Buffer, Handler};
 ///
 /// /// Answers each line with its length.
-/// struct Measure;
+/// struct LineLength;
 ///
-/// impl Handler for Measure {
+/// impl Handler for LineLength {
 ///     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
 ///         while let Some(length) = input.data().iter().position(|&byte| byte == b'\n') {
 ///             if !output.push(format!("{length}\n").as_bytes()) {
-///                 break; // The rest is answered when this has been sent.
+///                 break; // Called again when the output has been sent.
 ///             }
 ///             input.consume(length + 1);
 ///         }
@@ -72,43 +82,43 @@ const MAX_TRACE: usize = 100;
 ///     whole.flat_map(|line| format!("{}\n", line.len() - 1).into_bytes()).collect()
 /// }
 ///
-/// simulate(|| Measure, &[b"\n", b"hello\n", b"a longer line\n"], model, 1000);
+/// simulate(|| LineLength, &[b"\n", b"hello\n", b"a longer line\n"], model, 1000);
 /// ```
 ///
 /// # Panics
 ///
-/// If a schedule goes wrong: with what is wrong, the seed, and what happened before.
+/// Panics if a schedule fails. The message has the problem, the seed and the last events.
 pub fn simulate<H: Handler>(
     handler: impl Fn() -> H + Sync,
-    words: &[&[u8]],
+    vocabulary: &[&[u8]],
     model: impl Fn(&[u8]) -> Vec<u8> + Sync,
     schedules: u64,
 ) {
-    let needs = |word: &&[u8]| word.len().max(model(word).len());
-    let play = Play {
+    let required_size = |message: &&[u8]| message.len().max(model(message).len());
+    let scenario = Scenario {
         handler: &handler,
-        words,
+        vocabulary,
         model: &model,
-        buffer_min: words.iter().map(needs).max().unwrap_or(1),
+        min_buffer_size: vocabulary.iter().map(required_size).max().unwrap_or(1),
     };
-    if let Some(seed) = number("SIMULATION_SEED") {
-        if outcome(&play, seed, Bounds::FULL, false).is_err() {
-            report(&play, seed);
+    if let Some(seed) = env_number("SIMULATION_SEED") {
+        if run_schedule(&scenario, seed, Bounds::FULL, false).is_err() {
+            report(&scenario, seed);
         }
         return;
     }
-    let schedules = number("SIMULATION_SCHEDULES").unwrap_or(schedules);
-    if let Some(seed) = first_fault(&play, schedules) {
-        report(&play, seed);
+    let schedules = env_number("SIMULATION_SCHEDULES").unwrap_or(schedules);
+    if let Some(seed) = find_failing_seed(&scenario, schedules) {
+        report(&scenario, seed);
     }
 }
 
-/// Plays them all on all CPUs, and stops at the first that goes wrong.
-fn first_fault<H: Handler>(play: &Play<'_, H>, schedules: u64) -> Option<u64> {
-    let fresh = SystemTime::now()
+/// Runs all schedules on all CPUs. Stops at the first failure and returns its seed.
+fn find_failing_seed<H: Handler>(scenario: &Scenario<'_, H>, schedules: u64) -> Option<u64> {
+    let time = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_nanos() as u64);
-    let old = schedules / FRESH_TO_OLD;
+    let fixed_seeds = schedules / FIXED_SEED_INTERVAL;
     let (next, found) = (AtomicU64::new(0), AtomicBool::new(false));
     let search = || {
         while !found.load(Ordering::Relaxed) {
@@ -116,11 +126,11 @@ fn first_fault<H: Handler>(play: &Play<'_, H>, schedules: u64) -> Option<u64> {
             if index >= schedules {
                 break;
             }
-            let seed = match index < old {
+            let seed = match index < fixed_seeds {
                 true => index,
-                false => fresh.wrapping_add(index),
+                false => time.wrapping_add(index),
             };
-            if outcome(play, seed, Bounds::FULL, false).is_err() {
+            if run_schedule(scenario, seed, Bounds::FULL, false).is_err() {
                 found.store(true, Ordering::Relaxed);
                 return Some(seed);
             }
@@ -137,7 +147,7 @@ fn first_fault<H: Handler>(play: &Play<'_, H>, schedules: u64) -> Option<u64> {
     })
 }
 
-fn number(variable: &str) -> Option<u64> {
+fn env_number(variable: &str) -> Option<u64> {
     let value = env::var(variable).ok()?;
     match value.parse() {
         Ok(number) => Some(number),
@@ -145,25 +155,26 @@ fn number(variable: &str) -> Option<u64> {
     }
 }
 
-/// Plays one schedule. A panic, which the code under test never lets out, is a fault like others.
-fn outcome<H: Handler>(
-    play: &Play<'_, H>,
+/// Runs one schedule. A panic is a failure too: the code under test must contain a handler's panics.
+fn run_schedule<H: Handler>(
+    scenario: &Scenario<'_, H>,
     seed: u64,
     bounds: Bounds,
     trace: bool,
-) -> Result<(), Fault> {
-    catch_unwind(AssertUnwindSafe(|| play.run(seed, bounds, trace))).unwrap_or_else(|_| {
-        Err(Fault {
-            what: "the worker panicked, see above".to_owned(),
+) -> Result<(), Failure> {
+    let run = || scenario.run(seed, bounds, trace);
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(Failure {
+            message: "the worker panicked, see above".to_owned(),
             trace: Vec::new(),
         })
     })
 }
 
-/// The smallest bounds within which `seed` still goes wrong.
-fn shrink<H: Handler>(play: &Play<'_, H>, seed: u64) -> Bounds {
+/// Returns the smallest bounds within which `seed` still fails.
+fn shrink<H: Handler>(scenario: &Scenario<'_, H>, seed: u64) -> Bounds {
     let mut bounds = Bounds::FULL;
-    let fails = |bounds| outcome(play, seed, bounds, false).is_err();
+    let fails = |bounds| run_schedule(scenario, seed, bounds, false).is_err();
     for max_connections in 1..bounds.max_connections {
         let smaller = Bounds {
             max_connections,
@@ -186,14 +197,15 @@ fn shrink<H: Handler>(play: &Play<'_, H>, seed: u64) -> Bounds {
     bounds
 }
 
-fn report<H: Handler>(play: &Play<'_, H>, seed: u64) -> ! {
-    let bounds = shrink(play, seed);
-    let Err(Fault { what, trace }) = outcome(play, seed, bounds, true) else {
-        panic!("seed {seed} goes wrong at times only: is the handler or its model at random?");
+/// Panics with the failure of `seed`.
+fn report<H: Handler>(scenario: &Scenario<'_, H>, seed: u64) -> ! {
+    let bounds = shrink(scenario, seed);
+    let Err(Failure { message, trace }) = run_schedule(scenario, seed, bounds, true) else {
+        panic!("seed {seed} fails only sometimes: does the handler or its model use randomness?");
     };
     let skipped = trace.len().saturating_sub(MAX_TRACE);
     panic!(
-        "{what}\n\nSIMULATION_SEED={seed} plays it again. Its last lines:\n{}\n",
+        "{message}\n\nRun it again with SIMULATION_SEED={seed}. Last events:\n{}\n",
         trace[skipped..].join("\n")
     );
 }
@@ -211,13 +223,13 @@ mod tests {
         simulate(|| Echo, &[], <[u8]>::to_vec, SCHEDULES);
     }
 
-    /// Gives each byte back as often as the byte says, from never to thrice.
-    struct Stutter;
+    /// Answers each byte with zero to three copies of it, depending on its value.
+    struct Repeat;
 
-    impl Handler for Stutter {
+    impl Handler for Repeat {
         fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
             while let Some(&byte) = input.data().first() {
-                if !output.push(&stutter(&[byte])) {
+                if !output.push(&repeat(&[byte])) {
                     break;
                 }
                 input.consume(1);
@@ -226,20 +238,19 @@ mod tests {
         }
     }
 
-    fn stutter(input: &[u8]) -> Vec<u8> {
-        let times = |byte: u8| usize::from(byte % 4);
-        let repeat = |&byte: &u8| std::iter::repeat_n(byte, times(byte));
-        input.iter().flat_map(repeat).collect()
+    fn repeat(input: &[u8]) -> Vec<u8> {
+        let copies = |&byte: &u8| std::iter::repeat_n(byte, usize::from(byte % 4));
+        input.iter().flat_map(copies).collect()
     }
 
     #[test]
     fn simulation_of_a_handler_that_changes_lengths() {
-        let words: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
-        let words: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
-        simulate(|| Stutter, &words, stutter, SCHEDULES);
+        let bytes: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
+        let vocabulary: Vec<&[u8]> = bytes.iter().map(|byte| &byte[..]).collect();
+        simulate(|| Repeat, &vocabulary, repeat, SCHEDULES);
     }
 
-    /// Greets, gives whole lines back, and closes after the line `quit`.
+    /// Sends a greeting, echoes whole lines, and closes after the line `quit`.
     #[derive(Default)]
     struct Lines {
         greeted: bool,
@@ -280,7 +291,7 @@ mod tests {
 
     #[test]
     fn simulation_of_a_handler_that_greets_and_closes() {
-        let words: [&[u8]; 4] = [b"\n", b"hello\n", b"a longer line\n", b"quit\n"];
-        simulate(Lines::default, &words, lines, SCHEDULES);
+        let vocabulary: [&[u8]; 4] = [b"\n", b"hello\n", b"a longer line\n", b"quit\n"];
+        simulate(Lines::default, &vocabulary, lines, SCHEDULES);
     }
 }

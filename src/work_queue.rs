@@ -1,6 +1,6 @@
-//! A work queue: items dealt round-robin into one bounded mailbox per worker, and the worker notified.
+//! A work queue: items dispatched round-robin into one bounded mailbox per worker, and the worker notified.
 //!
-//! With `W = Arc<mio::Waker>` it is the server's dispatcher, after memcached's: the acceptor deals
+//! With `W = Arc<mio::Waker>` it is the server's dispatcher, after memcached's: the acceptor dispatches
 //! sockets, and a worker that sleeps in its poll is woken. With `W = ()` it is a plain multithreaded
 //! job queue, whose workers wait in `for job in receiver`.
 //!
@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Select, Sender, TryRecvError, TrySendError};
 
-/// Rouses a worker that waits somewhere else than in its mailbox.
+/// Wakes a worker that waits somewhere else than in its mailbox.
 pub trait Wake {
     /// Makes the worker look into its mailbox soon. May be called by any thread.
     fn wake(&self);
 }
 
-/// For workers that wait in the mailbox itself, and need no rousing.
+/// For workers that wait in the mailbox itself, and need no wake-up.
 impl Wake for () {
     fn wake(&self) {}
 }
@@ -39,7 +39,7 @@ impl Wake for Arc<mio::Waker> {
     }
 }
 
-/// The sending half: deals items of type `T` to its workers in turn.
+/// The sending half: dispatches items of type `T` to its workers in turn.
 ///
 /// Dropping it closes every mailbox; workers still get what is in theirs, and then see the end.
 ///
@@ -87,11 +87,11 @@ struct State {
 /// The receiving half: one worker's mailbox.
 ///
 /// As an iterator it waits for the next item, and ends when the queue was dropped and every mailbox
-/// is empty. Towards the end it also takes what others have left over: items dealt to a worker that
+/// is empty. Towards the end it also takes what others have left over: items dispatched to a worker that
 /// died are not lost while another one lives.
 #[derive(Debug)]
 pub struct Receiver<T> {
-    receiver: crossbeam_channel::Receiver<T>,
+    channel: crossbeam_channel::Receiver<T>,
     state: Arc<State>,
     all_receivers: Arc<[crossbeam_channel::Receiver<T>]>,
     closed: bool,
@@ -163,7 +163,7 @@ impl<T, W: Wake> WorkQueue<T, W> {
         let all_receivers: Arc<[crossbeam_channel::Receiver<T>]> = receivers.into();
         let receivers = iter::zip(&mailboxes, all_receivers.iter())
             .map(|(mailbox, receiver)| Receiver {
-                receiver: receiver.clone(),
+                channel: receiver.clone(),
                 state: Arc::clone(&mailbox.state),
                 all_receivers: Arc::clone(&all_receivers),
                 closed: false,
@@ -185,7 +185,7 @@ impl<T, W: Wake> WorkQueue<T, W> {
     ///
     /// Hands `item` back where every mailbox is full, or every worker gone.
     pub fn try_push(&self, item: T) -> Result<(), Rejected<T>> {
-        self.place(item).map(Mailbox::notify)
+        self.dispatch(item).map(Mailbox::notify)
     }
 
     /// Like [`try_push`](Self::try_push), but waits until there is room.
@@ -202,17 +202,17 @@ impl<T, W: Wake> WorkQueue<T, W> {
         attempt
     }
 
-    /// Like [`try_push`](Self::try_push), but notifies nobody: for a batch, which ends in one
+    /// Like [`try_push`](Self::try_push), but notifies no worker: for a batch, which ends in one
     /// [`notify`](Self::notify). Until then a sleeping worker sleeps on.
     ///
     /// # Errors
     ///
     /// Hands `item` back where every mailbox is full, or every worker gone.
     pub fn try_push_without_notify(&self, item: T) -> Result<(), Rejected<T>> {
-        self.place(item).map(drop)
+        self.dispatch(item).map(drop)
     }
 
-    /// Rouses each worker that has something in its mailbox and was not notified for it yet.
+    /// Notifies each worker that has something in its mailbox and was not notified for it yet.
     pub fn notify(&self) {
         for mailbox in &self.mailboxes {
             mailbox.notify();
@@ -227,7 +227,7 @@ impl<T, W: Wake> WorkQueue<T, W> {
             .any(|mailbox| mailbox.is_alive() && !mailbox.sender.is_full())
     }
 
-    fn place(&self, mut item: T) -> Result<&Mailbox<T, W>, Rejected<T>> {
+    fn dispatch(&self, mut item: T) -> Result<&Mailbox<T, W>, Rejected<T>> {
         let (count, first) = (
             self.mailboxes.len(),
             self.next.fetch_add(1, Ordering::Relaxed),
@@ -260,7 +260,7 @@ impl<T, W: Wake> WorkQueue<T, W> {
             return;
         }
         match timeout {
-            // Either way whoever waits looks for itself.
+            // Either way the caller looks for itself.
             Some(timeout) => drop(room.ready_timeout(timeout)),
             None => drop(room.ready()),
         }
@@ -292,10 +292,10 @@ impl<T, W: Wake> Mailbox<T, W> {
 impl<T> Receiver<T> {
     /// Empties the mailbox without waiting: the way to look into it after having been notified.
     pub fn take_all(&mut self) -> impl Iterator<Item = T> {
-        // Before the first look, and SeqCst as in `notify`: whoever finds the mark still set has
-        // placed an item that this look will find.
+        // Before the first look, and SeqCst as in `notify`: a producer that finds the mark still
+        // set has placed an item that this look will find.
         self.state.notified.store(false, Ordering::SeqCst);
-        iter::from_fn(|| match self.receiver.try_recv() {
+        iter::from_fn(|| match self.channel.try_recv() {
             Ok(item) => Some(item),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => {
@@ -321,7 +321,7 @@ impl<T> Iterator for Receiver<T> {
                 .iter()
                 .find_map(|receiver| receiver.try_recv().ok())
         };
-        self.receiver.recv().ok().or_else(leftover)
+        self.channel.recv().ok().or_else(leftover)
     }
 }
 
@@ -338,42 +338,42 @@ mod tests {
 
     use super::*;
 
-    fn at_most(count: usize) -> NonZeroUsize {
+    fn capacity(count: usize) -> NonZeroUsize {
         NonZeroUsize::new(count).expect("not zero")
     }
 
     /// Counts its wakes.
     #[derive(Clone, Default)]
-    struct Bell(Arc<AtomicUsize>);
+    struct CountingWaker(Arc<AtomicUsize>);
 
-    impl Bell {
-        fn rung(&self) -> usize {
+    impl CountingWaker {
+        fn count(&self) -> usize {
             self.0.load(Ordering::SeqCst)
         }
     }
 
-    impl Wake for Bell {
+    impl Wake for CountingWaker {
         fn wake(&self) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     #[test]
-    fn deals_in_turn() {
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [(), (), ()]);
+    fn dispatches_round_robin() {
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(8), [(), (), ()]);
         for item in 0..7 {
             queue.try_push(item).unwrap();
         }
-        let dealt: Vec<Vec<i32>> = receivers
+        let dispatched: Vec<Vec<i32>> = receivers
             .iter_mut()
             .map(|receiver| receiver.take_all().collect())
             .collect();
-        assert_eq!(dealt, [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
+        assert_eq!(dispatched, [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
     }
 
     #[test]
-    fn skips_full_mailboxes_and_hands_back_what_fits_nowhere() {
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(1), [(), ()]);
+    fn full_mailboxes_are_skipped_and_excess_items_returned() {
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(1), [(), ()]);
         assert!(queue.has_room());
         queue.try_push('a').unwrap();
         queue.try_push('b').unwrap();
@@ -389,8 +389,8 @@ mod tests {
     }
 
     #[test]
-    fn skips_the_dead_and_says_when_none_is_left() {
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(2), [(), ()]);
+    fn dead_workers_are_skipped_and_reported_when_none_is_left() {
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(2), [(), ()]);
         drop(receivers.remove(0));
         queue.try_push(1).unwrap();
         queue.try_push(2).unwrap();
@@ -404,88 +404,91 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_rouses_each_worker_once() {
-        let bells = [Bell::default(), Bell::default(), Bell::default()];
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), bells.clone());
+    fn batch_notifies_each_worker_once() {
+        let wakers: [CountingWaker; 3] = Default::default();
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(8), wakers.clone());
         for item in 0..5 {
             queue.try_push_without_notify(item).unwrap();
         }
         receivers[2].take_all().for_each(drop);
         queue.notify();
         assert_eq!(
-            bells.each_ref().map(Bell::rung),
+            wakers.each_ref().map(CountingWaker::count),
             [1, 1, 0],
-            "not notified for nothing"
+            "an empty mailbox needs no wake"
         );
     }
 
     #[test]
-    fn rouses_once_until_the_worker_looks() {
-        let bell = Bell::default();
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+    fn worker_is_notified_once_until_it_takes_items() {
+        let waker = CountingWaker::default();
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(8), [waker.clone()]);
         queue.try_push(1).unwrap();
         queue.try_push(2).unwrap();
-        assert_eq!(bell.rung(), 1);
+        assert_eq!(waker.count(), 1);
         assert_eq!(receivers[0].take_all().collect::<Vec<_>>(), [1, 2]);
         queue.try_push(3).unwrap();
-        assert_eq!(bell.rung(), 2);
+        assert_eq!(waker.count(), 2);
     }
 
     #[test]
-    fn an_item_placed_while_the_mailbox_is_emptied_rouses_anew() {
-        let bell = Bell::default();
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+    fn item_pushed_during_take_all_notifies_again() {
+        let waker = CountingWaker::default();
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(8), [waker.clone()]);
         queue.try_push(1).unwrap();
         let mut taking = receivers[0].take_all();
         queue.try_push(2).unwrap();
         assert_eq!(
-            bell.rung(),
+            waker.count(),
             2,
-            "the mark was taken away before the first look"
+            "the mark is cleared before the first item is taken"
         );
         assert_eq!(taking.by_ref().collect::<Vec<_>>(), [1, 2]);
         queue.try_push(3).unwrap();
-        assert_eq!(bell.rung(), 2, "the second one is still to be heard");
+        assert_eq!(waker.count(), 2, "the second wake has not been handled yet");
     }
 
     #[test]
-    fn the_item_is_there_when_the_bell_rings() {
-        struct Look(Mutex<Option<Receiver<u32>>>, Arc<Mutex<Vec<u32>>>);
-        impl Wake for Arc<Look> {
+    fn item_is_in_the_mailbox_before_the_wake() {
+        struct TakingWaker(Mutex<Option<Receiver<u32>>>, Arc<Mutex<Vec<u32>>>);
+        impl Wake for Arc<TakingWaker> {
             fn wake(&self) {
                 if let Some(receiver) = &mut *self.0.lock().unwrap() {
                     self.1.lock().unwrap().extend(receiver.take_all());
                 }
             }
         }
-        let seen = Arc::default();
-        let look = Arc::new(Look(Mutex::default(), Arc::clone(&seen)));
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [Arc::clone(&look)]);
-        *look.0.lock().unwrap() = receivers.pop();
+        let taken = Arc::default();
+        let waker = Arc::new(TakingWaker(Mutex::default(), Arc::clone(&taken)));
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(8), [Arc::clone(&waker)]);
+        *waker.0.lock().unwrap() = receivers.pop();
         queue.try_push(7).unwrap();
-        assert_eq!(*seen.lock().unwrap(), [7]);
+        assert_eq!(*taken.lock().unwrap(), [7]);
         drop(queue);
         assert!(
-            look.0.lock().unwrap().as_ref().unwrap().is_closed(),
-            "closed before the last ring"
+            waker.0.lock().unwrap().as_ref().unwrap().is_closed(),
+            "closed before the last wake"
         );
     }
 
     #[test]
-    fn closes_when_dropped_but_loses_nothing() {
-        let bell = Bell::default();
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(8), [bell.clone()]);
+    fn drop_closes_the_queue_and_loses_no_item() {
+        let waker = CountingWaker::default();
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(8), [waker.clone()]);
         queue.try_push(1).unwrap();
         drop(queue);
-        assert_eq!(bell.rung(), 2);
-        assert!(!receivers[0].is_closed(), "nobody has looked");
+        assert_eq!(waker.count(), 2);
+        assert!(
+            !receivers[0].is_closed(),
+            "not known before the mailbox is read"
+        );
         assert_eq!(receivers[0].take_all().collect::<Vec<_>>(), [1]);
         assert!(receivers[0].is_closed());
     }
 
     #[test]
     fn push_waits_for_room() {
-        let (queue, receivers) = WorkQueue::bounded(at_most(1), [(), ()]);
+        let (queue, receivers) = WorkQueue::bounded(capacity(1), [(), ()]);
         let total: u64 = thread::scope(|scope| {
             let workers: Vec<_> = receivers
                 .into_iter()
@@ -504,8 +507,8 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_dies_loses_no_other_job() {
-        let (queue, mut receivers) = WorkQueue::bounded(at_most(100), [(), ()]);
+    fn dead_worker_loses_no_other_job() {
+        let (queue, mut receivers) = WorkQueue::bounded(capacity(100), [(), ()]);
         for job in 0..100 {
             queue.try_push(job).unwrap();
         }
@@ -520,16 +523,16 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_when_all_workers_are_dead() {
-        let (queue, receivers) = WorkQueue::<u32>::bounded(at_most(1), [()]);
+    fn push_fails_at_once_when_all_workers_are_dead() {
+        let (queue, receivers) = WorkQueue::<u32>::bounded(capacity(1), [()]);
         drop(receivers);
         queue.wait_for_room(None);
         assert_eq!(queue.push(1), Err(Rejected::Closed(1)));
     }
 
     #[test]
-    fn all_workers_dying_ends_the_waiting_of_push() {
-        let (queue, receivers) = WorkQueue::bounded(at_most(1), [()]);
+    fn push_stops_waiting_when_all_workers_die() {
+        let (queue, receivers) = WorkQueue::bounded(capacity(1), [()]);
         queue.try_push(1).unwrap();
         thread::scope(|scope| {
             let waiting = scope.spawn(|| queue.push(2));

@@ -348,7 +348,7 @@ fn resp_answers_protocol_errors_and_closes() {
         ("*9999999\r\n", "Protocol error: invalid multibulk length"),
         (
             "*1\r\n$4\r\nPINGPONG",
-            "Protocol error: a bulk string is longer than its length",
+            "Protocol error: bulk string is longer than its length",
         ),
     ] {
         let stream = server.connect();
@@ -410,7 +410,7 @@ fn resp_refuses_what_its_buffer_cannot_hold() {
     let server = Running::start("resp_server", &[]);
     let value = vec![b'v'; 100_000];
     let answer = exchange(&server.connect(), &command(&[b"SET", b"large", &value]));
-    assert_eq!(text(&answer), "-ERR a command of more than 65536 bytes\r\n");
+    assert_eq!(text(&answer), "-ERR command exceeds 65536 bytes\r\n");
 
     // A line that fits, but asks for a reply that does not.
     let line = [b"ECHO ", &*vec![b'e'; 65_530], b"\n"].concat();

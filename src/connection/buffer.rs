@@ -1,9 +1,11 @@
-//! A byte queue of fixed capacity, and the pool its storage comes from.
+//! A byte queue of fixed capacity, and a pool of them.
 //!
-//! A buffer is contiguous: data is appended at one end and taken from the other, and whoever looks
-//! sees one slice. It never grows; the bound on a server's memory rests on that. A connection has
-//! buffers only while they hold bytes: its worker lends it a pair from its [`Pool`] and takes it
-//! back, last in first out, so the pair in use is the one that is still in the cache.
+//! A buffer is contiguous: bytes are appended at the end and consumed from the front, and its data is
+//! always one slice. It never grows, so the memory of a server is bounded.
+//!
+//! A connection owns buffers only while they hold bytes. Otherwise it uses the scratch buffers of its
+//! worker's [`Pool`]. The pool reuses buffers last in, first out, because the last ones are likely to
+//! be in the CPU's cache.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -16,84 +18,84 @@ use std::mem;
 ///
 /// let mut buffer = Buffer::with_capacity(8);
 /// assert!(buffer.push(b"hello"));
-/// assert!(!buffer.push(b"world"), "all of it or nothing: three bytes of room are too few");
+/// assert!(!buffer.push(b"world"), "appends all of it or nothing, and has room for three bytes");
 /// buffer.consume(4);
 /// assert_eq!(buffer.data(), b"o");
 /// assert_eq!(buffer.room(), 7);
 /// ```
 pub struct Buffer {
     storage: Box<[u8]>,
-    // Data is storage[start..end]; both are 0 whenever it is empty, so `end` alone tells.
+    // The data is `storage[start..end]`. Both are 0 while it is empty, so `is_empty` reads `end` only.
     start: usize,
     end: usize,
-    /// Somebody wanted to append more than there was room for.
-    short: bool,
+    /// An append did not fit since [`Buffer::clear_overflow`].
+    overflowed: bool,
 }
 
 impl Buffer {
     /// The largest capacity, in bytes: 1 GiB.
     pub const MAX_CAPACITY: usize = 1 << 30;
 
-    /// An empty buffer that holds at most `capacity` bytes.
+    /// Creates an empty buffer that holds at most `capacity` bytes.
     ///
     /// # Panics
     ///
-    /// If `capacity` is above [`Buffer::MAX_CAPACITY`].
+    /// Panics if `capacity` exceeds [`Buffer::MAX_CAPACITY`].
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         assert!(
             capacity <= Self::MAX_CAPACITY,
-            "a buffer of {capacity} bytes is above the limit of 1 GiB"
+            "buffer capacity of {capacity} bytes exceeds the limit of 1 GiB"
         );
         Self {
             storage: vec![0; capacity].into_boxed_slice(),
             start: 0,
             end: 0,
-            short: false,
+            overflowed: false,
         }
     }
 
-    /// The bytes it holds, oldest first.
+    /// Returns the bytes in the buffer, oldest first.
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.storage[self.start..self.end]
     }
 
-    /// The bytes it holds, to be changed in place.
+    /// Returns the bytes in the buffer, to be changed in place.
     #[must_use]
     pub fn data_mut(&mut self) -> &mut [u8] {
         &mut self.storage[self.start..self.end]
     }
 
-    /// How many bytes it holds.
+    /// Returns the number of bytes in the buffer.
     #[must_use]
     pub fn len(&self) -> usize {
         self.end - self.start
     }
 
-    /// Whether it holds none.
+    /// Returns whether the buffer holds no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.end == 0
     }
 
-    /// The most bytes it can hold.
+    /// Returns the largest number of bytes the buffer can hold.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.storage.len()
     }
 
-    /// How many more bytes it can take.
+    /// Returns how many more bytes fit.
     #[must_use]
     pub fn room(&self) -> usize {
         self.capacity() - self.len()
     }
 
-    /// Drops the first `count` bytes.
+    /// Removes the first `count` bytes.
     ///
     /// # Panics
     ///
-    /// If it holds fewer.
+    /// Panics if the buffer holds fewer bytes.
     pub fn consume(&mut self, count: usize) {
         let len = self.len();
         assert!(count <= len, "cannot consume {count} bytes of {len}");
@@ -104,26 +106,28 @@ impl Buffer {
         }
     }
 
-    /// Drops everything.
+    /// Removes all bytes.
     pub fn clear(&mut self) {
         self.start = 0;
         self.end = 0;
     }
 
-    /// Appends all of `bytes`, or, where there is no room for all, nothing. Says whether it did.
-    #[must_use = "nothing was appended where this is false"]
+    /// Appends all of `bytes` if they fit, otherwise nothing. Returns whether they fit.
+    #[must_use = "if this is false, nothing was appended"]
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         let fits = bytes.len() <= self.room();
         if fits {
             self.extend(bytes);
         }
-        self.short |= !fits;
+        self.overflowed |= !fits;
         fits
     }
 
-    /// Moves bytes from the front of `other` to the end of this one, as many as fit; says how many.
+    /// Moves as many bytes as fit from the front of `other` to the end of this buffer, and returns
+    /// their number.
     ///
-    /// Nothing is copied where this one is empty: the two swap their storage.
+    /// If this buffer is empty and both have the same capacity, they swap their storage and no byte is
+    /// copied.
     pub fn append(&mut self, other: &mut Buffer) -> usize {
         if self.is_empty() && self.capacity() == other.capacity() {
             mem::swap(&mut self.storage, &mut other.storage);
@@ -139,21 +143,22 @@ impl Buffer {
         let count = other.len().min(self.room());
         self.extend(&other.data()[..count]);
         other.consume(count);
-        self.short |= !other.is_empty();
+        self.overflowed |= !other.is_empty();
         count
     }
 
-    /// Forgets what did not fit so far.
+    /// Resets [`overflowed`](Self::overflowed).
     pub(crate) fn clear_overflow(&mut self) {
-        self.short = false;
+        self.overflowed = false;
     }
 
-    /// Whether something did not fit since that was last forgotten.
+    /// Returns whether an append did not fit since the last [`clear_overflow`](Self::clear_overflow).
     pub(crate) fn overflowed(&self) -> bool {
-        self.short
+        self.overflowed
     }
 
-    /// Reads once into all the room there is; 0 is the stream's end, or no room.
+    /// Makes one read into all free space, and returns the number of bytes. 0 means EOF, or no free
+    /// space.
     pub(crate) fn fill_from(&mut self, reader: &mut impl Read) -> io::Result<usize> {
         if self.start > 0 {
             self.compact();
@@ -163,14 +168,14 @@ impl Buffer {
         Ok(count)
     }
 
-    /// Writes once from the front and drops what was written.
+    /// Makes one write of all bytes, and removes those that were written.
     pub(crate) fn flush_into(&mut self, writer: &mut impl Write) -> io::Result<usize> {
         let count = writer.write(self.data())?;
         self.consume(count);
         Ok(count)
     }
 
-    /// Appends `bytes`, which the caller knows to fit.
+    /// Appends `bytes`, which must fit.
     fn extend(&mut self, bytes: &[u8]) {
         if bytes.len() > self.capacity() - self.end {
             self.compact();
@@ -180,7 +185,7 @@ impl Buffer {
         self.end += bytes.len();
     }
 
-    /// Moves the data to the front, so that all the room is behind it.
+    /// Moves the data to the start of the storage, so that all free space is at its end.
     #[inline(never)]
     fn compact(&mut self) {
         self.storage.copy_within(self.start..self.end, 0);
@@ -189,13 +194,15 @@ impl Buffer {
     }
 }
 
-/// For `write!`: takes as much as fits, so an answer that must not be cut short is measured first,
-/// or made elsewhere and [pushed](Buffer::push).
+/// Lets `write!` append to the buffer.
+///
+/// A write that does not fit is truncated and fails. To append an answer whole or not at all, format
+/// it elsewhere and [`push`](Buffer::push) it, or check [`room`](Buffer::room) first.
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = bytes.len().min(self.room());
         self.extend(&bytes[..count]);
-        self.short |= count < bytes.len();
+        self.overflowed |= count < bytes.len();
         Ok(count)
     }
 
@@ -210,7 +217,7 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// What a connection has while it holds bytes.
+/// The input and output buffers of one connection.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     pub(crate) input: Buffer,
@@ -218,7 +225,15 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// Bytes in both.
+    /// Creates two empty buffers of `capacity` bytes each.
+    fn new(capacity: usize) -> Self {
+        Self {
+            input: Buffer::with_capacity(capacity),
+            output: Buffer::with_capacity(capacity),
+        }
+    }
+
+    /// Returns the number of bytes in both buffers.
     pub(crate) fn len(&self) -> usize {
         self.input.len() + self.output.len()
     }
@@ -228,75 +243,70 @@ impl Buffers {
     }
 }
 
-/// A worker's buffers: a pair at hand for the connection that is running, and spare ones for those
-/// that are left with bytes when they stop.
+/// The buffers of a worker.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    hand: Box<Buffers>,
+    /// Used by the connection that is running, unless it owns buffers. If it leaves bytes in them, it
+    /// keeps them, and other empty buffers become the scratch buffers.
+    scratch: Box<Buffers>,
     spare: Vec<Box<Buffers>>,
     max_spare: usize,
     capacity: usize,
 }
 
 impl Pool {
-    /// The most bytes kept spare; above it storage goes back to the allocator.
+    /// Limit for the spare buffers; others are returned to the allocator.
     const MAX_SPARE_BYTES: usize = 8 << 20;
 
-    /// A pool of buffers of `capacity` bytes each.
+    /// Creates a pool of buffers of `capacity` bytes each.
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
-            hand: pair(capacity),
+            scratch: Box::new(Buffers::new(capacity)),
             spare: Vec::new(),
             max_spare: Self::max_spare(capacity),
             capacity,
         }
     }
 
-    /// The most bytes that a pool of buffers of `capacity` bytes keeps.
+    /// Returns the largest number of bytes that a pool of buffers of `capacity` bytes holds.
     pub(crate) fn max_bytes(capacity: usize) -> usize {
         (Self::max_spare(capacity) + 1) * 2 * capacity
     }
 
-    /// How many pairs are kept spare.
+    /// Returns how many pairs of spare buffers are kept at most.
     fn max_spare(capacity: usize) -> usize {
         (Self::MAX_SPARE_BYTES / (2 * capacity).max(1)).clamp(1, 1024)
     }
 
-    /// The pair at hand. It is empty, and is to be left empty, or [taken away](Self::take_scratch).
+    /// Returns the scratch buffers, which are empty. If they are not
+    /// [clean](Self::is_scratch_clean) after use, they must be [taken](Self::take_scratch).
     pub(crate) fn scratch(&mut self) -> &mut Buffers {
-        &mut self.hand
+        &mut self.scratch
     }
 
-    /// Whether the pair at hand is as the next connection needs it: a connection may have left bytes
-    /// in it, and a handler a buffer of its own.
+    /// Returns whether the scratch buffers are empty and have the pool's capacity. The capacity can
+    /// differ, because a handler can replace a buffer by its own.
     pub(crate) fn is_scratch_clean(&self) -> bool {
-        self.hand.is_empty() && self.is_own(&self.hand)
+        self.scratch.is_empty() && self.has_pool_capacity(&self.scratch)
     }
 
-    /// Gives the pair at hand away, with what is in it, and puts another in its place.
+    /// Takes the scratch buffers with their contents, and puts empty ones in their place.
     pub(crate) fn take_scratch(&mut self) -> Box<Buffers> {
-        let next = self.spare.pop().unwrap_or_else(|| pair(self.capacity));
-        mem::replace(&mut self.hand, next)
+        let spare = self.spare.pop();
+        let empty = spare.unwrap_or_else(|| Box::new(Buffers::new(self.capacity)));
+        mem::replace(&mut self.scratch, empty)
     }
 
-    /// Takes an empty pair back.
+    /// Takes back empty buffers: keeps them as spare ones, or frees them at the limit.
     pub(crate) fn recycle(&mut self, buffers: Box<Buffers>) {
-        if self.spare.len() < self.max_spare && self.is_own(&buffers) {
+        if self.spare.len() < self.max_spare && self.has_pool_capacity(&buffers) {
             self.spare.push(buffers);
         }
     }
 
-    fn is_own(&self, buffers: &Buffers) -> bool {
+    fn has_pool_capacity(&self, buffers: &Buffers) -> bool {
         buffers.input.capacity() == self.capacity && buffers.output.capacity() == self.capacity
     }
-}
-
-fn pair(capacity: usize) -> Box<Buffers> {
-    let buffer = || Buffer::with_capacity(capacity);
-    Box::new(Buffers {
-        input: buffer(),
-        output: buffer(),
-    })
 }
 
 #[cfg(test)]
@@ -310,10 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn keeps_order_and_wraps_no_data() {
+    fn keeps_order_and_stays_contiguous() {
         let mut buffer = filled(6, b"abcd");
         buffer.consume(3);
-        assert!(buffer.push(b"efghi"), "room at the front counts");
+        assert!(buffer.push(b"efghi"), "free space at the front is used");
         assert_eq!(buffer.data(), b"defghi");
         assert_eq!(buffer.room(), 0);
         assert!(!buffer.push(b"j"));
@@ -361,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn fill_offers_all_the_room() {
+    fn fill_uses_all_free_space() {
         let mut buffer = filled(4, b"abcd");
         buffer.consume(3);
         assert_eq!(buffer.fill_from(&mut &b"efghij"[..]).unwrap(), 3);
@@ -370,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn flush_keeps_what_was_not_written() {
+    fn flush_keeps_unwritten_bytes() {
         let mut buffer = filled(4, b"abcd");
         let mut narrow = [0; 3];
         assert_eq!(buffer.flush_into(&mut &mut narrow[..]).unwrap(), 3);
@@ -378,19 +388,23 @@ mod tests {
     }
 
     #[test]
-    fn data_is_changed_in_place_and_shown_as_its_size() {
+    fn data_mut_changes_bytes_in_place() {
         let mut buffer = filled(4, b"abc");
         buffer.consume(1);
         buffer.data_mut().make_ascii_uppercase();
         assert_eq!(buffer.data(), b"BC");
-        assert_eq!(format!("{buffer:?}"), "Buffer(2 of 4 bytes)");
     }
 
     #[test]
-    fn write_takes_what_fits() {
+    fn debug_shows_length_and_capacity() {
+        assert_eq!(format!("{:?}", filled(4, b"ab")), "Buffer(2 of 4 bytes)");
+    }
+
+    #[test]
+    fn write_appends_what_fits() {
         let mut buffer = Buffer::with_capacity(5);
         assert!(write!(buffer, "{}", 123).is_ok());
-        assert!(write!(buffer, "{}", 4567).is_err(), "cut short");
+        assert!(write!(buffer, "{}", 4567).is_err(), "truncated");
         assert_eq!(buffer.data(), b"12345");
     }
 
@@ -401,13 +415,13 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "above the limit")]
+    #[should_panic(expected = "exceeds the limit")]
     fn capacity_is_bounded() {
         drop(Buffer::with_capacity(Buffer::MAX_CAPACITY + 1));
     }
 
     #[test]
-    fn what_did_not_fit_is_remembered_until_told() {
+    fn overflow_is_reported_until_cleared() {
         let mut buffer = filled(4, b"abc");
         assert!(!buffer.overflowed());
         assert!(!buffer.push(b"de"));
@@ -422,11 +436,11 @@ mod tests {
         buffer.clear_overflow();
         buffer.clear();
         assert_eq!(buffer.write(b"fghi").unwrap(), 4);
-        assert!(!buffer.overflowed(), "it fitted, if only just");
+        assert!(!buffer.overflowed(), "it fits exactly");
     }
 
     #[test]
-    fn the_hand_is_given_away_with_its_bytes_and_comes_back() {
+    fn taken_scratch_keeps_its_bytes_and_is_reused() {
         let mut pool = Pool::new(16);
         assert!(pool.is_scratch_clean());
         assert!(pool.scratch().output.push(b"stuck"));
@@ -435,32 +449,32 @@ mod tests {
         assert!(pool.is_scratch_clean());
         assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
         taken.output.clear();
-        let latest: *const Buffers = &raw const *taken;
+        let address: *const Buffers = &raw const *taken;
         pool.recycle(taken);
         pool.take_scratch();
-        assert_eq!(&raw const *pool.scratch(), latest);
+        assert_eq!(&raw const *pool.scratch(), address);
     }
 
     #[test]
-    fn the_pool_keeps_a_bounded_number_of_its_own_size() {
+    fn pool_keeps_a_bounded_number_of_its_own_capacity() {
         let capacity = Pool::MAX_SPARE_BYTES / 8;
         assert_eq!(
             Pool::max_bytes(capacity),
             5 * 2 * capacity,
-            "four, and the one at hand"
+            "four spare pairs, and the scratch buffers"
         );
         let mut pool = Pool::new(capacity);
         for _ in 0..6 {
-            pool.recycle(pair(capacity));
-            let mut foreign = pair(capacity);
-            foreign.output = Buffer::with_capacity(capacity - 1);
-            pool.recycle(foreign);
+            pool.recycle(Box::new(Buffers::new(capacity)));
+            let mut other_capacity = Box::new(Buffers::new(capacity));
+            other_capacity.output = Buffer::with_capacity(capacity - 1);
+            pool.recycle(other_capacity);
         }
         assert_eq!(pool.spare.len(), 4);
         assert!(
             pool.spare
                 .iter()
-                .all(|pair| pair.output.capacity() == capacity)
+                .all(|buffers| buffers.output.capacity() == capacity)
         );
         pool.scratch().input = Buffer::with_capacity(0);
         assert!(!pool.is_scratch_clean());

@@ -1,13 +1,13 @@
-//! Where to listen: how it is written, and what it stands for.
+//! Listening addresses: their text form, and the socket addresses they resolve to.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A place to listen at.
+/// An address to listen on.
 ///
 /// ```
 /// use echoserver::Address;
@@ -23,31 +23,29 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Address {
-    /// Every interface, IPv6 and IPv4, at this TCP port. Where there is no IPv6: every IPv4 one.
+    /// This TCP port on every interface, for IPv6 and IPv4. On a system without IPv6, for IPv4 only.
     AnyInterface(u16),
-    /// One IP address and TCP port. Port 0 picks a free one.
+    /// One IP address and TCP port. With port 0 the system chooses a free port.
     Ip(SocketAddr),
-    /// Every IP address that a host name stands for, at this TCP port.
+    /// This TCP port on every IP address that a host name resolves to.
     Host(String, u16),
-    /// A Unix-domain socket with a path in the file system. A stale socket there is replaced.
+    /// A Unix-domain socket at a path in the file system. A stale socket file is replaced.
     #[cfg(unix)]
     UnixPath(PathBuf),
-    /// A Unix-domain socket with a name in Linux's abstract space, which needs no file.
+    /// A Unix-domain socket with a name in Linux's abstract namespace, which uses no file.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     UnixAbstract(String),
 }
 
 impl Address {
-    /// The addresses to try: all of the first choice, or, where that is not supported, all of the
-    /// second.
+    /// Returns the socket addresses to bind, and an IPv4 address to bind instead if the system has no
+    /// IPv6.
     pub(crate) fn resolve(&self) -> io::Result<(Vec<SocketAddr>, Option<SocketAddr>)> {
         match self {
             Self::AnyInterface(port) => {
-                let (v6, v4) = (
-                    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-                    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                );
-                Ok((vec![(v6, *port).into()], Some((v4, *port).into())))
+                let v6 = (Ipv6Addr::UNSPECIFIED, *port).into();
+                let v4 = (Ipv4Addr::UNSPECIFIED, *port).into();
+                Ok((vec![v6], Some(v4)))
             }
             Self::Ip(address) => Ok((vec![*address], None)),
             Self::Host(host, port) => {
@@ -76,7 +74,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// What is wrong with a written address.
+/// The reason why a text is not a valid [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressError(String);
 
@@ -91,10 +89,10 @@ impl std::error::Error for AddressError {}
 impl FromStr for Address {
     type Err = AddressError;
 
-    /// Reads `IP:PORT`, `HOST:PORT`, `[V6]:PORT`, `:PORT`, `PORT`, `unix:PATH` or `unix:@NAME`.
+    /// Parses `IP:PORT`, `HOST:PORT`, `[V6]:PORT`, `:PORT`, `PORT`, `unix:PATH` or `unix:@NAME`.
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return unix(path);
+            return parse_unix(path);
         }
         if let Ok(address) = text.parse() {
             return Ok(Self::Ip(address));
@@ -117,7 +115,7 @@ impl FromStr for Address {
         match host {
             "" => Ok(Self::AnyInterface(port)),
             _ if host.starts_with('[') => Err(AddressError(format!(
-                "{host} is no IPv6 address in brackets"
+                "{host} is not an IPv6 address in brackets"
             ))),
             _ => Ok(Self::Host(host.to_owned(), port)),
         }
@@ -125,25 +123,23 @@ impl FromStr for Address {
 }
 
 #[cfg(unix)]
-fn unix(path: &str) -> Result<Address, AddressError> {
+fn parse_unix(path: &str) -> Result<Address, AddressError> {
     if path.is_empty() || path == "@" {
-        return Err(AddressError(
-            "unix: needs a path, or @ and a name".to_owned(),
-        ));
+        return Err(AddressError("expected unix:PATH or unix:@NAME".to_owned()));
     }
     match path.strip_prefix('@') {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         Some(name) => Ok(Address::UnixAbstract(name.to_owned())),
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         Some(_) => Err(AddressError(
-            "abstract Unix sockets exist on Linux only".to_owned(),
+            "abstract Unix sockets are supported on Linux only".to_owned(),
         )),
         None => Ok(Address::UnixPath(path.into())),
     }
 }
 
 #[cfg(not(unix))]
-fn unix(_path: &str) -> Result<Address, AddressError> {
+fn parse_unix(_path: &str) -> Result<Address, AddressError> {
     Err(AddressError(
         "Unix sockets are not supported on this system".to_owned(),
     ))
@@ -154,8 +150,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_is_said() {
-        for (text, fault) in [
+    fn errors_name_the_problem() {
+        for (text, problem) in [
             ("", "expected IP:PORT"),
             ("99999", "port 99999 is not between 0 and 65535"),
             ("localhost:99999", "port 99999"),
@@ -163,19 +159,19 @@ mod tests {
             ("localhost", "expected IP:PORT"),
             ("127.0.0.1:", "expected IP:PORT"),
             ("::1", "needs brackets"),
-            ("[zz]:1", "[zz] is no IPv6 address"),
+            ("[zz]:1", "[zz] is not an IPv6 address"),
             #[cfg(unix)]
-            ("unix:", "needs a path"),
+            ("unix:", "expected unix:PATH"),
             #[cfg(unix)]
-            ("unix:@", "needs a path"),
+            ("unix:@", "expected unix:PATH"),
         ] {
             let error = text.parse::<Address>().expect_err(text);
-            assert!(error.to_string().contains(fault), "{text}: {error}");
+            assert!(error.to_string().contains(problem), "{text}: {error}");
         }
     }
 
     #[test]
-    fn what_is_shown_can_be_read() {
+    fn displayed_addresses_parse() {
         for text in ["[::]:5555", "127.0.0.1:0", "localhost:7", "[::1]:7"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

@@ -13,7 +13,7 @@ use crate::net::stream::Socket;
 use crate::net::unix::UnixListener;
 use crate::peer::Peer;
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(mio::net::TcpListener),
@@ -22,12 +22,16 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// Listens at every place that `address` stands for; a path's file gets `mode`, if there is one.
+    /// Listens on every socket address that `address` resolves to. `mode` sets the permissions of a
+    /// Unix-domain socket's file.
     ///
     /// # Errors
     ///
-    /// Name the place: `cannot listen on 127.0.0.1:5555: address in use`.
-    #[cfg_attr(not(unix), expect(unused_variables, reason = "files are Unix's"))]
+    /// The message names the address: `cannot listen on 127.0.0.1:5555: address in use`.
+    #[cfg_attr(
+        not(unix),
+        expect(unused_variables, reason = "only Unix sockets have a mode")
+    )]
     pub(crate) fn bind(
         address: &Address,
         backlog: u32,
@@ -36,31 +40,30 @@ impl Listener {
         let bound = match address {
             #[cfg(unix)]
             Address::UnixPath(path) => {
-                UnixListener::bind(path, backlog, mode).map(|one| vec![Self::Unix(one)])
+                UnixListener::bind(path, backlog, mode).map(|listener| vec![Self::Unix(listener)])
             }
             #[cfg(any(target_os = "linux", target_os = "android"))]
-            Address::UnixAbstract(name) => {
-                UnixListener::bind_abstract(name, backlog).map(|one| vec![Self::Unix(one)])
-            }
-            _ => bind_all(address, backlog),
+            Address::UnixAbstract(name) => UnixListener::bind_abstract(name, backlog)
+                .map(|listener| vec![Self::Unix(listener)]),
+            _ => bind_tcp(address, backlog),
         };
         bound.map_err(|error| with_context(&error, &format!("cannot listen on {address}")))
     }
 
-    /// Takes over a socket that listens already.
+    /// Takes over a TCP socket that already listens.
     pub(crate) fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         set_options(&SockRef::from(&listener))?;
         Ok(Self::Tcp(mio::net::TcpListener::from_std(listener)))
     }
 
-    /// Takes over a socket that listens already; its file, if it has one, is somebody else's.
+    /// Takes over a Unix-domain socket that already listens. Its file is kept on drop.
     #[cfg(unix)]
     pub(crate) fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        UnixListener::adopt(listener).map(Self::Unix)
+        UnixListener::from_std(listener).map(Self::Unix)
     }
 
-    /// Where it listens in fact, with the port that was picked.
+    /// Returns the local address, with the port the system chose.
     pub(crate) fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Ip),
@@ -69,14 +72,14 @@ impl Listener {
         }
     }
 
-    /// Accepts one connection; never blocks.
+    /// Accepts one connection without blocking.
     pub(crate) fn accept(&self) -> io::Result<(Socket, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, mut address) = listener.accept()?;
-                // Linux's sockets have inherited these from the listener.
+                // On Linux, accepted sockets inherit the options of the listener.
                 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-                let _reset_already = set_options(&SockRef::from(&stream));
+                let _already_reset = set_options(&SockRef::from(&stream));
                 address.set_ip(address.ip().to_canonical());
                 Ok((Socket::Tcp(stream), Peer::Ip(address)))
             }
@@ -94,22 +97,24 @@ impl Listener {
     }
 }
 
-/// Listens at every IP address of `address`, or at its fallback where this system has no IPv6.
-fn bind_all(address: &Address, backlog: u32) -> io::Result<Vec<Listener>> {
-    let (places, fallback) = address.resolve()?;
-    let bound: io::Result<Vec<_>> = places
+/// Listens on every socket address of `address`, or on its fallback if the system has no IPv6.
+fn bind_tcp(address: &Address, backlog: u32) -> io::Result<Vec<Listener>> {
+    let (addresses, fallback) = address.resolve()?;
+    let bound: io::Result<Vec<_>> = addresses
         .iter()
-        .map(|place| bind_tcp(*place, backlog))
+        .map(|address| bind_socket(*address, backlog))
         .collect();
     match (bound, fallback) {
-        (Err(error), Some(place)) if lacks_ipv6(&error) => Ok(vec![bind_tcp(place, backlog)?]),
+        (Err(error), Some(ipv4)) if lacks_ipv6(&error) => Ok(vec![bind_socket(ipv4, backlog)?]),
         (bound, _) => bound,
     }
 }
 
-/// A listener at one TCP address. `mio`'s own `bind` would fix the backlog, and leave it to the
-/// system whether `[::]` takes IPv4 too.
-fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<Listener> {
+/// Listens on one TCP address.
+///
+/// `mio::net::TcpListener::bind` has a fixed backlog and leaves it to the system whether `[::]`
+/// accepts IPv4 clients.
+fn bind_socket(address: SocketAddr, backlog: u32) -> io::Result<Listener> {
     let socket = RawSocket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -118,7 +123,8 @@ fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<Listener> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // On Windows this would let two servers share a port; elsewhere it only ignores old connections.
+    // Allows a restart while old connections are in TIME_WAIT. On Windows it would let two servers
+    // bind the same port.
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
     set_options(&SockRef::from(&socket))?;
@@ -130,14 +136,14 @@ fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<Listener> {
     )))
 }
 
-/// What every connection's socket has: no delay for small answers, and urgent bytes in the stream,
-/// where they belong.
+/// Sets the options of every connection's socket: small answers are sent without delay, and urgent
+/// bytes stay in the stream.
 fn set_options(socket: &RawSocket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)
 }
 
-/// Whether an error says that this system has no IPv6.
+/// Returns whether `error` means that the system has no IPv6.
 fn lacks_ipv6(error: &io::Error) -> bool {
     const EAFNOSUPPORT: i32 = if cfg!(windows) {
         10047

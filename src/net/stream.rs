@@ -22,11 +22,13 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// Has `registry`'s poll tell about everything that may ever matter. This is the only call for
-    /// interest in a connection's life: edges cost nothing while nothing changes.
+    /// Registers the socket for every event it will ever need.
+    ///
+    /// Interest is registered once per connection and never changed: an edge-triggered registration
+    /// costs nothing while the state of the socket does not change.
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE.add(Interest::WRITABLE);
-        // Asked for only to know when a read may be cut short at the urgent mark.
+        // Tells when a read may end early at TCP's urgent mark.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest.add(Interest::PRIORITY);
         registry.register(self.source(), token, interest)
@@ -76,38 +78,40 @@ impl Stream for Socket {
 
     fn short_read_means_drained(&self) -> bool {
         match self {
-            // So say the manuals of epoll and kqueue; but only Linux tells of the urgent mark.
+            // epoll and kqueue document this, but only Linux reports the urgent mark, which also ends
+            // a read early.
             Self::Tcp(_) => cfg!(any(target_os = "linux", target_os = "android")),
-            // Descriptors and credentials in the stream cut reads short too.
+            // A read also ends early at passed descriptors and credentials.
             #[cfg(unix)]
             Self::Unix(_) => false,
         }
     }
 }
 
-/// On Linux the system calls are made without libc, whose wrappers are points of cancellation and
-/// cost a small message more than all of this crate does.
+/// Receives with a raw system call. The wrapper in libc is a cancellation point, which costs more for
+/// a small message than the rest of this crate.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn receive(stream: &impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
     match rustix::net::recv(stream, bytes, RecvFlags::empty()) {
         Ok((count, _)) => Ok(count),
-        Err(code) => Err(failed(code)),
+        Err(code) => Err(into_error(code)),
     }
 }
 
+/// Sends with a raw system call, and without SIGPIPE.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn send(stream: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     match rustix::net::send(stream, bytes, SendFlags::NOSIGNAL) {
         Ok(count) => Ok(count),
-        Err(code) => Err(failed(code)),
+        Err(code) => Err(into_error(code)),
     }
 }
 
-/// Out of the way of calls that succeed.
+/// Kept out of line, away from the path of successful calls.
 #[cold]
 #[inline(never)]
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn failed(code: rustix::io::Errno) -> io::Error {
+fn into_error(code: rustix::io::Errno) -> io::Error {
     code.into()
 }
 
@@ -121,12 +125,12 @@ fn send(stream: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
     stream.write(bytes)
 }
 
-/// What an event tells of a stream.
+/// Translates a poll event into what the stream may be ready for.
 pub(crate) fn readiness(event: &Event) -> Readiness {
-    let gone = event.is_error() || event.is_write_closed();
+    let closed = event.is_error() || event.is_write_closed();
     Readiness {
-        readable: event.is_readable() || event.is_read_closed() || gone,
-        writable: event.is_writable() || gone,
-        read_until_would_block: gone || event.is_read_closed() || event.is_priority(),
+        readable: event.is_readable() || event.is_read_closed() || closed,
+        writable: event.is_writable() || closed,
+        read_until_would_block: closed || event.is_read_closed() || event.is_priority(),
     }
 }

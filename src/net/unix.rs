@@ -1,4 +1,4 @@
-//! Listening on a Unix-domain socket: the file that it needs, and who may remove it.
+//! Unix-domain listeners, and the lifetime of their socket files.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -12,32 +12,32 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::net::address::Address;
 
-/// A listener on a Unix-domain socket. Dropping it removes the file that it has made.
+/// A Unix-domain listener. Dropping it removes the socket file it created.
 #[derive(Debug)]
 pub(crate) struct UnixListener {
-    /// Held for its drop. First, so that the file goes while the listener is still there: otherwise a
-    /// successor could take the file for stale, and lose its own to our drop.
-    _file: Option<File>,
+    /// Removed on drop, before the listener is closed. In the other order a second server could find
+    /// the file stale and replace it, and this drop could then remove the new file.
+    _file: Option<SocketFile>,
     listener: MioListener,
     address: Address,
 }
 
-/// A socket's file: its path, and which file it was, so that another's is not taken for it.
+/// The file of a socket. The device and inode number tell whether the path still names this file.
 #[derive(Debug)]
-struct File {
+struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl UnixListener {
-    /// Listens at `path`, in place of a socket that nobody listens at any more.
+    /// Listens at `path`. Replaces a stale socket file.
     pub(crate) fn bind(path: &Path, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
         remove_stale(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
-        let file = File::at(path)?;
+        let file = SocketFile::new(path)?;
         if let Some(mode) = mode {
-            // Before anyone can connect: that takes a listen.
+            // Set before `listen`, so that no client can connect with other permissions.
             fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
         Self::listen(
@@ -48,7 +48,7 @@ impl UnixListener {
         )
     }
 
-    /// Listens at a name that needs no file.
+    /// Listens at a name in the abstract namespace, which uses no file.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn bind_abstract(name: &str, backlog: u32) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -61,8 +61,8 @@ impl UnixListener {
         )
     }
 
-    /// Takes over a socket that listens already. Its file stays when this is dropped.
-    pub(crate) fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+    /// Takes over a socket that already listens. Its file is kept on drop.
+    pub(crate) fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
         let path = bound.as_pathname().unwrap_or(Path::new("")).to_owned();
@@ -83,7 +83,7 @@ impl UnixListener {
         socket: Socket,
         backlog: u32,
         address: Address,
-        file: Option<File>,
+        file: Option<SocketFile>,
     ) -> io::Result<Self> {
         socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
         socket.set_nonblocking(true)?;
@@ -100,7 +100,7 @@ impl UnixListener {
 
     pub(crate) fn accept(&self) -> io::Result<mio::net::UnixStream> {
         let (stream, _unnamed) = self.listener.accept()?;
-        // Where the system knows no urgent bytes here, there is nothing to keep in line.
+        // Fails on systems without urgent data on Unix-domain sockets, where it is not needed.
         let _unsupported = SockRef::from(&stream).set_out_of_band_inline(true);
         Ok(stream)
     }
@@ -110,8 +110,8 @@ impl UnixListener {
     }
 }
 
-impl File {
-    fn at(path: &Path) -> io::Result<Self> {
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
             identity: identity(path)?,
@@ -119,9 +119,9 @@ impl File {
     }
 }
 
-impl Drop for File {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity)
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("cannot remove {}: {error}", self.path.display());
@@ -129,12 +129,12 @@ impl Drop for File {
     }
 }
 
-/// The device and the number of the file at `path`.
+/// Returns the device and inode number of the file at `path`.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|data| (data.dev(), data.ino()))
 }
 
-/// Removes a socket at `path` if nobody listens at it.
+/// Removes a socket at `path` if no process listens on it.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let Ok(data) = fs::symlink_metadata(path) else {
         return Ok(());
@@ -142,11 +142,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !data.file_type().is_socket() {
         return Err(io::Error::new(
             ErrorKind::AlreadyExists,
-            "there is a file, and it is no socket",
+            "file exists and is not a socket",
         ));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // One who listens may have a full backlog: that would block, and is an answer too.
+    // A connect to a listener with a full backlog would block, which also shows that it is in use.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),

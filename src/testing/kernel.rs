@@ -1,13 +1,13 @@
-//! The simulated kernel: the far ends of all connections, and what an edge-triggered selector says.
+//! The simulated kernel: the clients of all connections, and edge-triggered readiness events.
 //!
-//! It knows all that each client means to send and all that must come back, so it judges every
-//! call of the server as it happens. It never panics: the code under test catches panics of
-//! handlers. What is wrong is noted, the first fault only, and looked at after each turn.
+//! The kernel knows what each client will send and what it must receive, so it checks each call of the
+//! server when it is made. A failed check does not panic, because the code under test catches panics.
+//! The kernel records the first failure instead, and the simulation looks for it after each tick.
 //!
-//! Edges are those of Linux's epoll, and no more: a connection becomes *pending* when bytes, an end
-//! or a reset arrive, or when room comes back after a write found none; it ceases to be when an
-//! event is taken, which says what is true at that moment. A connection that stops before a read
-//! would block, without a short read to justify it, gets no second edge for the same bytes.
+//! Edges are those of Linux's epoll, and no others. An event becomes pending when bytes, EOF or a reset
+//! arrive, and when the send buffer gets free space after a write found it full. A poll takes the event
+//! and reports the state of that moment. Therefore a connection that stops reading before a read would
+//! block, without a short read as proof, gets no second event for the same bytes.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,20 +18,21 @@ use crate::connection::table::{Event, Limits, Millis};
 use crate::connection::{Readiness, Stream};
 use crate::stats::{CloseReason, Counter, Counters};
 
-/// How often one connection may be run in a turn: for two events, from the queue, or when it is
-/// admitted; and again for a drain's beginning, for its deaf half and for being idle.
-const MAX_RUNS: usize = 6;
+/// How many times a connection can be driven in one tick: twice for events, once from the run queue
+/// or on registration, and once each at the start of a drain, at its read deadline and at the idle
+/// timeout.
+const MAX_RUNS_PER_TICK: usize = 6;
 
-/// A small generator of random numbers (splitmix64), so that a seed means the same everywhere.
+/// A seeded random number generator (SplitMix64) with the same numbers on every platform.
 #[derive(Debug)]
-pub(super) struct Random(u64);
+pub(super) struct Rng(u64);
 
-impl Random {
+impl Rng {
     pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,90 +40,97 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `bound`, which is not 0.
+    /// Returns a number below `bound`, which must not be 0.
     pub(super) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        (self.next_u64() % bound as u64) as usize
     }
 
-    /// A number from 1 to `most`, or 1.
-    pub(super) fn up_to(&mut self, most: usize) -> usize {
-        1 + self.below(most.max(1))
+    /// Returns a number from 1 to `max`, or 1 if `max` is 0.
+    pub(super) fn up_to(&mut self, max: usize) -> usize {
+        1 + self.below(max.max(1))
     }
 
+    /// Returns true once in `count` times on average.
     pub(super) fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
 
-    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    /// Returns one of `choices`.
+    pub(super) fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 }
 
-/// What a client does once it has sent everything.
+/// How a client ends its connection after it has sent everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// Ends its stream, and awaits the server's end.
+pub(super) enum ClosePolicy {
+    /// Closes its side and waits for the server's EOF.
     HalfClose,
-    /// Stays.
-    Stay,
-    /// Resets the connection, at any moment.
+    /// Leaves the connection open.
+    KeepOpen,
+    /// Resets the connection, possibly before it has sent everything.
     Reset,
 }
 
-/// When a client reads what comes back.
+/// When a client reads the server's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
-    AtOnce,
-    /// Not before all the others have finished.
+pub(super) enum ReadPolicy {
+    Immediately,
+    /// Only after all other clients have done everything they can.
     Late,
     Never,
 }
 
-/// One connection, as the kernel and its client see it. Positions count bytes from the start.
+/// A connection's state in the kernel and at its client. Positions are byte offsets from the start.
 #[derive(Debug)]
-// Each is a fact of its own, as in a kernel's socket.
+// As in a kernel's socket, the flags are independent of each other.
 #[allow(clippy::struct_excessive_bools)]
-pub(super) struct Wire {
-    // Towards the server.
+pub(super) struct SimConnection {
+    // From the client to the server.
+    /// Everything the client will send.
     input: Vec<u8>,
+    /// How much of it has arrived in the receive buffer.
     arrived: usize,
+    /// How much of it the server has read.
     read: usize,
-    receive_capacity: usize,
-    /// The byte before which every read stops.
+    receive_buffer_size: usize,
+    /// The position of the last urgent byte. A read that starts before it also ends before it.
     urgent: Option<usize>,
     half_closed: bool,
-    reset: bool,
-    ending: Ending,
-    // Towards the client.
+    reset_by_client: bool,
+    close_policy: ClosePolicy,
+    // From the server to the client.
+    /// The model's output for the whole input.
     expected: Vec<u8>,
     written: usize,
     received: usize,
-    send_capacity: usize,
-    reading: Reading,
+    send_buffer_size: usize,
+    read_policy: ReadPolicy,
     // The server's side.
     token: Option<usize>,
-    pending: bool,
-    /// A write found no room, so an edge will tell of it.
-    awaits_room: bool,
-    told_end: bool,
-    told_reset: bool,
-    /// The handler asked for the close.
-    closing: bool,
-    /// When the server ended its stream, and how much it had read by then.
-    ended: Option<(Millis, usize)>,
-    /// When the server last moved a byte.
-    active: Millis,
-    /// Bytes that it has moved in this turn.
-    moved: usize,
-    /// What had arrived when the server was asked to end.
-    owed_to_drain: usize,
-    dropped: Option<Millis>,
-    /// A close with unread bytes, or bytes after it, has reset the connection.
-    cut: bool,
-    reason: Option<CloseReason>,
+    event_pending: bool,
+    /// A write found the send buffer full, so free space will raise an event.
+    awaits_writable: bool,
+    eof_reported: bool,
+    reset_reported: bool,
+    /// The handler has returned [`Action::Close`](crate::Action::Close).
+    close_requested: bool,
+    /// When the server shut down its side, and how much it had read by then.
+    write_shutdown: Option<(Millis, usize)>,
+    /// When the server last read or wrote a byte.
+    last_activity: Millis,
+    /// Bytes the server has read and written in the current tick.
+    bytes_in_tick: usize,
+    /// How much had arrived when the server was asked to shut down.
+    arrived_before_drain: usize,
+    dropped_at: Option<Millis>,
+    /// The connection was reset because the server closed it with unread input, or because input
+    /// arrived after the close.
+    reset_on_close: bool,
+    close_reason: Option<CloseReason>,
 }
 
-impl Wire {
+impl SimConnection {
     fn unread(&self) -> usize {
         self.arrived - self.read
     }
@@ -131,497 +139,538 @@ impl Wire {
         self.written - self.received
     }
 
-    fn has_room(&self) -> bool {
-        (self.send_capacity - self.in_flight()) * 3 >= self.send_capacity
+    /// As on Linux, at least a third of the send buffer must be free.
+    fn is_writable(&self) -> bool {
+        (self.send_buffer_size - self.in_flight()) * 3 >= self.send_buffer_size
     }
 
     fn is_readable(&self) -> bool {
         self.unread() > 0
-            || (self.half_closed && !self.told_end)
-            || (self.reset && !self.told_reset)
+            || (self.half_closed && !self.eof_reported)
+            || (self.reset_by_client && !self.reset_reported)
     }
 
     fn is_open(&self) -> bool {
-        self.dropped.is_none()
+        self.dropped_at.is_none()
     }
 
-    /// Whether the connection could take its course to the end: nobody reset, timed out or cut it.
-    fn is_orderly(&self) -> bool {
-        let in_order = |reason| {
+    /// Returns whether the connection is open or was closed without a reset or a timeout.
+    fn is_clean(&self) -> bool {
+        let clean_reason = |reason| {
             matches!(
                 reason,
                 CloseReason::PeerClosed | CloseReason::Handler | CloseReason::Shutdown
             )
         };
-        !self.reset && !self.cut && self.reason.is_none_or(in_order)
+        !self.reset_by_client && !self.reset_on_close && self.close_reason.is_none_or(clean_reason)
     }
 
-    /// What an event would say now.
+    /// Returns what an event would report now.
     fn readiness(&self) -> Readiness {
-        let read_closed = self.half_closed || self.reset;
-        let gone = self.reset || (self.half_closed && self.ended.is_some());
+        let read_closed = self.half_closed || self.reset_by_client;
+        let closed = self.reset_by_client || (self.half_closed && self.write_shutdown.is_some());
         let priority = self
             .urgent
             .is_some_and(|urgent| (self.read..self.arrived).contains(&urgent));
         Readiness {
             readable: self.unread() > 0 || read_closed,
-            writable: self.has_room() || gone,
-            read_until_would_block: read_closed || gone || priority,
+            writable: self.is_writable() || closed,
+            read_until_would_block: read_closed || closed || priority,
         }
     }
 }
 
 pub(super) struct Kernel<'a> {
-    pub(super) random: Random,
+    pub(super) rng: Rng,
     pub(super) now: Millis,
-    pub(super) wires: Vec<Wire>,
-    pub(super) fault: Option<String>,
+    pub(super) connections: Vec<SimConnection>,
+    /// The first failed check.
+    pub(super) failure: Option<String>,
+    /// What happened so far, if it is to be recorded.
     pub(super) trace: Option<Vec<String>>,
-    /// How often anything has moved: bytes, an end, a reset.
-    pub(super) moves: usize,
+    /// Counts transfers, half-closes and resets. Unchanged means that nothing happened.
+    pub(super) progress: usize,
     model: &'a dyn Fn(&[u8]) -> Vec<u8>,
     limits: Limits,
     counters: Arc<Counters>,
+    /// The numbers of closes at the last check, by reason.
     closed: [u64; CloseReason::ALL.len()],
-    /// A stream that was dropped, and whose reason will be counted next.
-    unexplained: Option<usize>,
-    drained_at: Option<Millis>,
-    /// Reads are cut short at random, and streams say that they promise nothing.
-    promises_nothing: bool,
-    /// One call in this many is interrupted, or lets clients act meanwhile.
-    disturbance: usize,
+    /// A connection whose stream was dropped and whose close is not counted yet.
+    uncounted_drop: Option<usize>,
+    drain_started: Option<Millis>,
+    /// Reads randomly return fewer bytes than have arrived, and
+    /// [`Stream::short_read_means_drained`] is false.
+    short_reads_unreliable: bool,
+    /// One call in this many is interrupted, or a client acts during it.
+    interrupt_interval: usize,
 }
 
 impl<'a> Kernel<'a> {
     pub(super) fn new(
-        mut random: Random,
+        mut rng: Rng,
         model: &'a dyn Fn(&[u8]) -> Vec<u8>,
         limits: Limits,
         counters: Arc<Counters>,
         trace: bool,
     ) -> Self {
         Self {
-            promises_nothing: random.one_in(8),
-            disturbance: random.pick(&[2, 8, 1000]),
-            random,
+            short_reads_unreliable: rng.one_in(8),
+            interrupt_interval: rng.choose(&[2, 8, 1000]),
+            rng,
             now: 0,
-            wires: Vec::new(),
-            fault: None,
+            connections: Vec::new(),
+            failure: None,
             trace: trace.then(Vec::new),
-            moves: 0,
+            progress: 0,
             model,
             limits,
             counters,
             closed: [0; CloseReason::ALL.len()],
-            unexplained: None,
-            drained_at: None,
+            uncounted_drop: None,
+            drain_started: None,
         }
     }
 
-    pub(super) fn note(&mut self, what: impl FnOnce() -> String) {
+    /// Appends a line to the trace.
+    pub(super) fn record(&mut self, event: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            trace.push(format!("{:>6} ms  {}", self.now, what()));
+            trace.push(format!("{:>6} ms  {}", self.now, event()));
         }
     }
 
-    pub(super) fn fail(&mut self, fault: String) {
-        self.note(|| format!("FAULT: {fault}"));
-        self.fault.get_or_insert(fault);
+    pub(super) fn fail(&mut self, message: String) {
+        self.record(|| format!("FAILURE: {message}"));
+        self.failure.get_or_insert(message);
     }
 
-    fn check(&mut self, holds: bool, fault: impl FnOnce() -> String) {
-        if !holds {
-            self.fail(fault());
+    fn check(&mut self, condition: bool, message: impl FnOnce() -> String) {
+        if !condition {
+            self.fail(message());
         }
     }
 
-    /// A client connects, meaning to say `input`.
+    /// Connects a client that will send `input`, and returns its number.
     pub(super) fn connect(&mut self, input: Vec<u8>) -> usize {
         let expected = (self.model)(&input);
-        let random = &mut self.random;
-        let wire = Wire {
+        let rng = &mut self.rng;
+        let connection = SimConnection {
             arrived: 0,
             read: 0,
-            receive_capacity: random.pick(&[1, 7, 64, 300]),
+            receive_buffer_size: rng.choose(&[1, 7, 64, 300]),
             urgent: None,
             half_closed: false,
-            reset: false,
-            ending: random.pick(&[
-                Ending::HalfClose,
-                Ending::HalfClose,
-                Ending::HalfClose,
-                Ending::Stay,
-                Ending::Reset,
+            reset_by_client: false,
+            close_policy: rng.choose(&[
+                ClosePolicy::HalfClose,
+                ClosePolicy::HalfClose,
+                ClosePolicy::HalfClose,
+                ClosePolicy::KeepOpen,
+                ClosePolicy::Reset,
             ]),
             written: 0,
             received: 0,
-            send_capacity: random.pick(&[1, 5, 40, 300]),
-            reading: random.pick(&[
-                Reading::AtOnce,
-                Reading::AtOnce,
-                Reading::AtOnce,
-                Reading::Late,
-                Reading::Never,
+            send_buffer_size: rng.choose(&[1, 5, 40, 300]),
+            read_policy: rng.choose(&[
+                ReadPolicy::Immediately,
+                ReadPolicy::Immediately,
+                ReadPolicy::Immediately,
+                ReadPolicy::Late,
+                ReadPolicy::Never,
             ]),
             token: None,
-            pending: false,
-            awaits_room: false,
-            told_end: false,
-            told_reset: false,
-            closing: false,
-            ended: None,
-            active: self.now,
-            moved: 0,
-            owed_to_drain: 0,
-            dropped: None,
-            cut: false,
-            reason: None,
+            event_pending: false,
+            awaits_writable: false,
+            eof_reported: false,
+            reset_reported: false,
+            close_requested: false,
+            write_shutdown: None,
+            last_activity: self.now,
+            bytes_in_tick: 0,
+            arrived_before_drain: 0,
+            dropped_at: None,
+            reset_on_close: false,
+            close_reason: None,
             input,
             expected,
         };
-        let id = self.wires.len();
-        self.note(|| {
+        let id = self.connections.len();
+        self.record(|| {
             format!(
-                "client {id} connects: {} bytes, then {:?}; reads {:?}; windows {} and {}",
-                wire.input.len(),
-                wire.ending,
-                wire.reading,
-                wire.receive_capacity,
-                wire.send_capacity
+                "client {id} connects: sends {} bytes, then {:?}; reads {:?}; buffers of {} and {} bytes",
+                connection.input.len(),
+                connection.close_policy,
+                connection.read_policy,
+                connection.receive_buffer_size,
+                connection.send_buffer_size
             )
         });
-        self.wires.push(wire);
+        self.connections.push(connection);
         id
     }
 
-    /// Any client does anything.
-    pub(super) fn anybody_acts(&mut self) {
-        if self.wires.is_empty() {
+    /// Lets one client do one thing, both chosen at random.
+    pub(super) fn run_random_client(&mut self) {
+        if self.connections.is_empty() {
             return;
         }
-        let id = self.random.below(self.wires.len());
-        match self.random.below(8) {
+        let id = self.rng.below(self.connections.len());
+        match self.rng.below(8) {
             0..4 => self.send(id),
             4..7 => {
-                if self.wires[id].reading == Reading::AtOnce {
-                    let amount = self.random.up_to(self.wires[id].send_capacity);
+                if self.connections[id].read_policy == ReadPolicy::Immediately {
+                    let amount = self.rng.up_to(self.connections[id].send_buffer_size);
                     self.receive(id, amount);
                 }
             }
-            _ => match self.wires[id].ending {
-                Ending::Reset if self.random.one_in(4) => self.reset(id),
-                Ending::HalfClose => self.half_close(id),
+            _ => match self.connections[id].close_policy {
+                ClosePolicy::Reset if self.rng.one_in(4) => self.reset(id),
+                ClosePolicy::HalfClose => self.half_close(id),
                 _ => {}
             },
         }
     }
 
-    /// Every client does all that it still means to.
-    pub(super) fn everybody_acts(&mut self, late_ones_too: bool) {
-        for id in 0..self.wires.len() {
+    /// Lets each client do all it can. Late readers and resets are included with `include_late`.
+    pub(super) fn run_all_clients(&mut self, include_late: bool) {
+        for id in 0..self.connections.len() {
             self.send(id);
-            match self.wires[id].reading {
-                Reading::AtOnce => self.receive(id, usize::MAX),
-                Reading::Late if late_ones_too => self.receive(id, usize::MAX),
-                Reading::Late | Reading::Never => {}
+            match self.connections[id].read_policy {
+                ReadPolicy::Immediately => self.receive(id, usize::MAX),
+                ReadPolicy::Late if include_late => self.receive(id, usize::MAX),
+                ReadPolicy::Late | ReadPolicy::Never => {}
             }
-            match self.wires[id].ending {
-                Ending::HalfClose => self.half_close(id),
-                Ending::Reset if late_ones_too => self.reset(id),
-                Ending::Reset | Ending::Stay => {}
+            match self.connections[id].close_policy {
+                ClosePolicy::HalfClose => self.half_close(id),
+                ClosePolicy::Reset if include_late => self.reset(id),
+                ClosePolicy::Reset | ClosePolicy::KeepOpen => {}
             }
         }
     }
 
     fn send(&mut self, id: usize) {
-        let wire = &mut self.wires[id];
-        let most = (wire.receive_capacity - wire.unread()).min(wire.input.len() - wire.arrived);
-        if most == 0 || wire.half_closed || wire.reset || wire.cut {
+        let connection = &mut self.connections[id];
+        let max = (connection.receive_buffer_size - connection.unread())
+            .min(connection.input.len() - connection.arrived);
+        if max == 0
+            || connection.half_closed
+            || connection.reset_by_client
+            || connection.reset_on_close
+        {
             return;
         }
-        if !wire.is_open() {
-            wire.cut = true;
-            return self.note(|| format!("client {id} sends to a closed connection: reset"));
+        if !connection.is_open() {
+            connection.reset_on_close = true;
+            return self
+                .record(|| format!("client {id} sends to a closed connection, which resets it"));
         }
-        let count = self.random.up_to(most);
-        let urgent = self.random.one_in(8);
-        let wire = &mut self.wires[id];
-        wire.arrived += count;
-        self.moves += 1;
-        wire.pending = true;
+        let count = self.rng.up_to(max);
+        let urgent = self.rng.one_in(8);
+        let connection = &mut self.connections[id];
+        connection.arrived += count;
+        self.progress += 1;
+        connection.event_pending = true;
         if urgent {
-            wire.urgent = Some(wire.arrived - 1);
+            connection.urgent = Some(connection.arrived - 1);
         }
-        self.note(|| {
+        self.record(|| {
             format!(
                 "client {id} sends {count} bytes{}",
                 if urgent { ", urgent" } else { "" }
             )
         });
-        if self.wires[id].ending == Ending::HalfClose && self.random.one_in(2) {
+        if self.connections[id].close_policy == ClosePolicy::HalfClose && self.rng.one_in(2) {
             self.half_close(id);
         }
     }
 
-    /// Ends the client's stream, if it has sent all of it.
+    /// Closes the client's side, if it has sent everything.
     fn half_close(&mut self, id: usize) {
-        let wire = &mut self.wires[id];
-        if wire.half_closed || wire.reset || wire.cut || wire.arrived < wire.input.len() {
+        let connection = &mut self.connections[id];
+        if connection.half_closed
+            || connection.reset_by_client
+            || connection.reset_on_close
+            || connection.arrived < connection.input.len()
+        {
             return;
         }
-        wire.half_closed = true;
-        self.moves += 1;
-        wire.pending = true;
-        self.note(|| format!("client {id} ends its stream"));
+        connection.half_closed = true;
+        self.progress += 1;
+        connection.event_pending = true;
+        self.record(|| format!("client {id} closes its side"));
     }
 
     fn reset(&mut self, id: usize) {
-        let purged = self.random.one_in(2);
-        let wire = &mut self.wires[id];
-        if wire.half_closed || wire.reset || wire.cut || !wire.is_open() {
+        let discards_unread = self.rng.one_in(2);
+        let connection = &mut self.connections[id];
+        if connection.half_closed
+            || connection.reset_by_client
+            || connection.reset_on_close
+            || !connection.is_open()
+        {
             return;
         }
-        wire.reset = true;
-        self.moves += 1;
-        wire.pending = true;
-        // What was not read yet may be lost to the server, or not.
-        if purged {
-            wire.arrived = wire.read;
+        connection.reset_by_client = true;
+        self.progress += 1;
+        connection.event_pending = true;
+        // A reset can reach the server before it has read all data, which is then discarded.
+        if discards_unread {
+            connection.arrived = connection.read;
         }
-        self.note(|| format!("client {id} resets its connection"));
+        self.record(|| format!("client {id} resets the connection"));
     }
 
-    fn receive(&mut self, id: usize, most: usize) {
-        let wire = &mut self.wires[id];
-        let count = most.min(wire.in_flight());
-        if count == 0 || wire.reset || wire.cut {
+    fn receive(&mut self, id: usize, max: usize) {
+        let connection = &mut self.connections[id];
+        let count = max.min(connection.in_flight());
+        if count == 0 || connection.reset_by_client || connection.reset_on_close {
             return;
         }
-        wire.received += count;
-        self.moves += 1;
-        if wire.awaits_room && wire.has_room() {
-            wire.awaits_room = false;
-            wire.pending = true;
+        connection.received += count;
+        self.progress += 1;
+        if connection.awaits_writable && connection.is_writable() {
+            connection.awaits_writable = false;
+            connection.event_pending = true;
         }
-        self.note(|| format!("client {id} reads {count} bytes"));
+        self.record(|| format!("client {id} reads {count} bytes"));
     }
 
-    /// Whether a poll would return at once.
-    pub(super) fn is_anyone_pending(&self) -> bool {
-        self.wires
-            .iter()
-            .any(|wire| wire.pending && wire.token.is_some() && wire.is_open())
+    /// Returns whether a poll would return at once.
+    pub(super) fn has_pending_events(&self) -> bool {
+        self.connections.iter().any(|connection| {
+            connection.event_pending && connection.token.is_some() && connection.is_open()
+        })
     }
 
-    /// What one poll returns: of those who are pending some or all, in any order, with the flags of
-    /// this moment; now and then twice or in two parts, as kqueue does, or for nothing.
-    pub(super) fn poll(&mut self, everyone: bool) -> Vec<Event> {
+    /// Returns a batch of events in random order: all pending ones with `all_events`, otherwise some.
+    ///
+    /// Occasionally an event is spurious, or comes twice, or in two parts as from kqueue.
+    pub(super) fn poll(&mut self, all_events: bool) -> Vec<Event> {
         let mut batch = Vec::new();
-        for id in 0..self.wires.len() {
-            let wire = &mut self.wires[id];
-            wire.moved = 0;
-            let (Some(token), true) = (wire.token, wire.is_open()) else {
+        for id in 0..self.connections.len() {
+            let connection = &mut self.connections[id];
+            connection.bytes_in_tick = 0;
+            let (Some(token), true) = (connection.token, connection.is_open()) else {
                 continue;
             };
-            if wire.pending && (everyone || !self.random.one_in(4)) {
-                self.wires[id].pending = false;
+            if connection.event_pending && (all_events || !self.rng.one_in(4)) {
+                self.connections[id].event_pending = false;
                 self.take_event(id, token, &mut batch);
-            } else if self.random.one_in(32) {
+            } else if self.rng.one_in(32) {
                 let spurious = Readiness {
-                    readable: self.random.one_in(2),
-                    writable: self.random.one_in(2),
-                    read_until_would_block: self.random.one_in(2),
+                    readable: self.rng.one_in(2),
+                    writable: self.rng.one_in(2),
+                    read_until_would_block: self.rng.one_in(2),
                 };
-                self.note(|| format!("spurious event for {id}: {spurious:?}"));
+                self.record(|| format!("connection {id}: spurious event {spurious:?}"));
                 batch.push(Event::Ready(token, spurious));
             }
         }
+        // A Fisher-Yates shuffle.
         for last in (1..batch.len()).rev() {
-            let other = self.random.below(last + 1);
+            let other = self.rng.below(last + 1);
             batch.swap(last, other);
         }
         batch
     }
 
     fn take_event(&mut self, id: usize, token: usize, batch: &mut Vec<Event>) {
-        let event = self.wires[id].readiness();
+        let event = self.connections[id].readiness();
         if event == Readiness::default() {
             return;
         }
-        self.note(|| format!("event for {id}: {event:?}"));
-        match self.random.below(8) {
+        self.record(|| format!("connection {id}: event {event:?}"));
+        match self.rng.below(8) {
             0 => batch.extend([Event::Ready(token, event); 2]),
             1 => {
-                let (mut reading, mut writing) = (event, event);
-                reading.writable = false;
-                writing.readable = false;
-                batch.extend([Event::Ready(token, reading), Event::Ready(token, writing)]);
+                let (mut read_part, mut write_part) = (event, event);
+                read_part.writable = false;
+                write_part.readable = false;
+                batch.extend([read_part, write_part].map(|part| Event::Ready(token, part)));
             }
             _ => batch.push(Event::Ready(token, event)),
         }
     }
 
-    /// The server was asked to end: what has arrived by now is to be answered.
-    pub(super) fn note_what_a_drain_owes(&mut self) {
-        for wire in &mut self.wires {
-            wire.owed_to_drain = wire.arrived;
+    fn open_connections(&self) -> usize {
+        let open = self.connections.iter().filter(|one| one.is_open());
+        open.count()
+    }
+
+    /// Records what has arrived when the server is asked to shut down: all of it must be answered.
+    pub(super) fn record_drain_request(&mut self) {
+        for connection in &mut self.connections {
+            connection.arrived_before_drain = connection.arrived;
         }
     }
 
-    /// The worker learns that it is to drain.
-    pub(super) fn start_drain(&mut self) {
-        if self.drained_at.is_none() {
-            self.drained_at = Some(self.now);
-            self.note(|| "the drain begins".to_owned());
+    /// Records when the worker starts to drain.
+    pub(super) fn record_drain_start(&mut self) {
+        if self.drain_started.is_none() {
+            self.drain_started = Some(self.now);
+            self.record(|| "the drain starts".to_owned());
         }
     }
 
-    /// What must hold whenever the worker has come out of a turn.
-    pub(super) fn check_turn(&mut self) {
-        self.explain();
+    /// Checks what must hold after each tick.
+    pub(super) fn check_tick(&mut self) {
+        self.check_last_close();
         let stats = self.counters.snapshot();
         let total = stats.total();
-        let open = self.wires.iter().filter(|wire| wire.is_open()).count();
+        let open = self.open_connections();
         let bound = (open * 2 * self.limits.buffer_size) as u64;
         self.check(total.buffered <= bound, || {
             format!(
-                "{} bytes are held for {open} connections, more than {bound}",
+                "{} bytes are buffered for {open} connections, more than {bound}",
                 total.buffered
             )
         });
-        let read: usize = self.wires.iter().map(|wire| wire.read).sum();
-        let written: usize = self.wires.iter().map(|wire| wire.written).sum();
+        let read: usize = self
+            .connections
+            .iter()
+            .map(|connection| connection.read)
+            .sum();
+        let written: usize = self
+            .connections
+            .iter()
+            .map(|connection| connection.written)
+            .sum();
         self.check(
             (total.bytes_in, total.bytes_out) == (read as u64, written as u64),
             || {
                 format!(
-                    "{read} bytes in and {written} out, but {} and {} were counted",
+                    "{read} bytes were read and {written} written, but {} and {} counted",
                     total.bytes_in, total.bytes_out
                 )
             },
         );
-        let check_balance = stats.check_balance();
-        // What is in the mailbox still has not reached its worker.
-        if stats.accepted == total.assigned {
-            self.check(check_balance.is_none(), || {
-                check_balance.unwrap_or_default()
-            });
+        // Connections that wait in the mailbox are accepted, but not assigned yet.
+        if stats.accepted == total.assigned
+            && let Some(imbalance) = stats.check_balance()
+        {
+            self.fail(imbalance);
         }
         self.check_fairness();
         self.check_deadlines();
     }
 
-    /// Nobody has moved more than one turn allows.
+    /// Checks that no connection has exceeded its budget.
     fn check_fairness(&mut self) {
         let Limits {
             buffer_size,
             budget,
             ..
         } = self.limits;
-        // What was stuck; then each round reads and sends a buffer; then as many discard one.
-        let run_max = (1 + 3 * budget as usize) * buffer_size;
-        for id in 0..self.wires.len() {
-            let moved = self.wires[id].moved;
-            self.check(moved <= MAX_RUNS * run_max, || {
-                format!("connection {id} has moved {moved} bytes in one turn")
+        // Pending output is one buffer. Then each round reads and writes one, or discards one.
+        let max_bytes = MAX_RUNS_PER_TICK * (1 + 3 * budget as usize) * buffer_size;
+        for id in 0..self.connections.len() {
+            let bytes = self.connections[id].bytes_in_tick;
+            self.check(bytes <= max_bytes, || {
+                format!("connection {id} transferred {bytes} bytes in one tick")
             });
         }
     }
 
-    /// Nobody is open beyond his time.
+    /// Checks that no connection is open after its timeout or the drain's.
     fn check_deadlines(&mut self) {
         let (now, limits) = (self.now, self.limits);
-        let late = |timeout_of: Millis| timeout_of + (timeout_of / 8).max(1);
-        for id in 0..self.wires.len() {
-            let wire = &self.wires[id];
-            if !wire.is_open() || wire.token.is_none() {
+        // Timeouts may be late by an eighth.
+        let latest = |timeout: Millis| timeout + (timeout / 8).max(1);
+        for id in 0..self.connections.len() {
+            let connection = &self.connections[id];
+            if !connection.is_open() || connection.token.is_none() {
                 continue;
             }
-            let overdue = match wire.ended {
-                Some((at, _)) if self.drained_at.is_none() => {
-                    now >= at + late(limits.linger_timeout)
+            let overdue = match connection.write_shutdown {
+                Some((at, _)) if self.drain_started.is_none() => {
+                    now >= at + latest(limits.linger_timeout)
                 }
                 Some(_) => false,
-                None => limits
-                    .idle_timeout
-                    .is_some_and(|idle_timeout| now >= wire.active + late(idle_timeout)),
+                None => limits.idle_timeout.is_some_and(|idle_timeout| {
+                    now >= connection.last_activity + latest(idle_timeout)
+                }),
             };
-            let cut = self
-                .drained_at
+            let drain_expired = self
+                .drain_started
                 .is_some_and(|at| now >= at + limits.drain_timeout);
-            self.check(!overdue && !cut, || {
-                let bound = if cut { "the drain's end" } else { "its time" };
-                format!("connection {id} is open beyond {bound}")
+            self.check(!overdue && !drain_expired, || {
+                let timeout = if drain_expired { "the drain's" } else { "its" };
+                format!("connection {id} is still open after {timeout} timeout")
             });
         }
     }
 
-    /// What must hold when the worker would now sleep until something happens.
-    pub(super) fn check_rest(&mut self) {
-        for id in 0..self.wires.len() {
-            let wire = &self.wires[id];
-            if !wire.is_open() || wire.token.is_none() || wire.awaits_room {
+    /// Checks what must hold when the worker would sleep until the next event.
+    pub(super) fn check_idle(&mut self) {
+        for id in 0..self.connections.len() {
+            let connection = &self.connections[id];
+            if !connection.is_open() || connection.token.is_none() || connection.awaits_writable {
                 continue;
             }
-            if wire.is_readable() {
-                let (unread, end) = (wire.unread(), wire.half_closed || wire.reset);
+            if connection.is_readable() {
+                let eof = connection.half_closed || connection.reset_by_client;
+                let message = format!(
+                    "connection {id} is stalled: {} unread bytes{}, and no event is pending",
+                    connection.unread(),
+                    if eof { " and EOF" } else { "" }
+                );
+                self.fail(message);
+            } else if self.drain_started.is_some() && connection.write_shutdown.is_none() {
                 self.fail(format!(
-                    "connection {id} is forgotten: {unread} bytes{} wait to be read, and no event will come",
-                    if end { " and its end" } else { "" }
+                    "connection {id} is stalled: nothing is left to do, and the drain has not closed it"
                 ));
-            } else if self.drained_at.is_some() && wire.ended.is_none() {
-                self.fail(format!(
-                    "connection {id} is forgotten: nothing keeps it open, and the drain has not ended it"
-                ));
-            } else if wire.ended.is_none() && !wire.told_end {
-                let due = (self.model)(&wire.input[..wire.read]).len();
-                let written = wire.written;
+            } else if connection.write_shutdown.is_none() && !connection.eof_reported {
+                let due = (self.model)(&connection.input[..connection.read]).len();
+                let written = connection.written;
                 self.check(written == due, || {
-                    format!("connection {id} is forgotten: of {due} bytes due only {written} were written")
+                    format!(
+                        "connection {id} is stalled: {written} of {due} bytes of output written"
+                    )
                 });
             }
         }
     }
 
-    /// What must hold when every client has done all that it means to, and the server is at rest.
-    pub(super) fn check_completeness(&mut self) {
-        for id in 0..self.wires.len() {
-            let wire = &self.wires[id];
-            let timed_out = wire.ended.is_some() && !wire.closing;
-            if wire.reading == Reading::Never || !wire.is_orderly() || timed_out {
+    /// Checks what must hold when all clients have done everything and the server is idle.
+    pub(super) fn check_complete(&mut self) {
+        for id in 0..self.connections.len() {
+            let connection = &self.connections[id];
+            let timed_out = connection.write_shutdown.is_some() && !connection.close_requested;
+            if connection.read_policy == ReadPolicy::Never || !connection.is_clean() || timed_out {
                 continue;
             }
-            let due = (self.model)(&wire.input[..wire.arrived]).len();
-            let (received, sent_all) = (wire.received, wire.arrived == wire.input.len());
-            let ended = !wire.is_open() || !wire.half_closed;
-            self.check(received == due && sent_all, || {
-                format!("client {id} read all it could, and got {received} of {due} bytes")
+            let due = (self.model)(&connection.input[..connection.arrived]).len();
+            let (received, arrived) = (connection.received, connection.arrived);
+            let len = connection.input.len();
+            let still_open = connection.is_open() && connection.half_closed;
+            self.check(received == due && arrived == len, || {
+                format!(
+                    "client {id} sent {arrived} of {len} bytes and received {received} of {due}"
+                )
             });
-            self.check(ended, || {
-                format!("client {id} ended its stream, and the connection stays open")
+            self.check(!still_open, || {
+                format!("client {id} closed its side, and the connection is still open")
             });
         }
     }
 
-    /// Once the worker has ended.
-    pub(super) fn check_end(&mut self) {
-        let left = self.wires.iter().filter(|wire| wire.is_open()).count();
-        self.check(left == 0, || {
-            format!("{left} connections outlive their worker")
+    /// Checks what must hold after the worker has ended.
+    pub(super) fn check_drained(&mut self) {
+        let open = self.open_connections();
+        self.check(open == 0, || {
+            format!("{open} connections are open after the worker has ended")
         });
         let stats = self.counters.snapshot();
-        let check_balance = stats.check_balance();
-        self.check(check_balance.is_none(), || {
-            check_balance.unwrap_or_default()
-        });
+        if let Some(imbalance) = stats.check_balance() {
+            self.fail(imbalance);
+        }
         let (open, buffered) = (stats.open(), stats.total().buffered);
         self.check(open == 0 && buffered == 0, || {
-            format!("at the end {open} connections and {buffered} bytes are counted as left")
+            format!("after the drain the counters show {open} open connections and {buffered} buffered bytes")
         });
     }
 
-    /// Finds out for what reason the stream dropped last was closed, and judges it.
-    fn explain(&mut self) {
+    /// Determines the reason counted for the last dropped stream, and checks it.
+    fn check_last_close(&mut self) {
         let counted = self.counters.workers[0].closed.each_ref().map(Counter::get);
         let reasons: Vec<CloseReason> = CloseReason::ALL
             .into_iter()
@@ -630,110 +679,109 @@ impl<'a> Kernel<'a> {
         let before: u64 = self.closed.iter().sum();
         let count = counted.iter().sum::<u64>() - before;
         self.closed = counted;
-        let dropped = self.unexplained.take();
+        let dropped = self.uncounted_drop.take();
         if count != u64::from(dropped.is_some()) {
             return self.fail(format!(
-                "{count} closes were counted for the drop of {dropped:?}"
+                "{count} closes were counted since the last check; dropped connection: {dropped:?}"
             ));
         }
         if let (Some(id), &[reason]) = (dropped, &reasons[..]) {
-            self.note(|| format!("connection {id} was closed: {reason}"));
-            self.wires[id].reason = Some(reason);
-            if let Err(why) = self.after_process(&self.wires[id], reason) {
-                self.fail(format!("connection {id} was closed ({reason}), but {why}"));
+            self.record(|| format!("connection {id} was closed: {reason}"));
+            self.connections[id].close_reason = Some(reason);
+            if let Err(problem) = self.check_close(&self.connections[id], reason) {
+                self.fail(format!(
+                    "connection {id} was closed ({reason}), but {problem}"
+                ));
             }
         }
     }
 
-    /// Whether a connection was rightly closed, and had got all that it was due.
-    fn after_process(&self, wire: &Wire, reason: CloseReason) -> Result<(), String> {
+    /// Checks that a connection was closed for a valid `reason`, and with complete output.
+    fn check_close(&self, connection: &SimConnection, reason: CloseReason) -> Result<(), String> {
         let limits = &self.limits;
-        let closed_at = wire.dropped.unwrap_or(self.now);
-        let since_end = wire.ended.map(|(at, _)| closed_at - at);
-        let read = wire.ended.map_or(wire.read, |(_, read)| read);
-        let is_cut = self
-            .drained_at
+        let closed_at = connection.dropped_at.unwrap_or(self.now);
+        let shutdown_at = connection.write_shutdown.map(|(at, _)| at);
+        let read = connection
+            .write_shutdown
+            .map_or(connection.read, |(_, read)| read);
+        let drain_expired = self
+            .drain_started
             .is_some_and(|at| closed_at >= at + limits.drain_timeout);
-        let due = |read: usize| (self.model)(&wire.input[..read]).len();
-        let complete = |due: usize| match wire.written == due {
-            true => Ok(()),
-            false => Err(format!(
-                "of {due} bytes due only {} were written",
-                wire.written
-            )),
+        let output_complete = |read: usize| {
+            let due = (self.model)(&connection.input[..read]).len();
+            let written = connection.written;
+            let problem = format!("{written} of {due} bytes of output were written");
+            require(written == due, problem)
         };
-        let lingered = match since_end {
-            _ if wire.told_end || is_cut => Ok(()),
-            Some(time) if time >= limits.linger_timeout => Ok(()),
-            Some(time) => Err(format!("its client's end was awaited for {time} ms only")),
-            None => Err("its own end was not sent first".to_owned()),
-        };
-        let holds = |condition: bool, fault: &str| match condition {
-            true => Ok(()),
-            false => Err(fault.to_owned()),
+        let lingered = match shutdown_at.map(|at| closed_at - at) {
+            _ if connection.eof_reported || drain_expired => Ok(()),
+            Some(time) => {
+                let problem = format!("it lingered for {time} ms only");
+                require(time >= limits.linger_timeout, problem)
+            }
+            None => Err("its write side was not shut down first".to_owned()),
         };
         match reason {
-            CloseReason::PeerClosed => {
-                holds(wire.told_end, "its client has not ended").and(complete(due(wire.arrived)))
+            CloseReason::PeerClosed => require(connection.eof_reported, "no EOF was read")
+                .and(output_complete(connection.arrived)),
+            CloseReason::Handler => {
+                require(connection.close_requested, "the handler did not request it")
+                    .and(output_complete(read))
+                    .and(lingered)
             }
-            CloseReason::Handler => holds(wire.closing, "its handler has not asked for it")
-                .and(complete(due(read)))
-                .and(lingered),
             CloseReason::Shutdown => {
-                let deaf = self
-                    .drained_at
-                    .and_then(|at| Some(wire.ended?.0 >= at + limits.drain_timeout / 2));
-                holds(
-                    deaf.is_some(),
-                    "there is no drain, or its own end was not sent",
-                )
-                .and(holds(
-                    deaf == Some(true) || read >= wire.owed_to_drain,
-                    "not all that had arrived was read",
-                ))
-                .and(complete(due(read)))
-                .and(lingered)
+                let read_expired = match (self.drain_started, shutdown_at) {
+                    (Some(start), Some(at)) => at >= start + limits.drain_timeout / 2,
+                    _ => return Err("it was not drained".to_owned()),
+                };
+                let read_all = read >= connection.arrived_before_drain;
+                require(read_all || read_expired, "not all arrived input was read")
+                    .and(output_complete(read))
+                    .and(lingered)
             }
             CloseReason::IdleTimeout => {
-                let idle = wire.ended.map_or(closed_at, |(at, _)| at) - wire.active;
-                holds(
-                    limits
-                        .idle_timeout
-                        .is_some_and(|idle_timeout| idle >= idle_timeout),
-                    "it was not idle for so long",
-                )
-                .and(since_end.map_or(Ok(()), |_| lingered))
+                let idle = shutdown_at.unwrap_or(closed_at) - connection.last_activity;
+                let expired = limits.idle_timeout.is_some_and(|timeout| idle >= timeout);
+                require(expired, "it was not idle for the whole timeout")
+                    .and(shutdown_at.map_or(Ok(()), |_| lingered))
             }
-            CloseReason::DrainTimeout => holds(is_cut, "the drain's time is not over"),
-            CloseReason::Reset => holds(wire.told_reset, "nobody reset it"),
-            CloseReason::Error => Err("no such error happened".to_owned()),
-            CloseReason::Panic => Err("its handler should not panic".to_owned()),
-            CloseReason::BufferFull => {
-                Err("its handler should take what fills a whole buffer".to_owned())
+            CloseReason::DrainTimeout => {
+                require(drain_expired, "the drain timeout had not expired")
             }
+            CloseReason::Reset => require(connection.reset_reported, "the client did not reset it"),
+            CloseReason::Error => Err("no such error occurred".to_owned()),
+            CloseReason::Panic => Err("the handler must not panic".to_owned()),
+            CloseReason::BufferFull => Err("no message or answer exceeds the buffer".to_owned()),
         }
     }
 
-    /// Whether a call is interrupted; or clients act meanwhile.
+    /// Decides whether the current call is interrupted. If not, a client may act during it.
     fn is_interrupted(&mut self) -> bool {
-        if !self.random.one_in(self.disturbance) {
+        if !self.rng.one_in(self.interrupt_interval) {
             return false;
         }
-        if self.random.one_in(2) {
+        if self.rng.one_in(2) {
             return true;
         }
-        self.anybody_acts();
+        self.run_random_client();
         false
     }
 }
 
-/// The server's end of a connection.
-pub(super) struct SimulatedStream<'a> {
+fn require(condition: bool, problem: impl Into<String>) -> Result<(), String> {
+    match condition {
+        true => Ok(()),
+        false => Err(problem.into()),
+    }
+}
+
+/// The server's side of a connection.
+pub(super) struct SimStream<'a> {
     id: usize,
     kernel: Rc<RefCell<Kernel<'a>>>,
 }
 
-impl<'a> SimulatedStream<'a> {
+impl<'a> SimStream<'a> {
     pub(super) fn new(id: usize, kernel: &Rc<RefCell<Kernel<'a>>>) -> Self {
         Self {
             id,
@@ -745,121 +793,133 @@ impl<'a> SimulatedStream<'a> {
         self.id
     }
 
-    /// From here on events come under `token`, the first one for what is so already.
+    /// Registers the stream under `token`. As with epoll, an event reports the current state first.
     pub(super) fn register(&mut self, token: usize) {
         let mut kernel = self.kernel.borrow_mut();
         let id = self.id;
-        kernel.note(|| format!("connection {id} is registered as {token}"));
+        kernel.record(|| format!("connection {id}: registered with token {token}"));
         let now = kernel.now;
         let in_use = kernel
-            .wires
+            .connections
             .iter()
-            .any(|wire| wire.is_open() && wire.token == Some(token));
-        kernel.check(!in_use, || {
-            format!("token {token} belongs to another already")
-        });
-        let wire = &mut kernel.wires[id];
-        wire.token = Some(token);
-        wire.pending = true;
-        wire.active = now;
+            .any(|connection| connection.is_open() && connection.token == Some(token));
+        kernel.check(!in_use, || format!("token {token} is already in use"));
+        let connection = &mut kernel.connections[id];
+        connection.token = Some(token);
+        connection.event_pending = true;
+        connection.last_activity = now;
     }
 }
 
-/// Notes that a connection's handler was called, and whether it asked for the close.
-pub(super) fn note_handling(kernel: &RefCell<Kernel<'_>>, id: usize, closing: bool) {
+/// Records that a connection's handler was called, and whether it requested a close.
+pub(super) fn record_handler_call(kernel: &RefCell<Kernel<'_>>, id: usize, close: bool) {
     let mut kernel = kernel.borrow_mut();
-    let wire = &mut kernel.wires[id];
-    let over = wire.closing || wire.ended.is_some();
-    wire.closing |= closing;
-    kernel.check(!over, || {
-        format!("connection {id} is closing, and its handler is called again")
+    let connection = &mut kernel.connections[id];
+    let is_closing = connection.close_requested || connection.write_shutdown.is_some();
+    connection.close_requested |= close;
+    kernel.check(!is_closing, || {
+        format!("connection {id} is closing, and its handler was called again")
     });
 }
 
-impl Read for SimulatedStream<'_> {
+impl Read for SimStream<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut kernel = self.kernel.borrow_mut();
         let (kernel, id) = (&mut *kernel, self.id);
         kernel.check(!bytes.is_empty(), || {
-            format!("connection {id} reads without room")
+            format!("connection {id} reads into a full buffer")
         });
         if kernel.is_interrupted() {
             return Err(ErrorKind::Interrupted.into());
         }
-        let short = kernel.promises_nothing && kernel.random.one_in(2);
-        let wire = &mut kernel.wires[id];
-        if wire.unread() > 0 {
-            let mut count = wire.unread().min(bytes.len());
-            if let Some(urgent) = wire.urgent.filter(|urgent| *urgent > wire.read) {
-                count = count.min(urgent - wire.read);
+        let truncate = kernel.short_reads_unreliable && kernel.rng.one_in(2);
+        let connection = &mut kernel.connections[id];
+        if connection.unread() > 0 {
+            let mut count = connection.unread().min(bytes.len());
+            if let Some(urgent) = connection.urgent.filter(|urgent| *urgent > connection.read) {
+                count = count.min(urgent - connection.read);
             }
-            if short {
-                count = kernel.random.up_to(count);
+            if truncate {
+                count = kernel.rng.up_to(count);
             }
-            bytes[..count].copy_from_slice(&wire.input[wire.read..wire.read + count]);
-            wire.read += count;
-            wire.moved += count;
-            kernel.moves += 1;
-            if wire.ended.is_none() {
-                wire.active = kernel.now;
+            bytes[..count]
+                .copy_from_slice(&connection.input[connection.read..connection.read + count]);
+            connection.read += count;
+            connection.bytes_in_tick += count;
+            kernel.progress += 1;
+            if connection.write_shutdown.is_none() {
+                connection.last_activity = kernel.now;
             }
-            kernel.note(|| format!("connection {id}: read {count} of {} bytes", bytes.len()));
+            kernel.record(|| {
+                format!(
+                    "connection {id}: read returns {count} of at most {} bytes",
+                    bytes.len()
+                )
+            });
             return Ok(count);
         }
-        if wire.reset && !wire.told_reset {
-            wire.told_reset = true;
-            kernel.note(|| format!("connection {id}: read says reset"));
+        if connection.reset_by_client && !connection.reset_reported {
+            connection.reset_reported = true;
+            kernel.record(|| format!("connection {id}: read returns a reset"));
             return Err(ErrorKind::ConnectionReset.into());
         }
-        if wire.half_closed || wire.reset {
-            wire.told_end = true;
-            kernel.note(|| format!("connection {id}: read says end"));
+        if connection.half_closed || connection.reset_by_client {
+            connection.eof_reported = true;
+            kernel.record(|| format!("connection {id}: read returns EOF"));
             return Ok(0);
         }
-        kernel.note(|| format!("connection {id}: read would block"));
+        kernel.record(|| format!("connection {id}: read would block"));
         Err(ErrorKind::WouldBlock.into())
     }
 }
 
-impl Write for SimulatedStream<'_> {
+impl Write for SimStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut kernel = self.kernel.borrow_mut();
         let (kernel, id) = (&mut *kernel, self.id);
         if kernel.is_interrupted() {
             return Err(ErrorKind::Interrupted.into());
         }
-        let (short, edge) = (kernel.random.one_in(8), kernel.random.one_in(2));
-        let wire = &mut kernel.wires[id];
-        if wire.reset {
-            wire.told_reset = true;
-            kernel.note(|| format!("connection {id}: write says broken pipe"));
+        let (truncate, raises_event) = (kernel.rng.one_in(8), kernel.rng.one_in(2));
+        let connection = &mut kernel.connections[id];
+        if connection.reset_by_client {
+            connection.reset_reported = true;
+            kernel.record(|| format!("connection {id}: write returns a broken pipe"));
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let room = wire.send_capacity - wire.in_flight();
-        if room == 0 {
-            wire.awaits_room = true;
-            kernel.note(|| format!("connection {id}: write would block"));
+        let free = connection.send_buffer_size - connection.in_flight();
+        if free == 0 {
+            connection.awaits_writable = true;
+            kernel.record(|| format!("connection {id}: write would block"));
             return Err(ErrorKind::WouldBlock.into());
         }
-        let mut count = room.min(bytes.len());
-        wire.awaits_room |= count < bytes.len() && edge;
-        if short {
-            count = kernel.random.up_to(count);
+        let mut count = free.min(bytes.len());
+        // A write that fills the buffer may or may not raise an event later.
+        connection.awaits_writable |= count < bytes.len() && raises_event;
+        if truncate {
+            count = kernel.rng.up_to(count);
         }
-        let due = wire.expected.get(wire.written..wire.written + count);
-        let (from, ended) = (wire.written, wire.ended.is_some());
-        let right = due == Some(&bytes[..count]);
-        wire.written += count;
-        wire.moved += count;
-        kernel.moves += 1;
-        if !ended {
-            wire.active = kernel.now;
+        let start = connection.written;
+        let is_expected = connection.expected.get(start..start + count) == Some(&bytes[..count]);
+        let is_shut_down = connection.write_shutdown.is_some();
+        connection.written += count;
+        connection.bytes_in_tick += count;
+        kernel.progress += 1;
+        if !is_shut_down {
+            connection.last_activity = kernel.now;
         }
-        kernel.note(|| format!("connection {id}: wrote {count} of {} bytes", bytes.len()));
-        kernel.check(right, || {
-            format!("connection {id}: bytes {from}.. of its output are not what they should be")
+        kernel.record(|| {
+            format!(
+                "connection {id}: write takes {count} of {} bytes",
+                bytes.len()
+            )
         });
-        kernel.check(!ended, || format!("connection {id} writes after its end"));
+        kernel.check(is_expected, || {
+            format!("connection {id} wrote wrong bytes at position {start} of its output")
+        });
+        kernel.check(!is_shut_down, || {
+            format!("connection {id} wrote after it had shut down its side")
+        });
         Ok(count)
     }
 
@@ -868,39 +928,44 @@ impl Write for SimulatedStream<'_> {
     }
 }
 
-impl Stream for SimulatedStream<'_> {
+impl Stream for SimStream<'_> {
     fn shutdown_write(&mut self) -> io::Result<()> {
         let mut kernel = self.kernel.borrow_mut();
         let (id, now) = (self.id, kernel.now);
-        kernel.note(|| format!("connection {id}: the server ends its stream"));
-        let wire = &mut kernel.wires[id];
-        if wire.reset {
-            wire.told_reset = true;
+        kernel.record(|| format!("connection {id}: the server shuts down its side"));
+        let connection = &mut kernel.connections[id];
+        if connection.reset_by_client {
+            connection.reset_reported = true;
             return Err(ErrorKind::NotConnected.into());
         }
-        let twice = wire.ended.replace((now, wire.read)).is_some();
-        kernel.check(!twice, || format!("connection {id} ends its stream twice"));
+        let twice = connection
+            .write_shutdown
+            .replace((now, connection.read))
+            .is_some();
+        kernel.check(!twice, || {
+            format!("connection {id} shut down its side twice")
+        });
         Ok(())
     }
 
     fn short_read_means_drained(&self) -> bool {
-        !self.kernel.borrow().promises_nothing
+        !self.kernel.borrow().short_reads_unreliable
     }
 }
 
-impl Drop for SimulatedStream<'_> {
+impl Drop for SimStream<'_> {
     fn drop(&mut self) {
-        // Borrowed only where a panic is on its way.
+        // The kernel is borrowed only while a panic unwinds.
         let Ok(mut kernel) = self.kernel.try_borrow_mut() else {
             return;
         };
         let (id, now) = (self.id, kernel.now);
-        kernel.explain();
-        kernel.note(|| format!("connection {id}: the server drops it"));
-        let wire = &mut kernel.wires[id];
-        wire.dropped = Some(now);
-        // The kernel answers unread bytes with a reset, which destroys what is on its way.
-        wire.cut |= wire.unread() > 0;
-        kernel.unexplained = Some(id);
+        kernel.check_last_close();
+        kernel.record(|| format!("connection {id}: the server drops it"));
+        let connection = &mut kernel.connections[id];
+        connection.dropped_at = Some(now);
+        // A close with unread bytes sends a reset, which destroys output in flight.
+        connection.reset_on_close |= connection.unread() > 0;
+        kernel.uncounted_drop = Some(id);
     }
 }

@@ -304,5 +304,5 @@ fn a_worker_that_dies_ends_the_server_and_the_others_drain() {
     drop(other);
     until("the server ends", || server.is_shut_down());
     let error = server.outcome().expect_err("a worker has died");
-    assert_eq!(error.to_string(), "worker 0 died: the bomb went off");
+    assert_eq!(error.to_string(), "worker 0 panicked: the bomb went off");
 }

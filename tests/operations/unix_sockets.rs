@@ -115,7 +115,7 @@ fn a_socket_whose_backlog_is_full_is_left_alone() {
 fn a_file_that_is_no_listener_is_left_alone() {
     let scratch = Scratch::new();
     let path = scratch.join("echo");
-    let said = "there is a file, and it is no socket";
+    let said = "file exists and is not a socket";
     fs::write(&path, "precious").unwrap();
     assert_eq!(check_refusal(&path), said);
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
