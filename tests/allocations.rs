@@ -1,7 +1,7 @@
-//! What the server allocates: nothing per message, and little for a connection that is idle.
+//! What the server allocates: nothing per message, and little for an idle connection.
 //!
-//! One test in a crate of its own, since the allocator counts for the whole process. The clients are
-//! in it too: they allocate nothing while it counts.
+//! A single test in a crate of its own, because the allocator counts for the whole process. It includes the clients,
+//! which therefore allocate nothing while it counts.
 
 #![cfg(unix)]
 
@@ -20,7 +20,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Fewer are tried where this process may not have the descriptors: each takes two here.
+/// Fewer are tried if the descriptor limit is lower: each takes two in this process.
 const CONNECTIONS_WANTED: usize = 10_000;
 const OTHER_DESCRIPTORS: usize = 100;
 
@@ -31,7 +31,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     client
 }
 
-/// A message on each connection, there and back.
+/// Sends a message on each connection and reads it back.
 fn ping(clients: &[TcpStream]) {
     for mut client in clients {
         client.write_all(&[7; 64]).unwrap();
@@ -43,7 +43,7 @@ fn ping(clients: &[TcpStream]) {
     }
 }
 
-/// 100,000 messages on 50 connections.
+/// Checks that 100,000 messages on 50 connections allocate nothing.
 fn check_messages(address: SocketAddr) {
     let clients: Vec<_> = (0..50).map(|_| connect(address)).collect();
     ping(&clients);
@@ -59,7 +59,7 @@ fn check_messages(address: SocketAddr) {
     );
 }
 
-/// Many connections, each of which has echoed once.
+/// Checks what many connections keep after each has echoed once.
 fn check_idle_connections(address: SocketAddr, server: &Handle) {
     let limit = rlimit::increase_nofile_limit(u64::MAX).expect("it can at least be read");
     let room = usize::try_from(limit).unwrap_or(usize::MAX) - OTHER_DESCRIPTORS;
@@ -81,7 +81,7 @@ fn check_idle_connections(address: SocketAddr, server: &Handle) {
 }
 
 #[test]
-fn nothing_per_message_and_little_per_connection() {
+fn messages_allocate_nothing_and_idle_connections_little() {
     let server = Server::bind(Config {
         listen: vec![Address::Ip(([127, 0, 0, 1], 0).into())],
         workers: NonZeroUsize::MIN,
@@ -93,7 +93,7 @@ fn nothing_per_message_and_little_per_connection() {
     };
     let handle = server.handle();
     let serving = thread::spawn(move || server.run(|_peer| Echo));
-    // In this order: the first one warms the server up for the second.
+    // In this order: the messages warm the server up for the connections.
     check_messages(address);
     check_idle_connections(address, &handle);
     handle.shut_down();

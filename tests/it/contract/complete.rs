@@ -1,0 +1,89 @@
+//! After the client's half-close, everything that it sent still comes back, however late it begins to read; then
+//! EOF.
+
+use std::{slice, thread};
+
+use echoserver::{CloseReason, Config};
+
+use crate::harness::{
+    BlockedServer, Client, TestServer, address_of, bind, config, random_bytes, wait_until_received,
+};
+
+/// Sends everything and half-closes, on each of many connections, and begins to read once the server can send
+/// no more.
+fn check_late_readers(count: usize, bytes: &[u8]) {
+    let server = TestServer::echo();
+    let connect = || Client::connect_with_receive_buffer(server.address, 64 << 10);
+    let clients: Vec<_> = (0..count).map(|_| connect()).collect();
+    thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(|| {
+                client.send(bytes);
+                client.shutdown_write();
+            });
+        }
+        server.wait_until_quiet();
+        for client in &clients {
+            client.expect(bytes);
+            client.expect_eof();
+        }
+    });
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::PeerClosed), count as u64);
+    assert_eq!(total.bytes_out, (count * bytes.len()) as u64);
+}
+
+#[test]
+fn late_reader_gets_every_byte() {
+    check_late_readers(1, &random_bytes(1, 3_000_000));
+}
+
+#[test]
+fn late_reader_gets_more_than_the_kernel_buffers_hold() {
+    check_late_readers(1, &random_bytes(2, 20_000_000));
+}
+
+#[test]
+fn many_late_readers_get_every_byte() {
+    check_late_readers(50, &random_bytes(3, 3_000_000));
+}
+
+/// Data and FIN arrive in one event, after which no other comes.
+#[test]
+fn eof_that_arrives_with_data_is_handled() {
+    let buffer_size = 4096;
+    for size in [0, 1, 1000, 4095, 4096, 4097, 8192, 10_000] {
+        let bytes = random_bytes(5, size);
+        let server = bind(Config {
+            buffer_size,
+            ..config()
+        });
+        let client = Client::connect(address_of(&server));
+        client.send(&bytes);
+        client.shutdown_write();
+        wait_until_received(slice::from_ref(&client));
+        let server = TestServer::run_echo(server);
+        client.expect(&bytes);
+        client.expect_eof();
+        assert_eq!(server.stop().total().closed_for(CloseReason::PeerClosed), 1);
+    }
+}
+
+/// The same on connections that are served already, in one batch of events.
+#[test]
+fn eof_that_arrives_with_data_is_handled_in_a_batch() {
+    let bytes = random_bytes(6, 10_000);
+    let (blocked, clients) = BlockedServer::new(100);
+    for client in &clients {
+        client.send(&bytes);
+        client.shutdown_write();
+    }
+    wait_until_received(&clients);
+    let server = blocked.release();
+    for client in &clients {
+        client.expect(&bytes);
+        client.expect_eof();
+    }
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::PeerClosed), 101);
+}

@@ -1,0 +1,303 @@
+//! A shutdown answers what has arrived, closes every connection cleanly, and takes a bounded time.
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use echoserver::{CloseReason, Config};
+
+use crate::harness::{
+    BlockedServer, Client, TestServer, address_of, bind, config, ping_all, possible_connections,
+    random_bytes, send_all, stuck_clients, wait_until, wait_until_received,
+};
+
+/// Each client gets back all that it sent, and then EOF.
+fn expect_all_and_eof(clients: Vec<Client>, bytes: &[u8]) {
+    for client in clients {
+        client.expect(bytes);
+        client.expect_eof();
+    }
+}
+
+/// Checks that all of `count` connections were closed cleanly, by either side first.
+fn check_all_answered(server: TestServer, count: usize) {
+    let total = server.stop().total();
+    let cleanly =
+        [CloseReason::Shutdown, CloseReason::PeerClosed].map(|reason| total.closed_for(reason));
+    assert_eq!(cleanly.iter().sum::<u64>(), count as u64, "{total:?}");
+    assert_eq!(total.total_discarded(), 0);
+}
+
+#[test]
+fn idle_connections_are_closed_cleanly() {
+    let server = TestServer::echo();
+    let clients = server.connect_many(50);
+    ping_all(&clients, &random_bytes(1, 100));
+    server.shut_down();
+    expect_all_and_eof(clients, b"");
+    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 50);
+}
+
+#[test]
+fn bytes_in_receive_buffers_are_answered() {
+    let count = possible_connections(1_000);
+    let (blocked, clients) = BlockedServer::new(count);
+    let bytes = random_bytes(1, 10_000);
+    send_all(&clients, &bytes);
+    wait_until_received(&clients);
+    blocked.server.shut_down();
+    let server = blocked.release();
+    expect_all_and_eof(clients, &bytes);
+    check_all_answered(server, count + 1);
+}
+
+#[test]
+fn queued_connections_are_answered() {
+    let (blocked, _) = BlockedServer::new(0);
+    let clients = blocked.server.connect_many(100);
+    let bytes = random_bytes(2, 10_000);
+    send_all(&clients, &bytes);
+    wait_until_received(&clients);
+    wait_until("all are in the worker's queue", || {
+        let stats = blocked.server.stats();
+        (stats.accepted, stats.total().assigned) == (101, 1)
+    });
+    blocked.server.shut_down();
+    let server = blocked.release();
+    expect_all_and_eof(clients, &bytes);
+    check_all_answered(server, 101);
+}
+
+#[test]
+fn connections_in_the_backlog_are_answered() {
+    let server = bind(config());
+    let connect = |_| Client::connect(address_of(&server));
+    let clients: Vec<_> = (0..100).map(connect).collect();
+    let bytes = random_bytes(3, 10_000);
+    send_all(&clients, &bytes);
+    wait_until_received(&clients);
+    server.handle().shut_down();
+    let server = TestServer::run_echo(server);
+    expect_all_and_eof(clients, &bytes);
+    check_all_answered(server, 100);
+}
+
+/// Every client has more to send, and more to read, than the kernel holds.
+#[test]
+fn active_transfers_are_closed_cleanly() {
+    let server = TestServer::echo();
+    let bytes = random_bytes(4, 20 << 20);
+    let clients = server.connect_many(20);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(|| {
+                let mut chunks = bytes.chunks(10_000);
+                while let Some(chunk) = chunks.next().filter(|_| !over.load(Relaxed)) {
+                    client.send(chunk);
+                }
+            });
+        }
+        for client in &clients {
+            client.expect(&bytes[..100_000]);
+        }
+        server.shut_down();
+        let read_rest = |client| {
+            let bytes = &bytes;
+            scope.spawn(move || {
+                Client::expect_prefix(client, &bytes[100_000..]);
+                client.expect_eof();
+            })
+        };
+        let readers: Vec<_> = clients.iter().map(read_rest).collect();
+        for reader in readers {
+            reader.join().expect("equal bytes, then EOF");
+        }
+        over.store(true, Relaxed);
+    });
+    drop(clients);
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::Shutdown), 20, "{total:?}");
+}
+
+/// A client that always has sent more than it has read is answered for half of the drain timeout, and then closed.
+#[test]
+fn endless_sender_is_closed() {
+    let server = TestServer::echo_with(Config {
+        // The other half is left to the client, so that it finds EOF on a busy machine.
+        drain_timeout: Duration::from_secs(4),
+        ..config()
+    });
+    // Sent over and over.
+    let bytes = random_bytes(5, 40 << 20);
+    let (client, mut sent) = stuck_clients(&server, 1, &bytes).remove(0);
+    server.shut_down();
+    let mut read = 0;
+    wait_until("it is closed", || {
+        let expected = &bytes[read..bytes.len().min(read + 100_000)];
+        let count = client.expect_prefix(expected);
+        read = (read + count) % bytes.len();
+        sent = client.fill(&bytes, sent % bytes.len());
+        count < expected.len()
+    });
+    drop(client);
+    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 1);
+}
+
+#[test]
+fn only_a_client_that_never_reads_is_reset() {
+    let server = TestServer::echo_with(Config {
+        drain_timeout: Duration::from_millis(300),
+        ..config()
+    });
+    let bytes = random_bytes(6, 40 << 20);
+    let client = Client::connect_with_receive_buffer(server.address, 64 << 10);
+    let others = server.connect_many(10);
+    ping_all(&others, b"ping");
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| client.try_send(&bytes));
+        server.wait_until_stuck();
+        server.shut_down();
+        expect_all_and_eof(others, b"");
+        let sent = sending.join().unwrap();
+        assert!(sent.is_err(), "it is reset before all is sent");
+    });
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::Shutdown), 10);
+    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+    assert!(total.total_discarded() > 0);
+}
+
+/// Within the drain timeout, a client that reads late gets all that the server had read.
+#[test]
+fn late_reader_gets_everything() {
+    let server = TestServer::echo_with(Config {
+        drain_timeout: Duration::from_secs(3600),
+        ..config()
+    });
+    let bytes = random_bytes(7, 40 << 20);
+    let client = Client::connect_with_receive_buffer(server.address, 64 << 10);
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| client.try_send(&bytes));
+        server.wait_until_stuck();
+        let taken = server.stats().total().bytes_in as usize;
+        server.shut_down();
+        client.expect(&bytes[..taken]);
+        client.expect_prefix(&bytes[taken..]);
+        // The server discards the rest until it closes the connection for good.
+        let _sent = sending.join().unwrap();
+    });
+    drop(client);
+    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 1);
+}
+
+#[test]
+fn draining_server_refuses_connections() {
+    let server = TestServer::echo();
+    let client = server.connect();
+    client.ping(b"ping");
+    server.shut_down();
+    client.expect_eof();
+    assert!(TcpStream::connect(server.address).is_err());
+}
+
+#[cfg(all(target_os = "linux", feature = "cli"))]
+mod program {
+    use std::io::Read;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+    use std::thread;
+
+    use rustix::process::Signal;
+
+    use crate::harness::{
+        Client, Process, SetOnDrop, ping_all, random_bytes, send_all, total, wait_until,
+        wait_until_received,
+    };
+
+    /// Everything arrives while the program is stopped, the signal included, on open connections and new ones.
+    #[test]
+    fn sigterm_answers_everything_that_has_arrived() {
+        let server = Process::serve(&["--workers=2", "--drain-timeout=60s"]);
+        let bytes = random_bytes(1, 30_000);
+        let connect = |_| Client::connect(server.address());
+        let mut clients: Vec<Client> = (0..150).map(connect).collect();
+        ping_all(&clients, b"open");
+        server.pause();
+        clients.extend((0..350).map(connect));
+        send_all(&clients, &bytes);
+        wait_until_received(&clients);
+        server.signal(Signal::TERM);
+        server.signal(Signal::CONT);
+        super::expect_all_and_eof(clients, &bytes);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_shutdown"), 500, "{log}");
+        assert_eq!(total(&log, "discarded"), 0, "{log}");
+    }
+
+    /// Clients that are sending get a part of their answer and then EOF, but no reset.
+    #[test]
+    fn sigterm_under_load_closes_every_connection_cleanly() {
+        const CLIENTS: usize = 100;
+        // A client that never stops sending is read for half of it.
+        let server = Process::serve(&["--workers=2", "--drain-timeout=8s"]);
+        let echoes = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                let client = Client::connect(server.address());
+                let echoes = &echoes;
+                scope.spawn(move || send_until_eof(&client, echoes));
+            }
+            wait_until("the clients are in mid-transfer", || {
+                echoes.load(Relaxed) >= 3 * CLIENTS
+            });
+            server.signal(Signal::TERM);
+        });
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "accepted"), CLIENTS as u64, "{log}");
+        assert_eq!(total(&log, "closed_drain_timeout"), 0, "{log}");
+    }
+
+    /// Sends the same bytes over and over, checks what comes back until EOF, and counts each time that all came.
+    fn send_until_eof(client: &Client, echoes: &AtomicUsize) {
+        let bytes = random_bytes(2, 50_000);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _end = SetOnDrop(&over);
+            scope.spawn(|| {
+                // The server may close while this sends.
+                let mut sent = Ok(());
+                while sent.is_ok() && !over.load(Relaxed) {
+                    sent = client.try_send(&bytes);
+                }
+                let _closed = client.0.shutdown(std::net::Shutdown::Write);
+            });
+            let mut position = 0;
+            let mut chunk = vec![0; bytes.len()];
+            loop {
+                let room = bytes.len() - position;
+                let count = (&client.0).read(&mut chunk[..room]).expect("no reset");
+                if count == 0 {
+                    break;
+                }
+                let expected = &bytes[position..position + count];
+                assert!(chunk[..count] == *expected, "other bytes came back");
+                position = (position + count) % bytes.len();
+                if position == 0 {
+                    echoes.fetch_add(1, Relaxed);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn drain_timeout_resets_a_stuck_connection() {
+        let server = Process::serve(&["--workers=1", "--drain-timeout=500ms"]);
+        let client = Client::connect_with_receive_buffer(server.address(), 64 << 10);
+        client.send_until_stuck(&random_bytes(3, 40 << 20));
+        server.signal(Signal::TERM);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_drain_timeout"), 1, "{log}");
+        assert!(total(&log, "discarded_drain_timeout") > 0, "{log}");
+    }
+}

@@ -1,0 +1,226 @@
+//! An error on one connection closes only that one; others of the same worker are unaffected.
+
+use std::slice;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use echoserver::{Action, CloseReason, Config, Echo, Handler, Stats};
+
+use crate::harness::{
+    BlockedServer, Client, FnHandler, TestServer, address_of, bind, config, random_bytes,
+    wait_until, wait_until_received,
+};
+
+/// Starts a server whose first connection has a handler made by `first`, and the others an echo.
+pub(super) fn server_with_first(
+    first: impl Fn() -> FnHandler + Send + Sync + 'static,
+) -> TestServer {
+    let is_first = AtomicBool::new(true);
+    TestServer::run(bind(config()), move |_peer| {
+        match is_first.swap(false, Relaxed) {
+            true => first(),
+            false => FnHandler::echo(),
+        }
+    })
+}
+
+/// Runs `test` on the first connection, beside one that echoes before and after; returns the final counters.
+fn check_first(
+    first: impl Fn() -> FnHandler + Send + Sync + 'static,
+    test: impl FnOnce(&TestServer, Client),
+) -> Stats {
+    let server = server_with_first(first);
+    let client = server.connect();
+    let other = server.connect();
+    other.ping(b"before");
+    test(&server, client);
+    other.ping(b"after");
+    other.close();
+    server.stop()
+}
+
+#[test]
+fn handler_panic_closes_only_its_connection() {
+    let panics = || {
+        FnHandler::new(|input, output| {
+            assert_ne!(input.data(), b"panic", "intended");
+            Echo.process(input, output)
+        })
+    };
+    let stats = check_first(panics, |_, client| {
+        client.ping(b"one");
+        client.send(b"panic");
+        client.expect_closed();
+    });
+    assert_eq!(stats.total().closed_for(CloseReason::Panic), 1);
+    assert_eq!(stats.total().total_discarded(), 5);
+}
+
+#[test]
+fn handler_factory_panic_closes_only_its_connection() {
+    let stats = check_first(|| panic!("intended"), |_, client| client.expect_closed());
+    assert_eq!(stats.total().closed_for(CloseReason::Panic), 1);
+}
+
+#[test]
+fn handler_drop_panic_closes_only_its_connection() {
+    struct PanicsOnDrop;
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            panic!("intended");
+        }
+    }
+    let panics = || {
+        let on_drop = PanicsOnDrop;
+        FnHandler::new(move |input, output| {
+            let _owned = &on_drop;
+            Echo.process(input, output)
+        })
+    };
+    let stats = check_first(panics, |server, client| {
+        client.ping(b"one");
+        client.reset();
+        wait_until("it is closed", || server.stats().open() == 1);
+    });
+    assert_eq!(stats.total().closed_for(CloseReason::Reset), 1);
+}
+
+#[test]
+fn handler_can_send_a_greeting() {
+    let greets = || {
+        let mut greeting = Some(b"hello\n");
+        FnHandler::new(move |input, output| {
+            if let Some(greeting) = greeting.take() {
+                assert!(input.is_empty() && output.push(greeting));
+            }
+            Echo.process(input, output)
+        })
+    };
+    let stats = check_first(greets, |server, client| {
+        client.expect(b"hello\n");
+        client.ping(b"and hello to you");
+        client.close();
+        wait_until("it is closed", || server.stats().open() == 1);
+    });
+    assert_eq!(stats.total().bytes_generated, 6);
+}
+
+/// Closing a socket with unread input resets the connection, which could destroy the output.
+#[test]
+fn output_before_a_close_reaches_the_client() {
+    let answer = random_bytes(1, 60_000);
+    let closes = {
+        let answer = answer.clone();
+        move || {
+            let answer = answer.clone();
+            FnHandler::new(move |input, output| {
+                if input.is_empty() {
+                    return Action::Continue;
+                }
+                assert!(output.push(&answer));
+                Action::Close
+            })
+        }
+    };
+    let server = server_with_first(closes);
+    let client = server.connect();
+    client.send(&random_bytes(2, 60_000));
+    client.expect(&answer);
+    client.expect_eof();
+    // More input arrives after the server has closed its half.
+    client.send(&random_bytes(3, 60_000));
+    client.shutdown_write();
+    wait_until("it is closed", || server.stats().open() == 0);
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::Handler), 1);
+    assert_eq!(total.bytes_out, 60_000);
+    assert_eq!(total.total_discarded(), 120_000);
+}
+
+#[test]
+fn client_that_never_closes_its_half_is_closed_after_a_timeout() {
+    let closes = || FnHandler::new(|_, _| Action::Close);
+    let stats = check_first(closes, |server, client| {
+        client.expect_eof();
+        wait_until("it is closed", || server.stats().open() == 1);
+    });
+    assert_eq!(stats.total().closed_for(CloseReason::Handler), 1);
+}
+
+#[test]
+fn unconsumed_input_that_fills_its_buffer_closes_the_connection() {
+    let server = bind(Config {
+        buffer_size: 100,
+        ..config()
+    });
+    let server = TestServer::run(server, |_peer| FnHandler::new(|_, _| Action::Continue));
+    let (client, shorter) = (server.connect(), server.connect());
+    shorter.send(&[1; 99]);
+    client.send(&[1; 100]);
+    client.expect_closed();
+    shorter.close();
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::BufferFull), 1);
+    assert_eq!(total.total_discarded(), 199);
+}
+
+#[test]
+fn reset_closes_only_its_connection() {
+    let server = TestServer::echo();
+    let other = server.connect();
+    for round in 0..100 {
+        let client = server.connect();
+        client.send(&random_bytes(round, 100 * round as usize));
+        client.reset();
+        other.ping(b"ping");
+    }
+    wait_until("all are closed", || server.stats().open() == 1);
+    other.close();
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::Reset), 100);
+    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
+}
+
+/// Sends `parts`, the last byte of each as urgent data.
+fn send_urgent(client: &Client, parts: &[Vec<u8>]) {
+    for part in parts {
+        let sent = client.0.send_out_of_band(part);
+        assert_eq!(sent.expect("the server takes it"), part.len());
+    }
+}
+
+/// A read stops at the urgent mark, and no event announces the bytes after it, which are there already.
+#[test]
+fn urgent_bytes_and_bytes_after_them_come_back() {
+    let parts: Vec<_> = (0..10).map(|seed| random_bytes(seed, 100)).collect();
+    let server = bind(config());
+    let client = Client::connect(address_of(&server));
+    send_urgent(&client, &parts);
+    client.send(b"after");
+    wait_until_received(slice::from_ref(&client));
+    let _server = TestServer::run_echo(server);
+    client.expect(&parts.concat());
+    client.expect(b"after");
+    send_urgent(&client, &parts);
+    client.send(b"after");
+    client.expect(&parts.concat());
+    client.expect(b"after");
+    client.close();
+}
+
+#[test]
+fn urgent_bytes_do_not_end_a_connection() {
+    let parts: Vec<_> = (0..10).map(|seed| random_bytes(seed, 100)).collect();
+    let (blocked, clients) = BlockedServer::new(20);
+    for client in &clients {
+        send_urgent(client, &parts);
+        client.send(b"after");
+        client.shutdown_write();
+    }
+    wait_until_received(&clients);
+    let _server = blocked.release();
+    for client in &clients {
+        client.expect(&parts.concat());
+        client.expect(b"after");
+        client.expect_eof();
+    }
+}

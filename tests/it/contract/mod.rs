@@ -1,0 +1,77 @@
+//! The contract: each promise of the README has the module that tests it.
+//!
+//! | promise | module | tested by |
+//! | --- | --- | --- |
+//! | Byte-exact | [`byte_exact`] | sizes around the buffer size, every byte value, many connections; also the suite `conformance` |
+//! | Complete | [`complete`] | late readers, and EOF that arrives together with data |
+//! | Bounded | [`bounded`] | clients that never read, and what the server holds for them |
+//! | Idle is free | [`idle_is_free`] | wake-ups beside 1,000 idle connections; also the suite `allocations` |
+//! | Fair | [`fair`] | other connections and new ones during a flood, and beside endless output |
+//! | Isolated | [`isolated`] | panics, resets, urgent data, full buffers, lingering clients |
+//! | Out of descriptors | [`out_of_descriptors`] | the connection limit, and descriptors taken and given back |
+//! | Accounted | [`accounted`] | totals by reason, and every descriptor after 10,000 connections; the balances in every test |
+//! | Drain | [`drain`] | connections in the backlog and in queues, bytes in the kernel, transfers, stuck clients |
+//! | Fails loudly | [`fails_loudly`] | invalid options, variables and addresses, too few descriptors, a worker that panics |
+//! | Robust | [`robust`] | closed streams, unread and broken logs, SIGPIPE, SIGSTOP |
+
+mod accounted;
+mod bounded;
+mod byte_exact;
+mod complete;
+mod drain;
+mod fails_loudly;
+mod fair;
+mod idle_is_free;
+mod isolated;
+mod out_of_descriptors;
+mod robust;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Returns the module names of the promises: the bold names that begin the items of the README's numbered list.
+fn promises() -> BTreeSet<String> {
+    let readme = include_str!("../../../README.md");
+    let is_contract = |section: &&str| {
+        let heading = section.lines().next().unwrap_or_default();
+        heading.to_lowercase().contains("contract")
+    };
+    let section = readme.split("\n## ").find(is_contract);
+    let items = section.expect("a heading").lines().filter_map(|line| {
+        let (number, rest) = line.split_once(". **")?;
+        number.parse::<u32>().ok()?;
+        rest.split_once("**")
+    });
+    let module = |(name, _): (&str, &str)| {
+        let name = name.trim_end_matches('.').to_lowercase();
+        name.replace([' ', '-'], "_")
+    };
+    items.map(module).collect()
+}
+
+#[test]
+fn every_promise_has_its_module() {
+    let this = include_str!("mod.rs");
+    let promises = promises();
+    assert!(promises.len() >= 11, "{promises:?}");
+    for name in &promises {
+        assert!(
+            this.contains(&format!("\nmod {name};\n")),
+            "no module {name}"
+        );
+        let row = format!("| [`{name}`] |");
+        assert!(this.contains(&row), "{name} is not in the map");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/contract");
+        let text = fs::read_to_string(path.join(name).with_extension("rs"));
+        let text = text.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(text.contains("#[test]"), "{name} has no test");
+    }
+    let modules = this
+        .lines()
+        .filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+    assert_eq!(
+        modules.map(str::to_owned).collect::<BTreeSet<_>>(),
+        promises
+    );
+}

@@ -1,0 +1,141 @@
+//! `--generate`: a man page that renders and completions that complete, made from the options themselves.
+
+use std::fs::{self, File};
+use std::io;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::tempdir;
+
+use crate::harness::{command, installed, program, run};
+use crate::program::command_line::help_options;
+
+const PAGES: [&str; 4] = ["man", "bash", "zsh", "fish"];
+
+fn generate(page: &str) -> String {
+    let output = check_quiet(program().args(["--generate", page]));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that must succeed and report nothing.
+fn check_quiet(command: &mut Command) -> Output {
+    let output = run(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+    output
+}
+
+#[test]
+fn every_page_has_every_option() {
+    let options = help_options();
+    assert!(options.contains("drain-timeout"), "{options:?}");
+    for page in PAGES {
+        // A man page escapes hyphens.
+        let text = generate(page).replace("\\-", "-");
+        for option in &options {
+            let long = match page {
+                "fish" => format!("-l {option}"),
+                _ => format!("--{option}"),
+            };
+            assert!(text.contains(&long), "{page} has no {option}");
+        }
+    }
+}
+
+#[test]
+fn man_page_renders_without_warnings() {
+    let page = generate("man");
+    for line in [
+        ".TH echoserver 1",
+        ".SH NAME",
+        ".SH SYNOPSIS",
+        ".SH OPTIONS",
+    ] {
+        assert!(page.contains(line), "{page}");
+    }
+    if !installed(&["groff"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("echoserver.1");
+    fs::write(&file, &page).unwrap();
+    // -ww enables every warning.
+    let arguments = ["-man", "-Tascii", "-P-cbou", "-ww"];
+    let output = check_quiet(command("groff").args(arguments).arg(&file));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in ["echoserver(1)", "--drain-timeout <TIME> [default: 5s]"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    if installed(&["mandoc"]) {
+        check_quiet(command("mandoc").args(["-T", "ascii"]).arg(&file));
+    }
+}
+
+#[test]
+fn bash_completions_complete() {
+    if !installed(&["bash"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("completion");
+    fs::write(&file, generate("bash")).unwrap();
+    check_quiet(command("bash").arg("-n").arg(&file));
+    let complete = |word: &str, before: &str| {
+        let script = r#". "$0"
+            COMP_WORDS=(echoserver "$2" "$1") COMP_CWORD=2
+            _echoserver echoserver "$1" "$2"
+            echo "${COMPREPLY[@]}""#;
+        let mut bash = command("bash");
+        bash.args(["--norc", "-c", script]).arg(&file);
+        let output = check_quiet(bash.args([word, before]));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(complete("--work", "-v"), "--workers");
+    assert_eq!(complete("", "--log-format"), "text json");
+}
+
+#[test]
+fn zsh_and_fish_completions_parse() {
+    let folder = tempdir().unwrap();
+    for shell in ["zsh", "fish"] {
+        if installed(&[shell]) {
+            let file = folder.path().join(shell);
+            fs::write(&file, generate(shell)).unwrap();
+            check_quiet(command(shell).arg("-n").arg(&file));
+        }
+    }
+}
+
+/// Generates a page to another stdout.
+fn generate_to(page: &str, stdout: impl Into<Stdio>) -> Output {
+    let mut command = program();
+    command
+        .args(["--generate", page])
+        .stdout(stdout)
+        .stderr(Stdio::piped());
+    command.spawn().unwrap().wait_with_output().unwrap()
+}
+
+#[test]
+fn closed_pipe_is_not_an_error() {
+    for page in PAGES {
+        let (_, writer) = io::pipe().unwrap();
+        let output = generate_to(page, writer);
+        assert_eq!(output.status.code(), Some(0), "{page}: {output:?}");
+        assert!(output.stderr.is_empty(), "{page}: {output:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn full_disk_is_an_error() {
+    for page in PAGES {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = generate_to(page, full);
+        assert_eq!(output.status.code(), Some(1), "{page}: {output:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let start = "echoserver: cannot write to stdout: ";
+        assert!(stderr.starts_with(start), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}

@@ -1,0 +1,347 @@
+//! systemd: inherited sockets, notifications, and the packaged units, which confine the program to what it needs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+use tempfile::tempdir;
+
+use super::{packaged, replace_all};
+use crate::harness::{
+    Client, DEADLINE, Process, command, free_address, http, installed, program, random_bytes, run,
+    wait_until,
+};
+
+/// Returns a command that passes `sockets` to the program as service managers do.
+fn inheriting(sockets: Vec<OwnedFd>) -> Command {
+    // They must be at 3 and above. The descriptors of this process close on `exec`, except for the standard
+    // streams, from where a shell moves them.
+    let moves = ["3<&0", "3<&0 4<&1"][sockets.len() - 1];
+    let mut shell = command("sh");
+    shell.arg("-c");
+    shell.arg(format!(
+        r#"LISTEN_PID=$$ LISTEN_FDS={} exec "$0" "$@" {moves} </dev/null >/dev/null"#,
+        sockets.len(),
+    ));
+    shell.arg(program().get_program());
+    let mut sockets = sockets.into_iter();
+    shell.stdin(sockets.next().expect("at least one"));
+    if let Some(second) = sockets.next() {
+        shell.stdout(second);
+    }
+    shell
+}
+
+#[test]
+fn inherited_sockets_replace_the_default_listener() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("echo");
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unix = UnixListener::bind(&path).unwrap();
+    let address = tcp.local_addr().unwrap();
+    let server = Process::start(&mut inheriting(vec![tcp.into(), unix.into()]));
+    assert_eq!(server.lines_with("listening on").len(), 2);
+    assert_eq!(server.address(), address);
+    Client::connect(address).check_echo(&random_bytes(1, 1_000_000));
+    Client::connect_unix(&path).check_echo(&random_bytes(2, 1_000_000));
+    server.terminate();
+    assert!(path.exists(), "the file is not the program's");
+}
+
+#[test]
+fn inherited_sockets_add_to_configured_listeners() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let inherited = tcp.local_addr().unwrap();
+    let server = Process::start(inheriting(vec![tcp.into()]).arg("--listen=127.0.0.1:0"));
+    assert_eq!(server.lines_with("listening on").len(), 2);
+    let configured = server.address();
+    assert_ne!(configured, inherited);
+    Client::connect(configured).check_echo(b"configured");
+    Client::connect(inherited).check_echo(b"inherited");
+    server.terminate();
+}
+
+#[test]
+fn inherited_socket_that_cannot_listen_is_reported() {
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (status, log) = Process::launch(&mut inheriting(vec![datagrams.into()])).wait();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let start = "echoserver: cannot listen on inherited socket 0: ";
+    assert!(log.starts_with(start), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+/// The listener outlives the server: clients that connect in between wait in its backlog.
+#[test]
+fn restart_refuses_no_connection() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let start = || Process::start(&mut inheriting(vec![tcp.try_clone().unwrap().into()]));
+    let old = start();
+    Client::connect(address).check_echo(b"before");
+    old.terminate();
+    let waiting: Vec<_> = (0..20).map(|_| Client::connect(address)).collect();
+    let new = start();
+    for (client, seed) in waiting.into_iter().zip(0..) {
+        client.check_echo(&random_bytes(seed, 10_000));
+    }
+    new.terminate();
+}
+
+#[test]
+fn socket_activation_starts_the_program() {
+    if !installed(&["systemd-socket-activate"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("echo");
+    let address = free_address();
+    let mut activator = command("systemd-socket-activate");
+    activator.arg(format!("--listen={address}"));
+    activator.arg(format!("--listen={}", path.display()));
+    activator.arg(program().get_program()).arg("--workers=2");
+    let mut server = Process::launch(&mut activator);
+    server.wait_for_log(&format!("Listening on {} as", path.display()));
+    // The first client starts the program.
+    Client::connect_unix(&path).check_echo(b"start");
+    server.wait_for_log("] listening on ");
+    Client::connect(address).check_echo(&random_bytes(1, 1_000_000));
+    Client::connect_unix(&path).check_echo(&random_bytes(2, 1_000_000));
+    let log = server.terminate();
+    for listener in [address.to_string(), format!("unix:{}", path.display())] {
+        let line = format!("] listening on {listener}\n");
+        assert!(log.contains(&line), "{log}");
+    }
+}
+
+fn receive(manager: &UnixDatagram) -> String {
+    let mut datagram = [0; 4096];
+    let length = manager.recv(&mut datagram).expect("a notification comes");
+    String::from_utf8(datagram[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn service_manager_is_notified() {
+    let folder = tempdir().unwrap();
+    let socket = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0", "--drain-timeout=20s"]);
+    let server = Process::launch(command.env("NOTIFY_SOCKET", &socket));
+
+    let ready = receive(&manager);
+    assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
+    let status = |line: &str| line.strip_prefix("STATUS=serving on ")?.parse().ok();
+    let address: Option<SocketAddr> = ready.lines().find_map(status);
+    // From the notification on, connections are accepted.
+    let client = Client::connect(address.unwrap_or_else(|| panic!("{ready}")));
+    client.ping(b"ready");
+
+    server.signal(Signal::TERM);
+    assert_eq!(receive(&manager), "STOPPING=1\nSTATUS=draining\n");
+    client.expect_eof();
+    drop(client);
+    server.wait_for_success();
+}
+
+#[test]
+fn unreachable_service_manager_is_only_logged() {
+    for socket in ["/missing/notify", "@echoserver-test-no-manager", ""] {
+        let mut command = program();
+        command.arg("--listen=127.0.0.1:0");
+        let mut server = Process::start(command.env("NOTIFY_SOCKET", socket));
+        server.wait_for_log("cannot notify the service manager: ");
+        Client::connect(server.address()).check_echo(b"all the same");
+        server.terminate();
+    }
+}
+
+#[test]
+fn absent_service_manager_is_not_logged() {
+    let server = Process::serve(&[]);
+    Client::connect(server.address()).check_echo(b"alone");
+    let log = server.terminate();
+    assert!(!log.contains("WARN") && !log.contains("notify"), "{log}");
+}
+
+/// Copies the packaged units to `folder`, with the path of this build's program.
+fn copy_units(folder: &Path) {
+    let program = program().get_program().to_string_lossy().into_owned();
+    let service = packaged("echoserver.service");
+    let service = replace_all(&service, &[("/usr/bin/echoserver", &program)]);
+    fs::write(folder.join("echoserver.service"), service).unwrap();
+    let socket = packaged("echoserver.socket");
+    fs::write(folder.join("echoserver.socket"), socket).unwrap();
+}
+
+/// Runs systemd-analyze, which must succeed, and returns its output.
+fn analyze(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(command("systemd-analyze")
+        .args(arguments)
+        .current_dir(folder));
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}");
+    text
+}
+
+#[test]
+fn units_pass_verification() {
+    if !installed(&["systemd-analyze"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    copy_units(folder.path());
+    let units = ["./echoserver.service", "./echoserver.socket"];
+    let text = analyze(folder.path(), &["verify", "--man=no", units[0], units[1]]);
+    assert_eq!(text, "");
+}
+
+#[test]
+fn unit_uses_existing_options() {
+    let service = packaged("echoserver.service");
+    let start = service
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/echoserver"))
+        .expect("it starts the program");
+    let mut command = program();
+    command
+        .arg("--listen=127.0.0.1:0")
+        .args(start.split_whitespace());
+    // Parses the options without listening, since the port may be in use.
+    let output = run(command.arg("--help"));
+    assert!(output.status.success(), "{start}");
+}
+
+#[test]
+fn service_has_a_low_exposure_level() {
+    if !installed(&["systemd-analyze"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    copy_units(folder.path());
+    let arguments = ["security", "--offline=true", "--threshold=12"];
+    let text = analyze(
+        folder.path(),
+        &[&arguments[..], &["./echoserver.service"]].concat(),
+    );
+    assert!(text.contains("Overall exposure level"), "{text}");
+}
+
+/// Returns the names in a set of system calls, and in the sets that it includes.
+fn calls_in(set: &str) -> BTreeSet<String> {
+    let text = analyze(Path::new("/"), &["syscall-filter", set]);
+    let mut names = BTreeSet::new();
+    for line in text.lines().skip(1).map(str::trim) {
+        match line.chars().next() {
+            Some('@') => names.extend(calls_in(line)),
+            Some('#') | None => {}
+            Some(_) => {
+                names.insert(line.to_owned());
+            }
+        }
+    }
+    names
+}
+
+/// Returns the calls that the unit's filter allows.
+fn allowed_calls() -> BTreeSet<String> {
+    // Always allowed, by systemd.exec(5).
+    let mut allowed = calls_in("@default");
+    let service = packaged("echoserver.service");
+    let filters = service
+        .lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    for filter in filters {
+        let denies = filter.starts_with('~');
+        for set in filter.trim_start_matches('~').split_whitespace() {
+            let calls = calls_in(set);
+            match denies {
+                true => allowed.retain(|call| !calls.contains(call)),
+                false => allowed.extend(calls),
+            }
+        }
+    }
+    allowed
+}
+
+#[test]
+fn system_call_filter_allows_all_that_the_program_calls() {
+    if !installed(&["systemd-analyze", "strace"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let (counts, path) = (folder.path().join("counts"), folder.path().join("echo"));
+    let mut strace = command("strace");
+    // The program stays this process' child, and all of its threads are traced.
+    strace.args(["-D", "-qq", "-f", "-c", "-U", "name", "-o"]);
+    strace.arg(&counts).arg(program().get_program());
+    strace.args(["--listen=127.0.0.1:0", "--unix-mode=0660", "--workers=2"]);
+    strace.arg(format!("--listen=unix:{}", path.display()));
+    strace.args(["--idle-timeout=1s", "--stats-interval=50ms", "-v"]);
+    strace.arg("--metrics=127.0.0.1:0");
+    let mut server = Process::start(&mut strace);
+    let metrics = server.metrics_address();
+    assert_eq!(http::get(metrics, "/metrics").status, 200);
+    Client::connect(server.address()).check_echo(&random_bytes(1, 100_000));
+    Client::connect_unix(&path).check_echo(&random_bytes(2, 100_000));
+    Client::connect(server.address()).expect_eof();
+    server.signal(Signal::USR1);
+    server.wait_for_log("stats: ");
+    server.terminate();
+
+    let mut text = String::new();
+    wait_until("strace has written its counts", || {
+        text = fs::read_to_string(&counts).unwrap_or_default();
+        text.ends_with("total\n")
+    });
+    // Neither rulers nor what strace reports about a thread that it leaves.
+    let is_name = |line: &&str| {
+        line.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let called: BTreeSet<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !["syscall", "total"].contains(line))
+        .filter(is_name)
+        .map(str::to_owned)
+        .collect();
+    assert!(
+        called.contains("accept4") && called.contains("prlimit64"),
+        "{text}"
+    );
+    let allowed = allowed_calls();
+    let denied: Vec<_> = called.difference(&allowed).collect();
+    assert!(denied.is_empty(), "the filter denies {denied:?}");
+}
+
+/// MemoryDenyWriteExecute denies memory that is both, and memory that becomes executable later.
+#[test]
+fn no_memory_is_writable_and_executable() {
+    if !installed(&["strace"]) {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let calls = folder.path().join("calls");
+    let mut strace = command("strace");
+    let filter = "trace=mmap,mprotect,pkey_mprotect,shmat";
+    strace.args(["-D", "-qq", "-f", "-e", filter, "-o"]);
+    strace.arg(&calls).arg(program().get_program());
+    let server = Process::start(strace.arg("--listen=127.0.0.1:0"));
+    Client::connect(server.address()).check_echo(&random_bytes(1, 1_000_000));
+    server.terminate();
+    let calls = fs::read_to_string(&calls).unwrap();
+    let protections = calls.lines().filter(|line| line.contains("PROT_"));
+    assert!(protections.clone().count() > 10, "{calls}");
+    for line in protections.filter(|line| line.contains("PROT_EXEC")) {
+        assert!(!line.contains("PROT_WRITE"), "{line}");
+        assert!(line.contains("mmap("), "{line}");
+    }
+}

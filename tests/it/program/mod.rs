@@ -1,0 +1,12 @@
+//! The program: its command line, signals, log and metrics, what it costs, and clients that people use.
+
+mod clients;
+pub(crate) mod command_line;
+mod log;
+mod metrics;
+#[cfg(target_os = "linux")]
+mod resources;
+#[cfg(target_os = "linux")]
+mod signals;
+#[cfg(target_os = "linux")]
+mod snapshots;

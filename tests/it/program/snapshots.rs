@@ -1,0 +1,71 @@
+//! Snapshots of what users read: the help, the man page and typical errors.
+//!
+//! `SNAPSHOTS=overwrite cargo test --test it snapshots` writes them anew; review the difference before you commit it.
+
+use std::net::TcpListener;
+
+use snapbox::{Assert, Data, file};
+
+use crate::harness::{program, run};
+
+/// Compares without patterns: brackets in a snapshot stand for themselves.
+fn check(text: &str, snapshot: Data) {
+    let assert = Assert::new().action_env(snapbox::assert::DEFAULT_ACTION_ENV);
+    assert.eq(text, snapshot.raw());
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = run(program().args(arguments).env_remove("COLUMNS"));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn help_matches_its_snapshot() {
+    check(&stdout(&["--help"]), file!["snapshots/help.txt"]);
+}
+
+#[test]
+fn man_page_matches_its_snapshot() {
+    let page = stdout(&["--generate", "man"]);
+    let page = page.replace(env!("CARGO_PKG_VERSION"), "VERSION");
+    check(&page, file!["snapshots/man.txt"]);
+}
+
+#[test]
+fn errors_match_their_snapshot() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let in_use = other.local_addr().unwrap().to_string();
+    let report = |line: &str| {
+        let line = line.replace("ADDRESS_IN_USE", &in_use);
+        let (variable, arguments) = line.split_once("echoserver").expect("a command line");
+        let mut command = program();
+        command.args(arguments.split_whitespace());
+        if let Some((name, value)) = variable.trim().split_once('=') {
+            command.env(name, value);
+        }
+        let output = run(&mut command);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let status = output.status.code().expect("no signal");
+        format!("$ {line}\n{stderr}exit status {status}\n").replace(&in_use, "ADDRESS_IN_USE")
+    };
+    let reports = [
+        "echoserver --workers=0",
+        "echoserver --workers=1 --workers=2",
+        "echoserver --workers",
+        "ECHOSERVER_WORKERS=abc echoserver",
+        "echoserver --listen=localhost",
+        "echoserver --listen=192.0.2.1:5555",
+        "echoserver --listen=unix:/missing/echo",
+        "echoserver --listen=ADDRESS_IN_USE",
+        "echoserver --unix-mode=9",
+        "echoserver --max-connections=many",
+        "echoserver --buffer-size=2GiB",
+        "echoserver --idle-timeout=5",
+        "echoserver --stats-interval=0s",
+        "echoserver --log-format=xml",
+        "echoserver --drain-time=1s",
+        "echoserver stray",
+    ];
+    let text = reports.map(report).join("\n");
+    check(&text, file!["snapshots/errors.txt"]);
+}

@@ -1,0 +1,147 @@
+//! Rules about the sources: which tests the documentation names, what the core imports, and how small the library
+//! builds.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{command, run};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Returns all sources in a folder and the folders in it.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => sources(&path),
+            false => vec![path],
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+/// Splits a text into identifiers and the text between them.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
+    text.split(move |letter| !is_part(letter))
+        .filter(|word| !word.is_empty())
+}
+
+/// Each rule of the event loop names the tests that fail without it, as a list of names or of links.
+#[test]
+fn tests_named_in_the_docs_exist() {
+    let docs = read(&root().join("src/lib.rs"));
+    let section = docs.split("# The rules of an event loop\n").nth(1);
+    let section = section.and_then(|rest| rest.split("\n//! # ").next());
+    let section = section.expect("the section exists");
+
+    let files = [sources(&root().join("src")), sources(&root().join("tests"))].concat();
+    let code: String = files.iter().map(|path| read(path)).collect();
+    let functions: BTreeSet<_> = code
+        .split("fn ")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('(').map(|(name, _)| name))
+        .collect();
+    // Links contain paths. Nothing else that the rules mention has two underscores in its name.
+    let is_path = |word: &&str| word.contains(['/', '.']) && !word.ends_with('.');
+    let is_test = |word: &&str| word.matches('_').count() > 1;
+    let named: Vec<_> = section
+        .split_whitespace()
+        .flat_map(|word| word.split(['(', ')', '[', ']', '`']))
+        .filter(|word| !is_path(word))
+        .flat_map(words)
+        .filter(is_test)
+        .collect();
+    assert!(named.len() > 13, "each rule names a test: {named:?}");
+    for name in named {
+        assert!(functions.contains(name), "there is no test {name}");
+    }
+}
+
+/// The connection and its table can be driven by a simulated kernel, because they depend on no socket, thread or clock.
+#[test]
+fn connection_core_imports_no_io_thread_or_clock() {
+    const FORBIDDEN: [&str; 11] = [
+        "net",
+        "server",
+        "mio",
+        "socket2",
+        "rustix",
+        "libc",
+        "Instant",
+        "SystemTime",
+        "spawn",
+        "File",
+        "Poll",
+    ];
+    let folder = root().join("src/connection");
+    let files = [sources(&folder), vec![root().join("src/connection.rs")]].concat();
+    assert!(files.len() > 2, "{files:?}");
+    for file in files {
+        let text = read(&file);
+        for line in text.lines() {
+            let code = line.split("//").next().unwrap_or_default();
+            let found = words(code).find(|word| FORBIDDEN.contains(word));
+            assert_eq!(found, None, "{}: {line}", file.display());
+            // Of threads, only the result of a caught panic.
+            let code = code
+                .replace("use std::thread;", "")
+                .replace("thread::Result", "");
+            assert!(
+                !words(&code).any(|word| word == "thread"),
+                "{}: {line}",
+                file.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn library_needs_at_most_twelve_crates() {
+    let mut cargo = command(env!("CARGO"));
+    cargo.args(["tree", "--offline", "--locked", "--no-default-features"]);
+    cargo.args(["--edges=normal", "--prefix=none", "--no-dedupe"]);
+    let output = run(cargo.current_dir(root()));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let tree = String::from_utf8(output.stdout).expect("text");
+    let crates: BTreeSet<_> = tree.lines().collect();
+    assert!(tree.starts_with("echoserver v"), "{tree}");
+    assert!(crates.len() <= 12, "{} crates: {crates:#?}", crates.len());
+}
+
+/// A child process must not inherit variables that the program reads, so every one is started by the harness.
+#[test]
+fn only_the_harness_creates_commands() {
+    let harness = root().join("tests/it/harness");
+    let pattern = ["Command", "::new("].concat();
+    for file in sources(&root().join("tests")) {
+        let allowed = file.starts_with(&harness) || !read(&file).contains(&pattern);
+        assert!(allowed, "{} creates a command", file.display());
+    }
+}
+
+#[test]
+#[cfg(all(unix, feature = "cli"))]
+fn child_processes_do_not_inherit_the_program_s_variables() {
+    let this = std::env::current_exe().expect("a test has a path");
+    // Fails if the program reads any of these variables.
+    let test = "deploy::systemd::absent_service_manager_is_not_logged";
+    for (name, value) in [
+        ("ECHOSERVER_WORKERS", "invalid"),
+        ("RUST_LOG", "echoserver=invalid"),
+        ("NOTIFY_SOCKET", "/missing"),
+    ] {
+        let output = run(command(&this).args(["--exact", test]).env(name, value));
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(report.contains("1 passed"), "{name}: {report}");
+    }
+}
