@@ -132,60 +132,73 @@
 //! 1. **An event is a hint; the result of a system call is a fact.** The end of a stream is a read of
 //!    zero bytes, not a bit in an event: unread data may precede it. Events can be late, duplicate or
 //!    spurious.
-//!    Pinned by `simulation_of_echo`, `the_end_awaits_the_output`.
+//!    Tests: [`testing`](../src/echoserver/testing.rs.html): `simulation_of_echo`;
+//!    [`connection`](../src/echoserver/connection.rs.html): `eof_waits_for_pending_output`.
 //! 2. **No edge announces what is already there.** Readiness is kept until a call would block. A
 //!    connection that stops earlier, because its budget is used, is put into the run queue.
-//!    Pinned by `a_read_that_fills_the_buffer_is_followed_by_another`,
-//!    `a_flood_starves_no_neighbour`, `who_has_spent_the_budget_goes_to_the_back`.
+//!    Tests: [`connection`](../src/echoserver/connection.rs.html):
+//!    `full_read_is_followed_by_another_read`; `tests/it/contract/fair.rs`:
+//!    `flood_does_not_starve_other_connections`;
+//!    [`connection::table`](../src/echoserver/connection/table.rs.html):
+//!    `connection_with_used_budget_moves_to_the_back`.
 //! 3. **A short read has emptied the receive queue only if nothing else ended it early.** Two things
 //!    do: EOF, which arrives in one event with the last data, and TCP's urgent mark, at which every
 //!    read stops. After an event with either, reading continues until it would block. In all other
 //!    cases one `recv` in three is saved. Urgent bytes stay in the stream (`SO_OOBINLINE`).
-//!    Pinned by `an_end_that_arrives_with_the_data_is_seen`,
-//!    `urgent_bytes_and_those_behind_them_belong_to_the_stream`,
-//!    `a_short_read_proves_nothing_where_something_else_cuts_reads_short`,
+//!    Tests: `tests/it/contract/complete.rs`: `eof_that_arrives_with_data_is_handled`;
+//!    `tests/it/contract/isolated.rs`: `urgent_bytes_and_bytes_after_them_come_back`;
+//!    [`connection`](../src/echoserver/connection.rs.html):
+//!    `short_read_is_not_trusted_after_eof_or_urgent_data`,
 //!    `a_message_costs_one_read_and_one_write`.
 //! 4. **After the client's EOF, send all pending output, then shut down the write half**, however late
 //!    the client starts to read.
-//!    Pinned by `a_late_reader_gets_more_than_the_kernel_holds`, `the_end_awaits_the_output`.
+//!    Tests: `tests/it/contract/complete.rs`: `late_reader_gets_more_than_the_kernel_buffers_hold`;
+//!    [`connection`](../src/echoserver/connection.rs.html): `eof_waits_for_pending_output`.
 //! 5. **Write at once, register interest once.** Waiting for an event before each write costs a poll,
 //!    and changing the interest around each write costs a system call.
-//!    Pinned by `a_stuck_connection_costs_no_calls_for_interest`,
-//!    `a_message_costs_three_calls`.
+//!    Tests: `tests/it/program/resources.rs`: `stuck_connection_changes_no_interest`,
+//!    `message_costs_three_system_calls`.
 //! 6. **Retry after `EINTR`; `EPIPE` and `ECONNRESET` end this connection only**, without a log entry
 //!    above debug level.
-//!    Pinned by `interrupted_calls_are_made_again`, `resets_are_quiet_ends`,
-//!    `sigpipe_is_nothing`.
+//!    Tests: [`connection`](../src/echoserver/connection.rs.html): `interrupted_calls_are_retried`;
+//!    `tests/it/contract/isolated.rs`: `reset_closes_only_its_connection`;
+//!    `tests/it/contract/robust.rs`: `sigpipe_is_ignored`.
 //! 7. **A token can be stale within a batch of events.** The connection may have been closed earlier in
 //!    the batch, so its token must not be reused before the batch is complete. New connections are
 //!    registered after the events.
-//!    Pinned by `an_event_for_nobody_is_ignored`, `simulation_of_echo`.
+//!    Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
+//!    `event_with_a_stale_token_is_ignored`; [`testing`](../src/echoserver/testing.rs.html):
+//!    `simulation_of_echo`.
 //! 8. **Push first, then wake. On a wake-up, clear the mark, then empty the queue.** Wake-ups coalesce:
 //!    one per worker and batch is enough. A waker delivers only while it is alive, so the worker owns a
 //!    reference to its own.
-//!    Pinned by `the_item_is_there_when_the_bell_rings`,
-//!    `an_item_placed_while_the_mailbox_is_emptied_rouses_anew`,
-//!    `a_batch_rouses_each_worker_once`, `closes_when_dropped_but_loses_nothing`.
+//!    Tests: [`work_queue`](../src/echoserver/work_queue.rs.html):
+//!    `item_is_in_the_mailbox_before_the_wake`, `item_pushed_during_take_all_notifies_again`,
+//!    `batch_notifies_each_worker_once`, `drop_closes_the_queue_and_loses_no_item`.
 //! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the
 //!    server ends a connection, it shuts its write half down, discards input until EOF or a deadline,
 //!    and then closes.
-//!    Pinned by `a_handler_that_closes_is_heard_to_the_end`,
-//!    `a_client_that_does_not_end_is_left_in_the_end`.
+//!    Tests: `tests/it/contract/isolated.rs`: `output_before_a_close_reaches_the_client`,
+//!    `client_that_never_closes_its_half_is_closed_after_a_timeout`.
 //! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once. Lack
 //!     of descriptors or memory pauses accepting until a connection closes or a timer expires. With an
 //!     edge-triggered listener the risk is a lost wake-up, not a busy loop.
-//!     Pinned by `passing_errors_are_tried_again_at_once`,
-//!     `without_descriptors_it_pauses_and_tries_again_by_itself`,
-//!     `a_freed_descriptor_ends_the_pause_at_once`, `more_clients_than_descriptors`.
+//!     Tests: [`server::acceptor`](../src/echoserver/server/acceptor.rs.html):
+//!     `transient_errors_are_retried_at_once`,
+//!     `accept_pauses_without_descriptors_and_retries_on_a_timer`,
+//!     `closed_connection_ends_the_pause_at_once`; `tests/it/contract/out_of_descriptors.rs`:
+//!     `accept_pauses_without_descriptors`.
 //! 11. **On Linux, accepted sockets inherit options from the listener**, so `TCP_NODELAY` and others are
 //!     set once, on the listener.
-//!     Pinned by `a_connection_in_a_crowd_costs_at_most_eight_calls`.
+//!     Tests: `tests/it/program/resources.rs`: `connection_costs_at_most_eight_system_calls`.
 //! 12. **Take many events per poll.** With a small array, busy connections wait for a place in it.
-//!     Pinned by `a_crowd_is_served_in_one_turn`.
+//!     Tests: `tests/it/contract/idle_is_free.rs`:
+//!     `many_ready_connections_are_served_after_one_wakeup`.
 //! 13. **Read the clock once per tick**, not once per message. A sweep a few times per timeout finds idle
 //!     connections.
-//!     Pinned by `sweeps_wait_for_an_eighth_of_the_timeout`,
-//!     `an_idle_timeout_wakes_nobody_before_its_time`.
+//!     Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
+//!     `sweeps_are_an_eighth_of_the_timeout_apart`; `tests/it/contract/idle_is_free.rs`:
+//!     `idle_timeout_causes_no_early_wakeups`.
 //!
 //! # Portability
 //!
@@ -200,6 +213,10 @@
 //!   only.
 //!
 //! The minimum supported Rust version is 1.88.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
+
 mod connection;
 mod error;
 mod handler;

@@ -221,7 +221,7 @@ fn resp_answers_protocol_errors_and_closes() {
         ("*9999999\r\n", "Protocol error: invalid multibulk length"),
         (
             "*1\r\n$4\r\nPINGPONG",
-            "Protocol error: a bulk string is longer than its length",
+            "Protocol error: bulk string is longer than its length",
         ),
     ] {
         let client = connect(&server);
@@ -280,7 +280,7 @@ fn resp_rejects_commands_that_exceed_its_buffer() {
     let server = start("resp_server", &[]);
     let value = vec![b'v'; 100_000];
     let answer = exchange(&connect(&server), &array(&[b"SET", b"large", &value]));
-    assert_eq!(text(&answer), "-ERR a command of more than 65536 bytes\r\n");
+    assert_eq!(text(&answer), "-ERR command exceeds 65536 bytes\r\n");
 
     // The line fits, and its reply does not.
     let line = [b"ECHO ", &*vec![b'e'; 65_530], b"\n"].concat();

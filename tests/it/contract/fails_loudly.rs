@@ -37,7 +37,7 @@ fn worker_panic_stops_the_server_and_drains_other_workers() {
     drop(other);
     wait_until("the server ends", || server.handle.is_shut_down());
     let error = server.outcome().expect_err("a worker has panicked");
-    assert_eq!(error.to_string(), "worker 0 died: intended");
+    assert_eq!(error.to_string(), "worker 0 panicked: intended");
 }
 
 #[cfg(all(unix, feature = "cli"))]

@@ -103,7 +103,7 @@ mod program {
         Client, Process, ping_all, program_with_descriptors, random_bytes, total, wait_until,
     };
 
-    const PAUSED: &str = "accepting is paused";
+    const PAUSED: &str = "accept paused";
 
     /// How often the paused acceptor tries whether descriptors have become free in other ways.
     const RETRIES_PER_SECOND: u64 = 10;

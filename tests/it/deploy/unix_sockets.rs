@@ -111,7 +111,7 @@ fn live_socket_with_a_full_backlog_is_left_alone() {
 fn other_files_are_left_alone() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("echo");
-    let reason = "there is a file, and it is no socket";
+    let reason = "file exists and is not a socket";
     fs::write(&path, "precious").unwrap();
     assert_eq!(check_error(&path), reason);
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
