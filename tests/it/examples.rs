@@ -13,8 +13,8 @@ use crate::harness::{Client, Process, command, installed, run, wait_until};
 #[path = "../../examples/checksum.rs"]
 mod checksum;
 
-/// Returns the executable of an example. `cargo test` builds the examples, but only if it isn't told what to build:
-/// an old executable must not pass for the current one.
+/// Returns the executable of an example, which must be current: `cargo test` builds the examples, but
+/// `cargo test --test it` does not.
 fn example(name: &str) -> PathBuf {
     let test = env::current_exe().expect("a test has a path");
     let profile = test.parent().and_then(Path::parent);

@@ -28,14 +28,14 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Splits a text into identifiers and the text between them.
-fn words(text: &str) -> impl Iterator<Item = &str> {
+/// Returns the identifiers and numbers in a text.
+fn identifiers(text: &str) -> impl Iterator<Item = &str> {
     let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
     text.split(move |letter| !is_part(letter))
         .filter(|word| !word.is_empty())
 }
 
-/// Each rule of the event loop names the tests that fail without it, as a list of names or of links.
+/// Each rule of the event loop names the tests that fail without it, and their files.
 #[test]
 fn tests_named_in_the_docs_exist() {
     let docs = read(&root().join("src/lib.rs"));
@@ -50,14 +50,18 @@ fn tests_named_in_the_docs_exist() {
         .skip(1)
         .filter_map(|rest| rest.split_once('(').map(|(name, _)| name))
         .collect();
-    // Links contain paths. Nothing else that the rules mention has two underscores in its name.
-    let is_path = |word: &&str| word.contains(['/', '.']) && !word.ends_with('.');
-    let is_test = |word: &&str| word.matches('_').count() > 1;
-    let named: Vec<_> = section
+    let words = section
         .split_whitespace()
-        .flat_map(|word| word.split(['(', ')', '[', ']', '`']))
-        .filter(|word| !is_path(word))
-        .flat_map(words)
+        .flat_map(|word| word.split(['(', ')', '[', ']', '`']));
+    let (paths, others): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with("tests/"));
+    for path in paths {
+        assert!(root().join(path).is_file(), "there is no file {path}");
+    }
+    // Nothing else that the rules mention has two underscores in its name.
+    let is_test = |word: &&str| word.matches('_').count() > 1;
+    let named: Vec<_> = others
+        .into_iter()
+        .flat_map(identifiers)
         .filter(is_test)
         .collect();
     assert!(named.len() > 13, "each rule names a test: {named:?}");
@@ -89,14 +93,14 @@ fn connection_core_imports_no_io_thread_or_clock() {
         let text = read(&file);
         for line in text.lines() {
             let code = line.split("//").next().unwrap_or_default();
-            let found = words(code).find(|word| FORBIDDEN.contains(word));
+            let found = identifiers(code).find(|word| FORBIDDEN.contains(word));
             assert_eq!(found, None, "{}: {line}", file.display());
             // Of threads, only the result of a caught panic.
             let code = code
                 .replace("use std::thread;", "")
                 .replace("thread::Result", "");
             assert!(
-                !words(&code).any(|word| word == "thread"),
+                !identifiers(&code).any(|word| word == "thread"),
                 "{}: {line}",
                 file.display()
             );

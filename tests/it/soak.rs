@@ -174,16 +174,16 @@ fn seconds() -> u64 {
 /// Runs clients of every kind for `duration`, or until one fails; returns how many there were. The thread that
 /// panics has the name of its kind.
 fn run_clients(address: SocketAddr, seed: u64, duration: Duration) -> u64 {
-    let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let start = Instant::now();
     thread::scope(|scope| {
         for (place, (name, kind)) in (0..).zip(KINDS) {
             for number in 0..CLIENTS {
                 let mut rng = Rng::with_seed(seed.wrapping_add(place * CLIENTS + number));
-                let (over, served) = (&over, &served);
+                let (stop, served) = (&stop, &served);
                 let run = move || {
-                    let _end = SetOnDrop(over);
-                    while start.elapsed() < duration && !over.load(Relaxed) {
+                    let _end = SetOnDrop(stop);
+                    while start.elapsed() < duration && !stop.load(Relaxed) {
                         kind(address, &mut rng);
                         served.fetch_add(1, Relaxed);
                     }

@@ -89,12 +89,12 @@ fn active_transfers_are_closed_cleanly() {
     let server = TestServer::echo();
     let bytes = random_bytes(4, 20 << 20);
     let clients = server.connect_many(20);
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for client in &clients {
             scope.spawn(|| {
                 let mut chunks = bytes.chunks(10_000);
-                while let Some(chunk) = chunks.next().filter(|_| !over.load(Relaxed)) {
+                while let Some(chunk) = chunks.next().filter(|_| !stop.load(Relaxed)) {
                     client.send(chunk);
                 }
             });
@@ -114,7 +114,7 @@ fn active_transfers_are_closed_cleanly() {
         for reader in readers {
             reader.join().expect("equal bytes, then EOF");
         }
-        over.store(true, Relaxed);
+        stop.store(true, Relaxed);
     });
     drop(clients);
     let total = server.stop().total();
@@ -261,13 +261,13 @@ mod program {
     /// Sends the same bytes over and over, checks what comes back until EOF, and counts each time that all came.
     fn send_until_eof(client: &Client, echoes: &AtomicUsize) {
         let bytes = random_bytes(2, 50_000);
-        let over = AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         thread::scope(|scope| {
-            let _end = SetOnDrop(&over);
+            let _end = SetOnDrop(&stop);
             scope.spawn(|| {
                 // The server may close while this sends.
                 let mut sent = Ok(());
-                while sent.is_ok() && !over.load(Relaxed) {
+                while sent.is_ok() && !stop.load(Relaxed) {
                     sent = client.try_send(&bytes);
                 }
                 let _closed = client.0.shutdown(std::net::Shutdown::Write);

@@ -13,13 +13,13 @@ use crate::harness::{Client, FnHandler, SetOnDrop, TestServer, random_bytes, wai
 /// Runs `test` while one connection writes and reads as fast as it can.
 fn during_a_flood(server: &TestServer, test: impl FnOnce()) {
     let bytes = random_bytes(1, 8 << 20);
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let flood = server.connect();
     thread::scope(|scope| {
         // Ends the flood even if `test` panics.
-        let _end = SetOnDrop(&over);
+        let _end = SetOnDrop(&stop);
         scope.spawn(|| {
-            while !over.load(Relaxed) {
+            while !stop.load(Relaxed) {
                 flood.send(&bytes);
             }
             flood.shutdown_write();
@@ -92,11 +92,11 @@ fn endless_output_does_not_starve_other_connections() {
     let server = server_with_first(generate);
     let (endless, other) = (server.connect(), server.connect());
     other.ping(b"before");
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let _end = SetOnDrop(&over);
+        let _end = SetOnDrop(&stop);
         scope.spawn(|| {
-            while !over.load(Relaxed) {
+            while !stop.load(Relaxed) {
                 read_some(&endless);
             }
         });

@@ -128,13 +128,13 @@ struct Tally {
     errors: Mutex<Vec<String>>,
 }
 
-/// Connects, sends and reads everything back, over and over until `over`.
+/// Connects, sends and reads everything back, over and over until `stop`.
 ///
 /// A visit that begins after a server has `ended` must succeed. An earlier one may be cut short: its connection was
 /// open when the server ended, and nothing had arrived.
-fn visit(address: SocketAddr, seed: u64, ended: &AtomicBool, over: &AtomicBool, tally: &Tally) {
+fn visit(address: SocketAddr, seed: u64, ended: &AtomicBool, stop: &AtomicBool, tally: &Tally) {
     let bytes = random_bytes(seed, 5_000);
-    while !over.load(SeqCst) {
+    while !stop.load(SeqCst) {
         let is_late = ended.load(SeqCst);
         let client = Client::connect(address);
         let mut received = Vec::new();
@@ -156,10 +156,10 @@ fn visit(address: SocketAddr, seed: u64, ended: &AtomicBool, over: &AtomicBool, 
 
 /// Sends and reads back on one connection, over and over until it ends. A message that was accepted is answered
 /// before EOF.
-fn talk(address: SocketAddr, seed: u64, over: &AtomicBool, tally: &Tally) {
+fn talk(address: SocketAddr, seed: u64, stop: &AtomicBool, tally: &Tally) {
     let bytes = random_bytes(seed, 1_000);
     let client = Client::connect(address);
-    while !over.load(SeqCst) {
+    while !stop.load(SeqCst) {
         if client.try_send(&bytes).is_err() {
             return;
         }
@@ -206,15 +206,15 @@ fn one_server_can_end_under_load() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
-    let (ended, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (ended, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     let tally = Tally::default();
     let Cluster { a, address, .. } = &cluster;
     thread::scope(|scope| {
-        let _end = SetOnDrop(&over);
+        let _end = SetOnDrop(&stop);
         for seed in 0..8 {
-            let (ended, over, tally) = (&ended, &over, &tally);
-            scope.spawn(move || visit(*address, seed, ended, over, tally));
-            scope.spawn(move || talk(*address, 100 + seed, over, tally));
+            let (ended, stop, tally) = (&ended, &stop, &tally);
+            scope.spawn(move || visit(*address, seed, ended, stop, tally));
+            scope.spawn(move || talk(*address, 100 + seed, stop, tally));
         }
         wait_for_load(&tally);
         a.signal(Signal::TERM);
@@ -241,14 +241,14 @@ fn drained_server_can_end_unnoticed() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    let (late, over) = (AtomicBool::new(true), AtomicBool::new(false));
+    let (late, stop) = (AtomicBool::new(true), AtomicBool::new(false));
     let tally = Tally::default();
     let (address, metrics) = (cluster.address, cluster.a.metrics_address());
     thread::scope(|scope| {
-        let _end = SetOnDrop(&over);
+        let _end = SetOnDrop(&stop);
         for seed in 0..8 {
-            let (late, over, tally) = (&late, &over, &tally);
-            scope.spawn(move || visit(address, seed, late, over, tally));
+            let (late, stop, tally) = (&late, &stop, &tally);
+            scope.spawn(move || visit(address, seed, late, stop, tally));
         }
         wait_for_load(&tally);
         let answer = cluster.command("set server echo/a state drain");

@@ -220,6 +220,6 @@ pub(crate) fn wait_until_received(clients: &[Client]) {
     });
 }
 
-/// Does nothing: other systems don't tell, and loopback delivers at once.
+/// Does nothing: other systems do not report it, and loopback delivers at once.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn wait_until_received(_clients: &[Client]) {}

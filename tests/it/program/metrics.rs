@@ -179,7 +179,7 @@ fn connection_is_kept_until_a_close_is_requested() {
         let response = read_response(&client);
         assert_eq!(response.header("Connection"), Some("keep-alive"));
     }
-    // A body is not read, so the bytes after the head could not be told from a next request.
+    // A body is not read, so the server cannot find the next request after it.
     let request =
         b"GET /healthz HTTP/1.1\r\nContent-Length: 30\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n      ";
     let answer = exchange(address, request);
