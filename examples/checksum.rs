@@ -5,8 +5,8 @@
 //! cargo run --release --example checksum -- Cargo.toml src/*.rs
 //! ```
 //!
-//! The main thread pushes jobs to the workers' bounded mailboxes, and waits while these are full. A
-//! worker receives its jobs with `for job in receiver`; the loop ends when the queue has been dropped.
+//! The main thread pushes a job for each file, and waits while the queue is full. Any idle thread of the
+//! queue takes the next job. Dropping the queue runs the remaining jobs and joins the threads.
 //!
 //! Checksums are printed in the order of the arguments. For a file that cannot be read, one line on
 //! stderr names the file and the error, and the exit status is 1. The other files are unaffected.
@@ -21,7 +21,7 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use echoserver::WorkQueue;
@@ -31,8 +31,8 @@ use sha2::{Digest, Sha256};
 /// Bytes per read.
 const BLOCK_SIZE: usize = 64 << 10;
 
-/// Capacity of a worker's mailbox, in jobs.
-const MAX_QUEUED: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
+/// Jobs that wait in the queue.
+const MAX_QUEUED: usize = 16;
 
 fn main() -> ExitCode {
     let paths: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
@@ -40,14 +40,19 @@ fn main() -> ExitCode {
         eprintln!("usage: checksum FILE...");
         return ExitCode::from(2);
     }
-    let bar = progress_bar(&paths);
+    let bar = Arc::new(progress_bar(&paths));
+    let progress = Arc::clone(&bar);
     let mut failed = false;
-    run_in_order(
-        &paths,
-        |path| checksum(path, &bar),
+    let ran = run_in_order(
+        paths,
+        move |path| checksum(path, &progress),
         |path, outcome| failed |= !bar.suspend(|| print(path, outcome)),
     );
     bar.finish_and_clear();
+    if let Err(error) = ran {
+        eprintln!("checksum: cannot start a thread: {error}");
+        failed = true;
+    }
     ExitCode::from(u8::from(failed))
 }
 
@@ -130,55 +135,36 @@ type Outcome<R> = Result<R, Box<dyn Any + Send>>;
 
 /// Runs `work` for each job, on as many threads as there are CPUs, and passes the outcomes to `report`
 /// in the order of the jobs. A panic in a job does not affect other jobs.
-fn run_in_order<J: Sync, R: Send>(
-    jobs: &[J],
-    work: impl Fn(&J) -> R + Sync,
-    report: impl FnMut(&J, Outcome<R>) + Send,
-) {
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let (queue, receivers) = WorkQueue::bounded(MAX_QUEUED, vec![(); workers]);
-    let reporter = Mutex::new(Reporter {
-        next: 0,
-        pending: BTreeMap::new(),
-        report,
-    });
-    thread::scope(|scope| {
-        for receiver in receivers {
-            scope.spawn(|| {
-                for index in receiver {
-                    let outcome = catch_unwind(AssertUnwindSafe(|| work(&jobs[index])));
-                    let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
-                    reporter.add(jobs, index, outcome);
-                }
-            });
+fn run_in_order<J: Send + 'static, R: Send + 'static>(
+    jobs: Vec<J>,
+    work: impl Fn(&J) -> R + Send + Sync + 'static,
+    mut report: impl FnMut(&J, Outcome<R>),
+) -> io::Result<()> {
+    let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let (sender, outcomes) = mpsc::channel();
+    let queue = WorkQueue::new(threads, MAX_QUEUED, move |(index, job): (usize, J)| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(&job)));
+        // The receiver outlives the queue.
+        let _sent = sender.send((index, (job, outcome)));
+    })?;
+    // Outcomes of later jobs, until all earlier ones have been reported.
+    let (mut pending, mut next) = (BTreeMap::new(), 0);
+    let mut report_all = |arrived: &mut dyn Iterator<Item = _>| {
+        for (index, outcome) in arrived {
+            pending.insert(index, outcome);
+            while let Some((job, outcome)) = pending.remove(&next) {
+                report(&job, outcome);
+                next += 1;
+            }
         }
-        for index in 0..jobs.len() {
-            queue
-                .push(index)
-                .expect("workers run until the queue is dropped");
-        }
-        drop(queue);
-    });
-}
-
-/// Restores the order of the jobs: an outcome is kept until all earlier ones have been reported.
-struct Reporter<R, F> {
-    next: usize,
-    pending: BTreeMap<usize, Outcome<R>>,
-    report: F,
-}
-
-impl<R, F> Reporter<R, F> {
-    fn add<J>(&mut self, jobs: &[J], index: usize, outcome: Outcome<R>)
-    where
-        F: FnMut(&J, Outcome<R>),
-    {
-        self.pending.insert(index, outcome);
-        while let Some(outcome) = self.pending.remove(&self.next) {
-            (self.report)(&jobs[self.next], outcome);
-            self.next += 1;
-        }
+    };
+    for job in jobs.into_iter().enumerate() {
+        queue.push(job);
+        report_all(&mut outcomes.try_iter());
     }
+    drop(queue);
+    report_all(&mut outcomes.iter());
+    Ok(())
 }
 
 #[cfg(test)]
@@ -189,14 +175,15 @@ mod tests {
     fn panicking_job_does_not_affect_others() {
         let jobs: Vec<u32> = (0..1000).collect();
         let mut reported = Vec::new();
-        run_in_order(
-            &jobs,
+        let ran = run_in_order(
+            jobs.clone(),
             |job| match job % 100 {
                 7 => panic!("job {job} panics on purpose"),
                 _ => job * 2,
             },
             |job, outcome| reported.push((*job, outcome.ok())),
         );
+        assert!(ran.is_ok());
         let expected = |job: u32| (job, (job % 100 != 7).then_some(job * 2));
         assert_eq!(reported, jobs.into_iter().map(expected).collect::<Vec<_>>());
     }

@@ -13,26 +13,31 @@
 //! an echo never copies a byte from one to the other.
 //!
 //! ```text
-//!            EOF and all output sent
-//!  Serving -------------------------------------------> closed
-//!   |   |                                                 ^
-//!   |   | shutdown                                        |
-//!   |   '-----> Draining --read deadline--> DrainingOutput|
-//!   |              |                              |       |
-//!   |              | nothing left to read         |       |
-//!   |              '--------------.   .-----------'       |
-//!   | Close, panic,               |   | output sent       |
-//!   | buffer full, timeout        v   v                   |
-//!   '----> Flushing --output sent--> Lingering --EOF------'
-//!                            (write half shut down)
+//!            EOF and output sent (in a shutdown: delivered)
+//!  Serving ------------------------------------------------> closed
+//!   |   |                                                      ^
+//!   |   | shutdown                                             |
+//!   |   '------> Draining --read deadline--> DrainingRest      |
+//!   |               |                              |           |
+//!   |               | nothing left to read,        | same      |
+//!   | Close, panic, | output delivered             |           |
+//!   | buffer full,  '--------------.   .-----------'           |
+//!   | timeout                      v   v                       |
+//!   '------> Flushing --sent--> Lingering --EOF, deadline------'
+//!                         (write half shut down)
 //! ```
 //!
+//! In a shutdown the process may end before the kernel has delivered what it holds, so the connection
+//! stays open until the peer has acknowledged all output ([`Stream::is_delivered`]).
+//!
 //! A reset or another error closes the connection from any state. Deadlines belong to the
-//! [table](crate::connection::table): it closes a connection that lingers or is idle for too long.
+//! [table](crate::connection::table).
 
 pub(crate) mod buffer;
 pub(crate) mod table;
+pub(crate) mod timers;
 
+use std::any::Any;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,6 +57,16 @@ pub(crate) trait Stream: Read + Write {
     ///
     /// If the peer has reset the connection.
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Whether the peer has acknowledged everything that was written. After `false`, a readiness event for
+    /// writing follows once it has.
+    fn is_delivered(&mut self) -> bool;
+
+    /// The number of bytes that have arrived and were not read.
+    fn unread(&self) -> u64;
+
+    /// Makes the coming close a reset, which discards what the kernel still holds.
+    fn abort(&mut self);
 
     /// Whether a read that does not fill the buffer proves that the receive queue is empty; see
     /// [`Readiness::read_until_would_block`].
@@ -81,10 +96,31 @@ pub(crate) struct Readiness {
 pub(crate) enum Status {
     /// All further progress requires a readiness event.
     Idle,
-    /// The budget is used; the connection can make progress without an event.
+    /// The [budget](BUDGET) is used; the connection can make progress without an event.
     Runnable,
     /// The connection has ended and can be dropped.
     Closed(CloseReason),
+}
+
+/// Bytes that a connection may read and send before other connections are served. What was read is still
+/// answered, with at most as many bytes again.
+///
+/// Measured with 20 flooding connections on one worker: the p99 latency of another connection is 25 ms
+/// with a budget of 1 MiB and 4.6 ms with this one; throughput is the same.
+pub(crate) const BUDGET: usize = 64 << 10;
+
+/// Reads, each followed by sends, per budget. It bounds the number of calls where messages are small.
+pub(crate) const MAX_ROUNDS: usize = 64;
+
+/// The part of a connection's life that determines its timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Bytes are read, handled and sent.
+    Serving,
+    /// The last output is sent.
+    Flushing,
+    /// All output is sent; only the client's EOF is awaited. The reason is that of the coming close.
+    Lingering(CloseReason),
 }
 
 /// The states of the diagram above.
@@ -95,8 +131,8 @@ enum State {
     /// The server shuts down. Data that has already arrived is read and handled, until a read would
     /// block.
     Draining,
-    /// The server shuts down and reading has stopped. Data in the buffers is handled and sent.
-    DrainingOutput,
+    /// The same, up to the given number of bytes received in total. Data that arrives later is not read.
+    DrainingRest(u64),
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Flushing(CloseReason),
     /// The write half is shut down. Input is read and discarded until EOF: closing a socket with unread
@@ -118,6 +154,8 @@ pub(crate) struct Connection<S, H> {
     awaiting_input: bool,
     /// A byte was read or written since the last [`Connection::take_progress`].
     progress: bool,
+    /// The server shuts down: the connection closes only after its output is delivered.
+    shutting_down: bool,
 }
 
 impl<S: Stream, H: Handler> Connection<S, H> {
@@ -136,6 +174,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             },
             awaiting_input: false,
             progress: false,
+            shutting_down: false,
         }
     }
 
@@ -148,6 +187,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Starts the shutdown: only data that has already arrived is read, handled and sent.
     pub(crate) fn drain(&mut self) {
+        self.shutting_down = true;
         if self.state == State::Serving {
             self.state = State::Draining;
             // Only a read that would block proves that no more data has arrived.
@@ -159,16 +199,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Stops reading in a drain, for a client that never stops sending.
+    /// Stops accepting new data in a drain, for a client that never stops sending. Data that has already
+    /// arrived is still answered.
     pub(crate) fn stop_reading(&mut self) {
         if let State::Serving | State::Draining = self.state {
-            self.state = State::DrainingOutput;
+            self.state = State::DrainingRest(self.bytes_in + self.stream.unread());
         }
     }
 
     /// Stops reading and handling; the connection closes once `output` has been sent.
     pub(crate) fn close_after_flush(&mut self, reason: CloseReason) {
-        if let State::Serving | State::Draining | State::DrainingOutput = self.state {
+        if self.is_serving() {
             self.state = State::Flushing(reason);
             self.awaiting_input = true;
         }
@@ -192,33 +233,51 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         mem::take(&mut self.progress)
     }
 
-    /// The reason of the coming close, if all output is sent and only the client's EOF is awaited.
-    pub(crate) fn linger_reason(&self) -> Option<CloseReason> {
+    /// Bytes read and sent.
+    fn transferred(&self) -> u64 {
+        self.bytes_in + self.bytes_out
+    }
+
+    /// Whether the connection is in [`Phase::Serving`].
+    pub(crate) fn is_serving(&self) -> bool {
+        matches!(
+            self.state,
+            State::Serving | State::Draining | State::DrainingRest(_)
+        )
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
         match self.state {
-            State::Lingering(reason) => Some(reason),
-            _ => None,
+            State::Serving | State::Draining | State::DrainingRest(_) => Phase::Serving,
+            State::Flushing(_) => Phase::Flushing,
+            State::Lingering(reason) => Phase::Lingering(reason),
         }
     }
 
-    /// Transfers bytes until a call would block, or for `budget` rounds, each of which reads at most one
-    /// buffer and sends one.
+    /// Prepares the drop. A connection whose buffers still hold bytes is reset, so that the client can
+    /// tell a truncated stream from a complete one; returns the number of these bytes.
+    pub(crate) fn abort_if_incomplete(&mut self) -> usize {
+        let buffered = self.buffered();
+        if buffered > 0 {
+            self.stream.abort();
+        }
+        buffered
+    }
+
+    /// Transfers bytes until a call would block or the [budget](BUDGET) is used.
     #[inline(always)]
-    pub(crate) fn drive(
-        &mut self,
-        pool: &mut Pool,
-        budget: u32,
-        counters: &WorkerCounters,
-    ) -> Status {
+    pub(crate) fn drive(&mut self, pool: &mut Pool, counters: &WorkerCounters) -> Status {
         if let Some(buffers) = self.buffers.take() {
-            return self.drive_with(buffers, pool, budget, counters);
+            return self.drive_with(buffers, pool, counters);
         }
+        let limit = self.transferred() + BUDGET as u64;
         let status = self
-            .advance(pool.scratch(), budget, counters)
+            .serve_or_finish(pool.scratch(), limit, counters)
             .unwrap_or_else(Status::Closed);
-        if !pool.is_scratch_clean() {
-            self.retain(pool.take_scratch(), 0, pool, counters);
+        if pool.is_scratch_clean() {
+            return status;
         }
-        status
+        self.retain_scratch(status, pool, counters)
     }
 
     /// [`drive`](Self::drive) for a connection that has retained its buffers.
@@ -227,31 +286,43 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         &mut self,
         mut buffers: Box<Buffers>,
         pool: &mut Pool,
-        budget: u32,
         counters: &WorkerCounters,
     ) -> Status {
         let before = buffers.len();
         let status = self
-            .advance(&mut buffers, budget, counters)
+            .advance(&mut buffers, counters)
             .unwrap_or_else(Status::Closed);
-        self.retain(buffers, before, pool, counters);
-        status
-    }
-
-    /// Retains buffers that hold bytes and recycles empty ones.
-    #[inline(never)]
-    fn retain(
-        &mut self,
-        buffers: Box<Buffers>,
-        before: usize,
-        pool: &mut Pool,
-        counters: &WorkerCounters,
-    ) {
         counters.buffered.adjust(before, buffers.len());
         if buffers.is_empty() {
             pool.recycle(buffers);
         } else {
             self.buffers = Some(buffers);
+        }
+        status
+    }
+
+    /// Retains the scratch buffers, which hold bytes. Without memory for their replacement, the connection
+    /// closes and its bytes are discarded.
+    #[inline(never)]
+    fn retain_scratch(
+        &mut self,
+        status: Status,
+        pool: &mut Pool,
+        counters: &WorkerCounters,
+    ) -> Status {
+        match pool.take_scratch() {
+            Ok(buffers) => {
+                counters.buffered.adjust(0, buffers.len());
+                self.buffers = Some(buffers);
+                status
+            }
+            Err(_out_of_memory) => {
+                let reason = CloseReason::OutOfMemory;
+                discard(&mut pool.scratch().input, reason, counters);
+                discard(&mut pool.scratch().output, reason, counters);
+                self.stream.abort();
+                Status::Closed(reason)
+            }
         }
     }
 
@@ -260,68 +331,111 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn advance(
         &mut self,
         buffers: &mut Buffers,
-        budget: u32,
         counters: &WorkerCounters,
     ) -> Result<Status, CloseReason> {
-        if !buffers.output.is_empty() && !self.flush(&mut buffers.output, counters)? {
-            return Ok(Status::Idle);
+        let limit = self.transferred() + BUDGET as u64;
+        self.flush(&mut buffers.output, limit, counters)?;
+        if !buffers.output.is_empty() {
+            return Ok(self.pending_output());
         }
-        match self.serve(buffers, budget, counters)? {
+        if self.transferred() >= limit {
+            return Ok(Status::Runnable);
+        }
+        self.serve_or_finish(buffers, limit, counters)
+    }
+
+    #[inline(always)]
+    fn serve_or_finish(
+        &mut self,
+        buffers: &mut Buffers,
+        limit: u64,
+        counters: &WorkerCounters,
+    ) -> Result<Status, CloseReason> {
+        match self.serve(buffers, limit, counters)? {
             Some(status) => Ok(status),
-            None => self.discard_until_eof(&mut buffers.input, budget, counters),
+            None => self.finish(&mut buffers.input, limit, counters),
         }
     }
 
-    /// Reads, handles and sends. Returns `None` once no more is to be read or handled.
+    /// Reads, handles and sends. Returns `None` once no more is to be read, handled or sent.
     #[inline(always)]
     fn serve(
         &mut self,
         buffers: &mut Buffers,
-        budget: u32,
+        limit: u64,
         counters: &WorkerCounters,
     ) -> Result<Option<Status>, CloseReason> {
-        for _ in 0..budget {
+        for _ in 0..MAX_ROUNDS {
             if self.awaiting_input {
-                if self.state != State::Serving && self.is_served() {
+                if !matches!(self.state, State::Serving) && self.is_served() {
                     return Ok(None);
                 }
-                if !self.receive(&mut buffers.input, counters)? {
-                    let drained = self.state == State::Draining;
-                    return Ok(if drained { None } else { Some(Status::Idle) });
+                if !self.receive(&mut buffers.input, limit, counters)? {
+                    let served = self.state != State::Serving;
+                    return Ok(if served { None } else { Some(Status::Idle) });
                 }
             }
             self.process(buffers, counters);
-            if !self.flush(&mut buffers.output, counters)? {
+            self.flush(&mut buffers.output, limit, counters)?;
+            if !buffers.output.is_empty() {
+                return Ok(Some(self.pending_output()));
+            }
+            let is_waiting = self.awaiting_input && !self.readiness.readable;
+            if is_waiting && matches!(self.state, State::Serving) {
                 return Ok(Some(Status::Idle));
+            }
+            if self.transferred() >= limit {
+                break;
             }
         }
         Ok(Some(Status::Runnable))
     }
 
-    /// Shuts the write half down, then discards input until EOF.
+    /// The status of a connection with pending output: either a write would block or the budget is used.
+    fn pending_output(&self) -> Status {
+        match self.readiness.writable {
+            true => Status::Runnable,
+            false => Status::Idle,
+        }
+    }
+
+    /// Ends a connection without anything left to read, handle or send: waits for delivery in a shutdown,
+    /// shuts the write half down, then discards input until EOF.
     #[cold]
     #[inline(never)]
-    fn discard_until_eof(
+    fn finish(
         &mut self,
         input: &mut Buffer,
-        budget: u32,
+        limit: u64,
         counters: &WorkerCounters,
     ) -> Result<Status, CloseReason> {
+        if self.shutting_down && !self.is_lingering() && !self.stream.is_delivered() {
+            return Ok(Status::Idle);
+        }
         let reason = match self.state {
             State::Lingering(reason) => reason,
+            // The client has ended its half, so a close ends the stream cleanly.
+            State::Flushing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
             State::Flushing(reason) => self.shutdown_write(reason)?,
-            State::Serving | State::Draining | State::DrainingOutput => {
+            State::Serving | State::Draining | State::DrainingRest(_) => {
                 self.shutdown_write(CloseReason::Shutdown)?
             }
         };
         discard(input, reason, counters);
-        for _ in 0..budget {
-            if !self.receive(input, counters)? {
+        for _ in 0..MAX_ROUNDS {
+            if !self.receive(input, limit, counters)? {
                 return Ok(Status::Idle);
             }
             discard(input, reason, counters);
+            if self.transferred() >= limit {
+                break;
+            }
         }
         Ok(Status::Runnable)
+    }
+
+    fn is_lingering(&self) -> bool {
+        matches!(self.state, State::Lingering(_))
     }
 
     /// Whether nothing more is to be read and handled.
@@ -331,7 +445,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         match self.state {
             State::Serving => false,
             State::Draining => !self.readiness.readable,
-            State::DrainingOutput | State::Flushing(_) | State::Lingering(_) => true,
+            State::DrainingRest(end) => self.bytes_in >= end || !self.readiness.readable,
+            State::Flushing(_) | State::Lingering(_) => true,
         }
     }
 
@@ -344,18 +459,16 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(reason)
     }
 
-    /// Sends `output`; returns whether all of it was sent.
+    /// Sends `output` until all of it is sent, a write would block or the budget is used.
     #[inline(always)]
     fn flush(
         &mut self,
         output: &mut Buffer,
+        limit: u64,
         counters: &WorkerCounters,
-    ) -> Result<bool, CloseReason> {
-        while !output.is_empty() {
-            if !self.readiness.writable {
-                return Ok(false);
-            }
-            match output.flush_into(&mut self.stream) {
+    ) -> Result<(), CloseReason> {
+        while !output.is_empty() && self.readiness.writable {
+            match output.flush_into(&mut self.stream, BUDGET) {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
@@ -364,8 +477,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 }
                 Err(error) => self.readiness.writable = is_retryable(&error)?,
             }
+            if !output.is_empty() && self.transferred() >= limit {
+                break;
+            }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Calls the handler. `output` is empty: [`flush`](Self::flush) went before.
@@ -409,29 +525,30 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(Action::Close) => self.close_after_flush(CloseReason::Handler),
             Err(panic) => {
                 // Already reported by the panic hook. Discard the partial output.
-                drop(panic);
+                dispose(panic);
                 discard(output, CloseReason::Panic, counters);
                 self.close_after_flush(CloseReason::Panic);
             }
         }
     }
 
-    /// Reads once if the stream may be readable; returns whether bytes arrived.
+    /// Reads once if the stream may be readable; returns whether bytes arrived. Part of the budget is left.
     #[inline(always)]
     fn receive(
         &mut self,
         input: &mut Buffer,
+        limit: u64,
         counters: &WorkerCounters,
     ) -> Result<bool, CloseReason> {
         while self.readiness.readable {
-            let room = input.room();
-            match input.fill_from(&mut self.stream) {
-                Ok(0) => return Err(self.eof_reason()),
-                Ok(count) => {
+            let max = (limit - self.transferred()) as usize;
+            match input.fill_from(&mut self.stream, max) {
+                Ok((0, _)) => self.on_eof(input, counters)?,
+                Ok((count, is_short)) => {
                     self.bytes_in += count as u64;
                     self.progress = true;
                     counters.bytes_in.add(count as u64);
-                    let drained = count < room && self.stream.short_read_means_drained();
+                    let drained = is_short && self.stream.short_read_means_drained();
                     self.readiness.readable = !drained || self.readiness.read_until_would_block;
                     return Ok(true);
                 }
@@ -444,15 +561,22 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(false)
     }
 
-    /// The reason of the close that follows the client's EOF.
+    /// Handles the client's EOF. All input before it is handled and its output sent; what is left in
+    /// `input` is an unfinished message. `Err` is the reason to close at once.
     #[cold]
     #[inline(never)]
-    fn eof_reason(&self) -> CloseReason {
-        match self.state {
-            State::Lingering(reason) => reason,
-            // All input before the EOF is handled and its output sent, so a close ends the stream cleanly.
-            _ => CloseReason::PeerClosed,
+    fn on_eof(&mut self, input: &mut Buffer, counters: &WorkerCounters) -> Result<(), CloseReason> {
+        if let State::Lingering(reason) = self.state {
+            return Err(reason);
         }
+        let reason = CloseReason::PeerClosed;
+        discard(input, reason, counters);
+        if !self.shutting_down {
+            return Err(reason);
+        }
+        self.readiness.readable = false;
+        self.state = State::Flushing(reason);
+        Ok(())
     }
 }
 
@@ -462,6 +586,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 fn discard(buffer: &mut Buffer, reason: CloseReason, counters: &WorkerCounters) {
     counters.discarded[reason as usize].add(buffer.len() as u64);
     buffer.clear();
+}
+
+/// Drops the payload of a panic. The payload belongs to user code, so its drop can panic as well; that
+/// second payload is leaked.
+#[cold]
+pub(crate) fn dispose(panic: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        mem::forget(second);
+    }
 }
 
 /// Whether a failed call can be retried now (`true`) or after an edge (`false`); otherwise the reason to
@@ -499,8 +632,11 @@ mod tests {
         /// These bytes are offered, this many are accepted.
         Write(&'static [u8], Result<usize, ErrorKind>),
         ShutdownWrite(Result<(), ErrorKind>),
+        IsDelivered(bool),
+        Unread(u64),
+        Abort,
     }
-    use Call::{Read as ReadCall, ShutdownWrite, Write as WriteCall};
+    use Call::{Abort, IsDelivered, Read as ReadCall, ShutdownWrite, Unread, Write as WriteCall};
 
     const WOULD_BLOCK: ErrorKind = ErrorKind::WouldBlock;
     const WOULD_BLOCK_READ: Call = ReadCall(Err(WOULD_BLOCK));
@@ -548,6 +684,27 @@ mod tests {
                 expected => panic!("shutdown_write, instead of {expected:?}"),
             }
         }
+
+        fn is_delivered(&mut self) -> bool {
+            match self.next() {
+                Some(IsDelivered(result)) => result,
+                expected => panic!("is_delivered, instead of {expected:?}"),
+            }
+        }
+
+        fn unread(&self) -> u64 {
+            match self.next() {
+                Some(Unread(count)) => count,
+                expected => panic!("unread, instead of {expected:?}"),
+            }
+        }
+
+        fn abort(&mut self) {
+            match self.next() {
+                Some(Abort) => {}
+                expected => panic!("abort, instead of {expected:?}"),
+            }
+        }
     }
 
     const READABLE: Readiness = Readiness {
@@ -572,7 +729,6 @@ mod tests {
         script: Scripted,
         pool: Pool,
         counters: WorkerCounters,
-        budget: u32,
     }
 
     impl<H: Handler> Harness<H> {
@@ -581,18 +737,15 @@ mod tests {
             Self {
                 connection: Connection::new(script.clone(), handler),
                 script,
-                pool: Pool::new(4),
+                pool: Pool::new(4).unwrap(),
                 counters: WorkerCounters::default(),
-                budget: 1000,
             }
         }
 
         /// Drives the connection, which must make exactly these calls.
         fn run(&mut self, calls: &[Call]) -> Status {
             self.script.0.borrow_mut().extend(calls);
-            let status = self
-                .connection
-                .drive(&mut self.pool, self.budget, &self.counters);
+            let status = self.connection.drive(&mut self.pool, &self.counters);
             let left = self.script.0.take();
             assert!(left.is_empty(), "calls not made: {left:?}");
             status
@@ -785,19 +938,98 @@ mod tests {
         assert_eq!(status, Status::Closed(CloseReason::Error));
     }
 
+    /// Messages of four bytes until the budget is used.
+    fn used_budget() -> Vec<Call> {
+        let message = [ReadCall(Ok(b"abcd")), WriteCall(b"abcd", Ok(4))];
+        message.repeat(MAX_ROUNDS)
+    }
+
     #[test]
     fn used_budget_leaves_the_connection_runnable() {
         let mut harness = Harness::new(Echo);
         harness.run(&[]);
-        harness.budget = 1;
-        let calls = [ReadCall(Ok(b"abcd")), WriteCall(b"abcd", Ok(4))];
-        assert_eq!(harness.event(READABLE, &calls), Status::Runnable);
-        assert_eq!(harness.run(&calls), Status::Runnable);
-        harness.budget = 2;
-        assert_eq!(
-            harness.run(&[calls[0], calls[1], WOULD_BLOCK_READ]),
-            Status::Idle
-        );
+        assert_eq!(harness.event(READABLE, &used_budget()), Status::Runnable);
+        assert_eq!(harness.run(&used_budget()), Status::Runnable);
+        assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
+    }
+
+    #[test]
+    fn budget_that_ends_with_the_last_message_leaves_the_connection_idle() {
+        let mut harness = Harness::new(Echo);
+        harness.run(&[]);
+        let mut calls = used_budget();
+        calls.truncate(calls.len() - 2);
+        calls.extend([ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    }
+
+    /// A stream of any length that counts the bytes of each call.
+    #[derive(Clone, Default)]
+    struct Endless(Rc<RefCell<Vec<usize>>>);
+
+    impl Read for Endless {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            self.0.borrow_mut().push(bytes.len());
+            Ok(bytes.len())
+        }
+    }
+
+    impl Write for Endless {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.read(&mut bytes.to_vec())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Stream for Endless {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn is_delivered(&mut self) -> bool {
+            true
+        }
+
+        fn unread(&self) -> u64 {
+            0
+        }
+
+        fn abort(&mut self) {}
+    }
+
+    #[test]
+    fn budget_limits_reads_and_sends_for_any_buffer_size() {
+        for buffer_size in [1, 1 << 10, BUDGET, 16 << 20] {
+            let stream = Endless::default();
+            let mut connection = Connection::new(stream.clone(), Echo);
+            connection.add_readiness(READABLE);
+            let mut pool = Pool::new(buffer_size).unwrap();
+            let status = connection.drive(&mut pool, &WorkerCounters::default());
+            assert_eq!(status, Status::Runnable, "{buffer_size}");
+            assert!(connection.bytes_in() <= BUDGET as u64, "{buffer_size}");
+            assert!(connection.bytes_out() <= BUDGET as u64, "{buffer_size}");
+            assert!(stream.0.borrow().len() <= 2 * MAX_ROUNDS);
+        }
+    }
+
+    #[test]
+    fn budget_limits_the_sends_of_a_handler_without_input() {
+        let stream = Endless::default();
+        let fill = FnHandler(|_: &mut Buffer, output: &mut Buffer| {
+            let bytes = vec![7; output.room()];
+            assert!(output.push(&bytes));
+            Action::Continue
+        });
+        let mut connection = Connection::new(stream, fill);
+        let mut pool = Pool::new(16 << 20).unwrap();
+        for turn in 1..=3 {
+            let status = connection.drive(&mut pool, &WorkerCounters::default());
+            assert_eq!(status, Status::Runnable);
+            assert_eq!(connection.bytes_out(), turn * BUDGET as u64);
+        }
     }
 
     #[test]
@@ -824,8 +1056,8 @@ mod tests {
         ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
         assert_eq!(
-            harness.connection.linger_reason(),
-            Some(CloseReason::Handler)
+            harness.connection.phase(),
+            Phase::Lingering(CloseReason::Handler)
         );
         assert_eq!(harness.connection.buffered(), 0);
         assert_eq!(harness.discarded(CloseReason::Handler), 2, "x and y");
@@ -842,7 +1074,7 @@ mod tests {
         let mut harness = Harness::new(FnHandler(close_with_bye));
         let calls = [ReadCall(Ok(b"q")), WriteCall(b"bye", Err(WOULD_BLOCK))];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
-        assert_eq!(harness.connection.linger_reason(), None);
+        assert_eq!(harness.connection.phase(), Phase::Flushing);
         let calls = [WriteCall(b"bye", Ok(3)), ShutdownWrite(Ok(())), EOF];
         let status = harness.event(WRITABLE, &calls);
         assert_eq!(status, Status::Closed(CloseReason::Handler));
@@ -859,7 +1091,10 @@ mod tests {
         // No reset, which could destroy answers in flight.
         let calls = [ReadCall(Ok(b"ab")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
-        assert_eq!(harness.connection.linger_reason(), Some(CloseReason::Panic));
+        assert_eq!(
+            harness.connection.phase(),
+            Phase::Lingering(CloseReason::Panic)
+        );
         assert_eq!(harness.discarded(CloseReason::Panic), 3);
     }
 
@@ -874,8 +1109,8 @@ mod tests {
         let calls = [ReadCall(Ok(b"d")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
         assert_eq!(
-            harness.connection.linger_reason(),
-            Some(CloseReason::BufferFull)
+            harness.connection.phase(),
+            Phase::Lingering(CloseReason::BufferFull)
         );
         assert_eq!(harness.discarded(CloseReason::BufferFull), 4);
     }
@@ -889,8 +1124,8 @@ mod tests {
         let calls = [ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
         assert_eq!(
-            harness.connection.linger_reason(),
-            Some(CloseReason::BufferFull)
+            harness.connection.phase(),
+            Phase::Lingering(CloseReason::BufferFull)
         );
     }
 
@@ -906,7 +1141,7 @@ mod tests {
         let other = Scripted::default();
         let silent = FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
         let mut other = Connection::new(other, silent);
-        let status = other.drive(&mut harness.pool, harness.budget, &harness.counters);
+        let status = other.drive(&mut harness.pool, &harness.counters);
         assert_eq!(status, Status::Idle, "with the same buffers");
     }
 
@@ -932,31 +1167,106 @@ mod tests {
             ReadCall(Ok(b"ab")),
             WriteCall(b"ab", Ok(2)),
             WOULD_BLOCK_READ,
+            IsDelivered(true),
             ShutdownWrite(Ok(())),
             WOULD_BLOCK_READ,
         ];
         assert_eq!(harness.run(&calls), Status::Idle);
-        assert_eq!(
-            harness.connection.linger_reason(),
-            Some(CloseReason::Shutdown)
-        );
+        let lingering = Phase::Lingering(CloseReason::Shutdown);
+        assert_eq!(harness.connection.phase(), lingering);
         let status = harness.event(READ_CLOSED, &[EOF]);
         assert_eq!(status, Status::Closed(CloseReason::Shutdown));
     }
 
     #[test]
-    fn drain_after_the_read_deadline_reads_nothing() {
+    fn drain_waits_for_delivery_and_answers_meanwhile() {
+        let mut harness = Harness::new(Echo);
+        harness.connection.drain();
+        let calls = [WOULD_BLOCK_READ, IsDelivered(false)];
+        assert_eq!(harness.run(&calls), Status::Idle);
+        let calls = [
+            ReadCall(Ok(b"ab")),
+            WriteCall(b"ab", Ok(2)),
+            IsDelivered(false),
+        ];
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.connection.phase(), Phase::Serving);
+        let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
+    }
+
+    #[test]
+    fn drain_after_eof_waits_for_delivery() {
+        let mut harness = Harness::new(Echo);
+        harness.connection.drain();
+        let calls = [EOF, IsDelivered(false)];
+        assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
+        let status = harness.event(WRITABLE, &[IsDelivered(true)]);
+        assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+    }
+
+    #[test]
+    fn drain_after_the_read_deadline_answers_what_has_arrived() {
         let mut harness = Harness::new(Echo);
         harness.run(&[]);
-        harness.budget = 1;
         harness.connection.drain();
-        let flood = [ReadCall(Ok(b"abcd")), WriteCall(b"abcd", Ok(4))];
-        assert_eq!(harness.run(&flood), Status::Runnable);
+        assert_eq!(harness.run(&used_budget()), Status::Runnable);
+        harness.script.0.borrow_mut().push_back(Unread(6));
         harness.connection.stop_reading();
-        let calls = [ShutdownWrite(Ok(())), ReadCall(Ok(b"efgh"))];
+        let mut calls = vec![
+            ReadCall(Ok(b"abcd")),
+            WriteCall(b"abcd", Ok(4)),
+            ReadCall(Ok(b"efgh")),
+            WriteCall(b"efgh", Ok(4)),
+            IsDelivered(true),
+            ShutdownWrite(Ok(())),
+        ];
+        calls.extend([ReadCall(Ok(b"more")); MAX_ROUNDS]);
         assert_eq!(harness.run(&calls), Status::Runnable);
         assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
-        assert_eq!(harness.discarded(CloseReason::Shutdown), 4);
+        assert_eq!(harness.discarded(CloseReason::Shutdown), 256);
+    }
+
+    #[test]
+    fn connection_with_pending_output_is_reset() {
+        let mut harness = Harness::new(Echo);
+        let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Err(WOULD_BLOCK))];
+        harness.event(READABLE, &calls);
+        harness.script.0.borrow_mut().push_back(Abort);
+        assert_eq!(harness.connection.abort_if_incomplete(), 2);
+        let mut empty = Harness::new(Echo);
+        assert_eq!(empty.connection.abort_if_incomplete(), 0);
+    }
+
+    #[test]
+    fn unfinished_message_is_discarded_at_eof() {
+        let wait = FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
+        let mut harness = Harness::new(wait);
+        let status = harness.event(READ_CLOSED, &[ReadCall(Ok(b"a")), EOF]);
+        assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+        assert_eq!(harness.discarded(CloseReason::PeerClosed), 1);
+        assert_eq!(harness.connection.abort_if_incomplete(), 0);
+    }
+
+    /// Panics with a payload whose drop panics.
+    struct PanicTwice;
+
+    impl Drop for PanicTwice {
+        fn drop(&mut self) {
+            panic!("deliberate panic of a payload");
+        }
+    }
+
+    #[test]
+    fn panic_of_a_panic_payload_is_contained() {
+        let mut harness = Harness::new(FnHandler(|_: &mut Buffer, _: &mut Buffer| -> Action {
+            std::panic::panic_any(PanicTwice)
+        }));
+        let calls = [ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        harness.connection.add_readiness(READABLE);
+        assert_eq!(harness.run(&calls), Status::Idle);
+        let lingering = Phase::Lingering(CloseReason::Panic);
+        assert_eq!(harness.connection.phase(), lingering);
     }
 
     #[test]
@@ -968,8 +1278,8 @@ mod tests {
         harness.connection.close_after_flush(CloseReason::Shutdown);
         harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
         assert_eq!(
-            harness.connection.linger_reason(),
-            Some(CloseReason::IdleTimeout)
+            harness.connection.phase(),
+            Phase::Lingering(CloseReason::IdleTimeout)
         );
     }
 }

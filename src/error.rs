@@ -4,9 +4,13 @@ use std::io;
 
 /// Returns the message of `error` without the `(os error 98)` that `io::Error` appends.
 pub(crate) fn error_text(error: &io::Error) -> String {
-    let text = error.to_string();
-    let end = text.find(" (os error").unwrap_or(text.len());
-    let mut text = text[..end].to_owned();
+    let mut text = error.to_string();
+    // Context may follow it, or precede it.
+    while let Some(start) = text.find(" (os error ")
+        && let Some(length) = text[start..].find(')')
+    {
+        text.replace_range(start..=start + length, "");
+    }
     if let Some(first) = text.get_mut(..1) {
         first.make_ascii_lowercase();
     }
@@ -16,4 +20,31 @@ pub(crate) fn error_text(error: &io::Error) -> String {
 /// Returns an error of the same kind whose message starts with `context`.
 pub(crate) fn with_context(error: &io::Error, context: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{context}: {}", error_text(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_has_no_error_number_and_keeps_the_rest() {
+        for (message, text) in [
+            ("Address in use (os error 98)", "address in use"),
+            ("a (os error 5): b (os error 6): c", "a: b: c"),
+            ("a (os error 5", "a (os error 5"),
+            ("plain", "plain"),
+            ("", ""),
+            ("Ärger", "Ärger"),
+        ] {
+            assert_eq!(error_text(&io::Error::other(message)), text);
+        }
+    }
+
+    #[test]
+    fn context_precedes_the_cause() {
+        let cause = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = with_context(&with_context(&cause, "inner"), "outer");
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(error.to_string(), "outer: inner: permission denied");
+    }
 }

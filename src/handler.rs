@@ -7,20 +7,21 @@ use crate::connection::buffer::Buffer;
 /// A handler consumes bytes from the front of `input` and appends its answer to `output`. It has no
 /// access to the socket: reading, writing, scheduling and closing are done for it.
 ///
-/// A handler must not block, because its worker serves many other connections on the same thread. It
-/// is called only when its connection makes progress: it has no timers and cannot send on its own.
+/// A handler must not block, because its worker serves many other connections on the same thread. It has
+/// no timers and cannot send without being called.
 pub trait Handler {
-    /// Called when there may be new input, or new room in `output`; also once, with an empty
-    /// `input`, when the connection opens (the place of a greeting).
+    /// Called once when the connection opens, with an empty `input` (the place of a greeting), then when
+    /// input has arrived, and after `output` was sent. `output` is always empty at the start of a call.
     ///
-    /// * An unfinished message is left in `input`; the next call sees it again with more behind it.
-    /// * An answer that does not fit is left for the next call. `process` is called again, with an
-    ///   empty `output`, once everything in it has been sent, if it has left input behind, found too
-    ///   little room (a push was refused, an append or a write cut short), or put more than it took.
+    /// * An unfinished message is left in `input`; the next call sees it again with more bytes appended.
+    /// * An answer that does not fit is left for the next call. After all output was sent, `process` is
+    ///   called again without new input if the last call consumed or appended something and left input, if
+    ///   an append did not fit, or if it appended more bytes than it consumed. A call that neither
+    ///   consumes nor appends anything is repeated only when input arrives.
     /// * Both buffers hold at most the server's `buffer_size` bytes. A message that fills `input`
-    ///   and still isn't taken, or an answer that an empty `output` refuses, closes the connection
+    ///   and is not consumed, or an answer that does not fit into an empty `output`, closes the connection
     ///   ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
-    /// * What is left in `input` when the client has ended its stream is discarded.
+    /// * What is left in `input` at the client's EOF is discarded.
     ///
     /// # Panics
     ///

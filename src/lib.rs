@@ -33,16 +33,16 @@
 //!   been sent. Leave its message in `input` too, or remember its effect in the handler. A client that
 //!   does not read its answers is then no longer read from: this is backpressure.
 //! * **An answer longer than the whole buffer** never fits. Send it in parts and keep the progress in
-//!   the handler, or refuse it. An answer can be longer than its message: `ß` in upper case is `SS`.
+//!   the handler, or refuse it: an answer that an empty `output` cannot hold closes the connection.
 //! * **A message larger than [`Config::buffer_size`]** cannot be buffered as a whole. When it fills
 //!   `input`, its connection is closed ([`CloseReason::BufferFull`]), unless the handler consumes it in
 //!   parts, or answers with an error and [`Action::Close`].
 //! * **A greeting** is pushed in the first call, in which `input` is empty. **To refuse** a client,
-//!   return [`Action::Close`] from that call; **to say goodbye**, push first and then return it.
-//! * **State of a connection** belongs into the fields of its handler. **State shared by connections**
-//!   is whatever the closure passed to [`Server::run`] lends to each handler, protected by a lock or an
-//!   atomic if it changes, because the handlers of several workers run at the same time. The closure
-//!   also receives the [`Peer`].
+//!   return [`Action::Close`] from that call. **To send a last message**, push it and return
+//!   [`Action::Close`].
+//! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
+//!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
+//!   atomic, because the workers run in parallel. The closure also receives the [`Peer`].
 //! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
 //!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
 //!   returns the counters.
@@ -52,16 +52,16 @@
 //!
 //! # Limits of a handler
 //!
-//! * **It cannot send without being called.** It is called when its connection has made progress, and at
-//!   no other time: there are no timers and no messages between connections. A chat server needs another
-//!   library.
+//! * **It cannot send without being called.** It is called when its connection opens, when input arrives and
+//!   after its output was sent, and at no other time: there are no timers and no messages between
+//!   connections. A chat server needs another library.
 //! * **It must not block.** Its worker serves many other connections, which would all wait. A lock held
 //!   for a moment does no harm; a database query does.
 //! * **It has no access to its socket**: it can neither set socket options nor learn how the connection
 //!   was closed.
 //! * **It sees at most one buffer of input at a time**, unless it stores more elsewhere.
-//! * **It cannot harm other connections.** A panic closes its own connection; data that it shares must
-//!   tolerate that. (With `panic = "abort"` a panic ends the process.)
+//! * **A panic closes only its own connection**; data that it shares must tolerate that. (With
+//!   `panic = "abort"` a panic ends the process.)
 //!
 //! # The path of a connection and of a byte
 //!
@@ -76,9 +76,9 @@
 //!           +------------------------------------------------------------------+
 //! ```
 //!
-//! A connection stays with its worker. A byte stays on one thread and takes its whole path within one
-//! function call, without a copy or an allocation by the library; in an echo the two buffers swap their
-//! storage. A call to drive a connection ends as *idle* (wait for an event), *runnable* (the budget is
+//! A connection stays with its worker, and so do its bytes. If the socket accepts the output at once, one
+//! function call receives, processes and sends, without an allocation. An echo swaps the storage of the
+//! two buffers and copies nothing. A call to drive a connection ends as *idle* (wait for an event), *runnable* (the budget is
 //! used: the connection moves to the back of the run queue, and the next poll does not sleep) or
 //! *closed*, with a [`CloseReason`] that is counted.
 //!
@@ -87,14 +87,18 @@
 //! | module | contains | must not depend on |
 //! | --- | --- | --- |
 //! | `server` | [`Config`], binding, ownership of every thread, shutdown | bytes |
-//! | `server::acceptor` | accepting, pauses at the limits, dispatch | bytes, protocols |
-//! | `server::worker` | one thread: its poll, its queue, its clock | bytes, protocols |
-//! | `connection::table` | a worker's connections: table, run queue, timers | polls, threads, clocks |
+//! | `server::acceptor` | accepting, pauses without capacity, the backlog at shutdown | bytes, protocols |
+//! | `server::dispatcher` | one bounded queue per worker, round-robin dispatch, notification | sockets |
+//! | `server::control` | the two signals between threads: capacity and shutdown | sockets, bytes |
+//! | `server::worker` | the event loop of one thread, one tick at a time | bytes, protocols |
+//! | `server::poller` | a poll and a clock; the simulation replaces it | connections |
+//! | `connection::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
+//! | `connection::timers` | when to look at a deadline | connections |
 //! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | I/O |
 //! | `handler` | [`Handler`], [`Action`], [`Echo`] | sockets |
-//! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers, connections |
-//! | `work_queue` | one bounded queue per worker, round-robin dispatch, notification | sockets |
+//! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only its traits |
+//! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
 //! | `stats` | counters with one writer each | everything else |
 //!
 //! `connection` and the modules below it perform no polling and read no clock: streams, readiness and
@@ -103,14 +107,13 @@
 //! # The reactor, module by module
 //!
 //! A *reactor* waits for many event sources in one place and calls the code that handles each event.
-//! This server has N + 1 reactors, each a thread with a poll of its own:
+//! This server has one for accepting and one per worker, each a thread with a poll of its own:
 //!
 //! 1. **The acceptor** waits for its listeners. It accepts clients in batches and dispatches them to the
-//!    workers round-robin: connections are many and alike, so that taking turns balances as well as
-//!    measuring load, and costs nothing. At a limit (connections, descriptors) it pauses, and clients
+//!    workers round-robin, which needs no measurement of load. At a limit (connections, descriptors) it pauses, and clients
 //!    wait in the kernel's backlog.
-//! 2. **The queue** hands the socket over. It is a bounded channel. A worker that sleeps in its poll
-//!    cannot also wait on a channel, so a waker raises an event in that poll.
+//! 2. **The dispatcher** hands the socket over. Each worker has a bounded queue. A worker that sleeps in
+//!    its poll cannot also wait on a channel, so a waker raises an event in that poll.
 //! 3. **The worker** repeats one tick: sleep in the poll, read the clock once, handle the events. It
 //!    registers a connection's socket once, for all events, edge-triggered, and never changes the
 //!    registration.
@@ -121,9 +124,9 @@
 //!    succeed; state changes follow from the results of system calls.
 //! 6. **The handler** is the only part that interprets bytes.
 //!
-//! memcached's threads have this structure; nginx and Netty are similar. The alternative is one reactor
-//! and a thread pool that takes ready connections from it. It shares the state of every connection
-//! between threads and pays for locks on the path of each byte.
+//! memcached's threads have this structure. In nginx each worker accepts by itself. An alternative is one
+//! reactor and a thread pool that takes ready connections from it: it shares the state of every connection
+//! between threads and needs locks on the path of each byte.
 //!
 //! # The rules of an event loop
 //!
@@ -144,14 +147,14 @@
 //! 3. **A short read has emptied the receive queue only if nothing else ended it early.** Two things
 //!    do: EOF, which arrives in one event with the last data, and TCP's urgent mark, at which every
 //!    read stops. After an event with either, reading continues until it would block. In all other
-//!    cases one `recv` in three is saved. Urgent bytes stay in the stream (`SO_OOBINLINE`).
+//!    cases the second `recv` of each message, which would only return `EAGAIN`, is saved. Urgent bytes stay in the stream (`SO_OOBINLINE`).
 //!    Tests: `tests/it/contract/complete.rs`: `eof_that_arrives_with_data_is_handled`;
 //!    `tests/it/contract/isolated.rs`: `urgent_bytes_and_bytes_after_them_come_back`;
 //!    [`connection`](../src/echoserver/connection.rs.html):
 //!    `short_read_is_not_trusted_after_eof_or_urgent_data`,
 //!    `a_message_costs_one_read_and_one_write`.
-//! 4. **After the client's EOF, send all pending output, then shut down the write half**, however late
-//!    the client starts to read.
+//! 4. **After the client's EOF, send all pending output before closing the socket**, however late the
+//!    client starts to read.
 //!    Tests: `tests/it/contract/complete.rs`: `late_reader_gets_more_than_the_kernel_buffers_hold`;
 //!    [`connection`](../src/echoserver/connection.rs.html): `eof_waits_for_pending_output`.
 //! 5. **Write at once, register interest once.** Waiting for an event before each write costs a poll,
@@ -169,41 +172,48 @@
 //!    Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
 //!    `event_with_a_stale_token_is_ignored`; [`testing`](../src/echoserver/testing.rs.html):
 //!    `simulation_of_echo`.
-//! 8. **Push first, then wake. On a wake-up, clear the mark, then empty the queue.** Wake-ups coalesce:
+//! 8. **Push first, then wake. On a wake-up, clear the notified mark, then empty the queue.** Wake-ups coalesce:
 //!    one per worker and batch is enough. A waker delivers only while it is alive, so the worker owns a
 //!    reference to its own.
-//!    Tests: [`work_queue`](../src/echoserver/work_queue.rs.html):
-//!    `item_is_in_the_mailbox_before_the_wake`, `item_pushed_during_take_all_notifies_again`,
-//!    `batch_notifies_each_worker_once`, `drop_closes_the_queue_and_loses_no_item`.
+//!    Tests: [`server::dispatcher`](../src/echoserver/server/dispatcher.rs.html):
+//!    `item_is_in_the_queue_before_the_notification`,
+//!    `item_pushed_while_the_queue_is_emptied_notifies_again`, `batch_notifies_each_worker_once`,
+//!    `drop_closes_the_queues_without_losing_items`.
 //! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the
 //!    server ends a connection, it shuts its write half down, discards input until EOF or a deadline,
-//!    and then closes.
+//!    and then closes. When it must abandon output, it resets on purpose (`SO_LINGER` 0), so that the
+//!    client can tell a truncated stream from a complete one.
 //!    Tests: `tests/it/contract/isolated.rs`: `output_before_a_close_reaches_the_client`,
-//!    `client_that_never_closes_its_half_is_closed_after_a_timeout`.
-//! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once. Lack
-//!     of descriptors or memory pauses accepting until a connection closes or a timer expires. With an
-//!     edge-triggered listener the risk is a lost wake-up, not a busy loop.
+//!    `client_that_never_closes_its_half_is_closed_after_a_timeout`; `tests/it/contract/complete.rs`:
+//!    `truncated_stream_is_a_reset`.
+//! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once, but
+//!     a batch of nothing but errors pauses. Lack of descriptors or memory pauses accepting, with growing
+//!     backoff, until a connection closes or a timer expires. With an edge-triggered listener the risk is
+//!     a lost wake-up, not a busy loop.
 //!     Tests: [`server::acceptor`](../src/echoserver/server/acceptor.rs.html):
-//!     `transient_errors_are_retried_at_once`,
-//!     `accept_pauses_without_descriptors_and_retries_on_a_timer`,
-//!     `closed_connection_ends_the_pause_at_once`; `tests/it/contract/out_of_descriptors.rs`:
-//!     `accept_pauses_without_descriptors`.
-//! 11. **On Linux, accepted sockets inherit options from the listener**, so `TCP_NODELAY` and others are
-//!     set once, on the listener.
+//!     `transient_errors_are_retried_at_once`, `persistent_transient_error_backs_off`,
+//!     `accept_pauses_without_descriptors_and_backs_off`, `closed_connection_ends_the_pause_at_once`;
+//!     `tests/it/contract/out_of_descriptors.rs`: `accept_pauses_without_descriptors`.
+//! 11. **On Linux, accepted sockets inherit options from the listener**, so `TCP_NODELAY`, keepalive and
+//!     `TCP_NOTSENT_LOWAT` are set once, on the listener.
 //!     Tests: `tests/it/program/resources.rs`: `connection_costs_at_most_eight_system_calls`.
 //! 12. **Take many events per poll.** With a small array, busy connections wait for a place in it.
+//!     Before a deadline expires, handle the events that the kernel already knows of: the process may have
+//!     been stopped, or one batch may not hold them all.
 //!     Tests: `tests/it/contract/idle_is_free.rs`:
-//!     `many_ready_connections_are_served_after_one_wakeup`.
-//! 13. **Read the clock once per tick**, not once per message. A sweep a few times per timeout finds idle
-//!     connections.
+//!     `many_ready_connections_are_served_after_one_wakeup`;
+//!     [`server::worker`](../src/echoserver/server/worker.rs.html):
+//!     `events_known_to_the_kernel_are_handled_before_a_connection_expires`.
+//! 13. **Read the clock once per tick**, not once per message, and schedule nothing per message: progress
+//!     moves a deadline, but sets no timer.
 //!     Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
-//!     `sweeps_are_an_eighth_of_the_timeout_apart`; `tests/it/contract/idle_is_free.rs`:
-//!     `idle_timeout_causes_no_early_wakeups`.
+//!     `deadlines_are_an_eighth_of_the_timeout_apart`, `progress_sets_no_timer`;
+//!     `tests/it/contract/idle_is_free.rs`: `idle_timeout_causes_no_early_wakeups`.
 //!
 //! # Portability
 //!
 //! The server is tested and measured on Linux. For macOS and Windows it is type-checked
-//! (`.ci/cross-check`); there it relies on nothing beyond mio. Platform-specific parts are gated:
+//! (`.ci/cross-check`); there socket I/O uses only mio and socket2. Platform-specific parts are gated:
 //!
 //! * Unix: `Address::UnixPath`. Linux and Android: `Address::UnixAbstract`, Unix-domain sockets without
 //!   a file.
@@ -234,4 +244,4 @@ pub use net::address::{Address, AddressError};
 pub use peer::Peer;
 pub use server::{Config, Handle, Server};
 pub use stats::{CloseReason, Stats, WorkerStats};
-pub use work_queue::{Receiver, Rejected, Wake, WorkQueue};
+pub use work_queue::WorkQueue;

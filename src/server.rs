@@ -1,7 +1,10 @@
 //! The server: its configuration, and the start, shutdown and join of its threads.
 
-mod acceptor;
-mod worker;
+pub(crate) mod acceptor;
+pub(crate) mod control;
+pub(crate) mod dispatcher;
+pub(crate) mod poller;
+pub(crate) mod worker;
 
 use std::any::Any;
 use std::io;
@@ -10,28 +13,31 @@ use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
-use mio::Poll;
+use mio::Waker;
 
-use self::acceptor::{Acceptor, AcceptorControl};
+use self::acceptor::Acceptor;
+use self::control::AcceptorControl;
+use self::dispatcher::Dispatcher;
+use self::poller::{Clock, MioPoller};
 use self::worker::Worker;
-use crate::connection::buffer::{Buffer, Pool};
-use crate::connection::table::{Limits, millis};
+use crate::connection::buffer::{Buffer, Buffers, Pool};
+use crate::connection::table::{ConnectionTable, Timeouts, millis};
+use crate::connection::timers::NEVER;
 use crate::error::with_context;
 use crate::handler::Handler;
 use crate::net::address::Address;
-use crate::net::listener::Listener;
+use crate::net::listener::{ListenOptions, Listener};
 use crate::peer::Peer;
 use crate::stats::{Counters, Stats};
-use crate::work_queue::WorkQueue;
 
-/// Capacity of a worker's mailbox, in connections.
-const MAX_QUEUED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// Capacity of a worker's queue of new connections.
+const QUEUE_CAPACITY: usize = 1024;
 
 /// Time limit for a client to close its side after the server has closed its own.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Budget of a connection per tick, in bytes. It is converted to whole buffers, at least two.
-const TICK_BYTES: usize = 1 << 20;
+/// Time limit for the last output of a connection that closes, without any progress.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Server configuration; construct it with struct update syntax.
 ///
@@ -59,11 +65,16 @@ pub struct Config {
     pub backlog: u32,
     /// Permissions of a Unix-domain socket's file, such as `0o660`. Default: determined by the umask.
     pub unix_mode: Option<u32>,
-    /// Idle timeout: closes a connection on which no byte is received or sent for this long, or up to
-    /// an eighth longer. Must not be zero. Default: none.
+    /// Closes a connection if for this time the client has sent nothing while the server was reading, and
+    /// accepted none of the pending output. The close can be late by an eighth of it. Must not be zero.
+    /// Default: none.
     pub idle_timeout: Option<Duration>,
-    /// Time limit for a graceful shutdown; remaining connections are then closed. Default: 5 s.
+    /// Time limit for a graceful shutdown; remaining connections are then reset. Data that arrives in its
+    /// second half is not answered. Default: 5 s.
     pub drain_timeout: Duration,
+    /// Checks whether a client still exists after this time without a packet from it (TCP keepalive): six
+    /// probes, 10 s apart, before the connection is closed. Default: 5 minutes; `None` turns it off.
+    pub tcp_keepalive: Option<Duration>,
     /// How long a worker without work keeps polling before it sleeps. Polling lowers latency and costs
     /// up to one CPU per worker. Default: 0.
     pub busy_poll: Duration,
@@ -73,18 +84,19 @@ impl Config {
     /// The maximum number of workers.
     pub const MAX_WORKERS: usize = 1024;
 
-    /// Returns the maximum number of bytes in buffers: two buffers for each connection, and the spare
-    /// buffers of the workers.
+    /// Returns the maximum number of bytes in buffers: two buffers for each connection, in whole pages, and
+    /// the spare buffers of the workers. The kernel's socket buffers are not included.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
-        let connections = (self.max_connections as u64).saturating_mul(2 * self.buffer_size as u64);
+        let connection = Buffers::max_bytes(self.buffer_size) as u64;
+        let connections = (self.max_connections as u64).saturating_mul(connection);
         connections.saturating_add(self.max_spare_memory())
     }
 
     /// Returns the part of [`max_memory`](Self::max_memory) that the workers keep as spare buffers.
     #[must_use]
     pub fn max_spare_memory(&self) -> u64 {
-        self.workers.get() as u64 * Pool::max_bytes(self.buffer_size) as u64
+        (self.workers.get() as u64).saturating_mul(Pool::max_bytes(self.buffer_size) as u64)
     }
 
     fn validate(&self) -> io::Result<()> {
@@ -109,13 +121,20 @@ impl Config {
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
-    fn limits(&self) -> Limits {
-        Limits {
-            buffer_size: self.buffer_size,
-            budget: (TICK_BYTES / self.buffer_size).clamp(2, 1024) as u32,
-            idle_timeout: self.idle_timeout.map(millis),
-            linger_timeout: millis(LINGER_TIMEOUT),
-            drain_timeout: millis(self.drain_timeout),
+    fn listen_options(&self) -> ListenOptions {
+        ListenOptions {
+            backlog: self.backlog,
+            unix_mode: self.unix_mode,
+            keepalive: self.tcp_keepalive,
+        }
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            idle: self.idle_timeout.map(millis),
+            flush: millis(FLUSH_TIMEOUT),
+            linger: millis(LINGER_TIMEOUT),
+            drain: millis(self.drain_timeout),
         }
     }
 }
@@ -131,6 +150,7 @@ impl Default for Config {
             unix_mode: None,
             idle_timeout: None,
             drain_timeout: Duration::from_secs(5),
+            tcp_keepalive: Some(Duration::from_secs(300)),
             busy_poll: Duration::ZERO,
         }
     }
@@ -158,9 +178,33 @@ pub struct Server {
     config: Config,
     listeners: Vec<Listener>,
     addresses: Vec<Address>,
-    workers: Vec<Worker>,
-    poll: Poll,
+    workers: Vec<WorkerParts>,
+    poller: MioPoller,
     handle: Handle,
+}
+
+/// What a worker is made of before its thread runs. It is allocated early, so that a lack of descriptors or
+/// memory is an error at start.
+#[derive(Debug)]
+struct WorkerParts {
+    poller: MioPoller,
+    waker: Arc<Waker>,
+    pool: Pool,
+}
+
+impl WorkerParts {
+    fn new(config: &Config, clock: Clock) -> io::Result<Self> {
+        let (poller, waker) = MioPoller::new(clock, config.busy_poll)?;
+        let pool = Pool::new(config.buffer_size).map_err(|error| {
+            let size = config.buffer_size;
+            with_context(&error, &format!("cannot allocate buffers of {size} bytes"))
+        })?;
+        Ok(Self {
+            poller,
+            waker: Arc::new(waker),
+            pool,
+        })
+    }
 }
 
 impl Server {
@@ -176,30 +220,34 @@ impl Server {
         config.validate()?;
         let mut listeners = Vec::new();
         for address in &config.listen {
-            listeners.extend(Listener::bind(address, config.backlog, config.unix_mode)?);
+            listeners.extend(Listener::bind(address, config.listen_options())?);
         }
         let addresses = listeners
             .iter()
             .map(Listener::address)
             .collect::<io::Result<_>>()?;
-        let count = config.workers.get();
-        let workers = (0..count)
+        let clock = Clock::start();
+        let workers = (0..config.workers.get())
             .map(|index| {
-                Worker::new(index)
+                WorkerParts::new(&config, clock)
                     .map_err(|error| with_context(&error, &format!("cannot set up worker {index}")))
             })
-            .collect::<io::Result<_>>()?;
-        let poll = Poll::new()?;
+            .collect::<io::Result<Vec<_>>>()?;
+        let (poller, waker) = MioPoller::new(clock, Duration::ZERO)
+            .map_err(|error| with_context(&error, "cannot set up the acceptor"))?;
+        let worker_wakers = workers.iter().map(|parts| Arc::clone(&parts.waker));
         let handle = Handle {
-            control: Arc::new(AcceptorControl::new(&poll)?),
-            counters: Arc::new(Counters::new(count)),
+            control: Arc::new(AcceptorControl::new(Arc::new(waker), worker_wakers)),
+            counters: Arc::new(Counters::new(workers.len())),
+            clock,
+            drain_timeout: config.drain_timeout,
         };
         Ok(Self {
             config,
             listeners,
             addresses,
             workers,
-            poll,
+            poller,
             handle,
         })
     }
@@ -208,16 +256,17 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Fails if the socket cannot be configured or has no local address.
+    /// Fails if the socket is not a listening TCP socket or cannot be configured.
     pub fn adopt_tcp(&mut self, listener: std::net::TcpListener) -> io::Result<()> {
-        self.adopt(Listener::from_tcp(listener)?)
+        let options = self.config.listen_options();
+        self.adopt(Listener::from_tcp(listener, options)?)
     }
 
     /// Adds a Unix-domain listener that was created elsewhere. Its file is kept when the server ends.
     ///
     /// # Errors
     ///
-    /// Fails if the socket cannot be configured or has no local address.
+    /// Fails if the socket is not a listening Unix-domain stream socket or cannot be configured.
     #[cfg(unix)]
     pub fn adopt_unix(&mut self, listener: std::os::unix::net::UnixListener) -> io::Result<()> {
         self.adopt(Listener::from_unix(listener)?)
@@ -244,14 +293,14 @@ impl Server {
     /// Serves until [`Handle::shut_down`], then drains all connections and returns the statistics.
     ///
     /// The calling thread accepts connections. Each worker is a thread of its own, and is joined
-    /// before this returns. `handler` creates the handler of each connection on its worker's thread; a
+    /// before this returns. `new_handler` creates the handler of each connection on its worker's thread; a
     /// panic in it closes that connection only.
     ///
     /// # Errors
     ///
-    /// Fails if no listener is configured, a thread cannot be started, or a worker fails. In the last
+    /// Fails if no listener is configured, a thread cannot be started, or the acceptor or a worker fails. In the last
     /// two cases the connections of the other workers are drained first.
-    pub fn run<H, F>(self, handler: F) -> io::Result<Stats>
+    pub fn run<H, F>(self, new_handler: F) -> io::Result<Stats>
     where
         H: Handler,
         F: Fn(&Peer) -> H + Sync,
@@ -260,8 +309,8 @@ impl Server {
             config,
             listeners,
             workers,
-            poll,
-            handle: Handle { control, counters },
+            mut poller,
+            handle,
             ..
         } = self;
         if listeners.is_empty() {
@@ -270,51 +319,57 @@ impl Server {
                 "no listening address configured",
             ));
         }
-        let (queue, receivers) = WorkQueue::bounded(MAX_QUEUED, workers.iter().map(Worker::waker));
-        let (control_ref, limits, handler) = (&*control, config.limits(), &handler);
+        let wakers = workers.iter().map(|parts| Arc::clone(&parts.waker));
+        let (dispatcher, receivers) = Dispatcher::new(QUEUE_CAPACITY, wakers);
+        let acceptor = Acceptor::new(
+            listeners,
+            config.backlog,
+            dispatcher,
+            config.max_connections,
+            Arc::clone(&handle.counters),
+            Arc::clone(&handle.control),
+        );
+        let (handle, new_handler, timeouts) = (&handle, &new_handler, config.timeouts());
         thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (index, (worker, receiver)) in workers.into_iter().zip(receivers).enumerate() {
-                let worker_counters = Arc::clone(&counters.workers[index]);
+            for (index, (parts, receiver)) in workers.into_iter().zip(receivers).enumerate() {
+                let counters = &handle.counters.workers[index];
                 let serve = move || {
-                    let _guard = ShutdownOnDrop(control_ref);
-                    worker.run(
-                        receiver,
-                        limits,
-                        config.busy_poll,
-                        &worker_counters,
-                        control_ref,
-                        handler,
-                    )
+                    let _guard = ShutdownOnDrop(handle);
+                    let WorkerParts {
+                        mut poller,
+                        pool,
+                        waker,
+                    } = parts;
+                    let table = ConnectionTable::new(timeouts, pool, Arc::clone(counters), index);
+                    let control = Arc::clone(&handle.control);
+                    let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
+                    let served = worker.run(&mut poller, new_handler);
+                    // A waker delivers only while it is alive, and the dispatcher's last act is to wake.
+                    drop(waker);
+                    served
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);
-                // On failure the queue is dropped, which makes the running workers drain and end.
+                // On failure the dispatcher is dropped, which makes the running workers drain and end.
                 threads.push(thread.map_err(|error| {
                     with_context(&error, &format!("cannot start worker {index}"))
                 })?);
             }
-            let acceptor = Acceptor::new(
-                listeners,
-                queue,
-                config.max_connections,
-                Arc::clone(&counters),
-                Arc::clone(&control),
-            );
-            let accepted = acceptor.run(poll);
+            let accepted = acceptor.run(&mut poller);
             let mut served = Ok(());
             for (index, thread) in threads.into_iter().enumerate() {
                 served = served.and(join(index, thread));
             }
             accepted.and(served)
         })?;
-        Ok(counters.snapshot())
+        Ok(handle.counters.snapshot())
     }
 }
 
 /// Shuts the server down when a worker ends for any reason, a panic included. Otherwise the acceptor
 /// would continue to accept connections for it.
-struct ShutdownOnDrop<'a>(&'a AcceptorControl);
+struct ShutdownOnDrop<'a>(&'a Handle);
 
 impl Drop for ShutdownOnDrop<'_> {
     fn drop(&mut self) {
@@ -345,26 +400,79 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 /// Controls a [`Server`] from any thread. Clones control the same server.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    control: Arc<AcceptorControl>,
+    control: Arc<AcceptorControl<Arc<Waker>>>,
     counters: Arc<Counters>,
+    clock: Clock,
+    drain_timeout: Duration,
 }
 
 impl Handle {
     /// Starts a graceful shutdown: the server stops listening, answers all input that has arrived, and
-    /// closes every connection. Returns at once. Further calls have no effect.
+    /// closes every connection once its output is delivered. Connections that are not done
+    /// [`drain_timeout`](Config::drain_timeout) after this call are reset. Returns at once. Further calls
+    /// have no effect.
     pub fn shut_down(&self) {
-        self.control.shut_down();
+        let deadline = self.clock.now().saturating_add(millis(self.drain_timeout));
+        self.control.shut_down(deadline.min(NEVER - 1));
+    }
+
+    /// Shuts the server down at once: every connection that is open is closed, and reset if its output is
+    /// not sent completely. Returns before that is done.
+    pub fn abort(&self) {
+        self.control.shut_down(self.clock.now());
     }
 
     /// Returns whether a shutdown was requested, or caused by the end of a worker.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
-        self.control.is_shut_down()
+        self.control.shutdown_deadline().is_some()
     }
 
     /// Returns a snapshot of the server's counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.counters.snapshot()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            workers: NonZeroUsize::MIN,
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn longest_drain_timeout_is_a_shutdown_too() {
+        let server = Server::bind(Config {
+            drain_timeout: Duration::MAX,
+            ..config()
+        });
+        let handle = server.unwrap().handle();
+        assert!(!handle.is_shut_down());
+        handle.shut_down();
+        assert!(handle.is_shut_down());
+    }
+
+    #[test]
+    fn stated_memory_counts_pages_and_saturates() {
+        let one_byte = Config {
+            buffer_size: 1,
+            max_connections: 10,
+            ..config()
+        };
+        let connections = one_byte.max_memory() - one_byte.max_spare_memory();
+        assert_eq!(connections, 10 * 2 * 4096);
+        let largest = Config {
+            buffer_size: Buffer::MAX_CAPACITY,
+            max_connections: usize::MAX,
+            ..config()
+        };
+        assert_eq!(largest.max_memory(), u64::MAX);
     }
 }

@@ -34,17 +34,20 @@ pub enum CloseReason {
     /// A message or an answer is larger than the buffer: the handler consumed nothing of a full input
     /// buffer, or appended more than an empty output buffer holds.
     BufferFull,
-    /// No byte was received or sent for the idle timeout.
+    /// The client sent nothing, and accepted no output, for the idle timeout; or it accepted no output for
+    /// 10 s after the connection was to be closed.
     IdleTimeout,
     /// The server shut down after answering all input that had arrived.
     Shutdown,
     /// The server shut down, and the drain timeout expired first.
     DrainTimeout,
+    /// No memory for the connection's buffers.
+    OutOfMemory,
 }
 
 impl CloseReason {
     /// All reasons, in the order of [`WorkerStats::closed`].
-    pub const ALL: [CloseReason; 9] = [
+    pub const ALL: [CloseReason; 10] = [
         Self::PeerClosed,
         Self::Handler,
         Self::Reset,
@@ -54,6 +57,7 @@ impl CloseReason {
         Self::IdleTimeout,
         Self::Shutdown,
         Self::DrainTimeout,
+        Self::OutOfMemory,
     ];
 
     /// Returns the name used in logs and metrics, such as `idle_timeout`.
@@ -69,6 +73,7 @@ impl CloseReason {
             Self::IdleTimeout => "idle_timeout",
             Self::Shutdown => "shutdown",
             Self::DrainTimeout => "drain_timeout",
+            Self::OutOfMemory => "out_of_memory",
         }
     }
 }
@@ -139,7 +144,9 @@ pub(crate) struct AcceptorCounters {
     pub(crate) accepted: Counter,
     pub(crate) errors: Counter,
     pub(crate) pauses: Counter,
-    pub(crate) paused_us: Counter,
+    pub(crate) paused_ms: Counter,
+    /// Connections that no worker had capacity for before the deadline of a shutdown.
+    pub(crate) expired: Counter,
 }
 
 /// All counters of one server.
@@ -158,9 +165,10 @@ impl Counters {
     }
 
     /// Returns the number of connections accepted and not yet closed, including those that still wait
-    /// in a worker's mailbox.
+    /// in a worker's queue.
     pub(crate) fn open(&self) -> u64 {
         let closed: u64 = self.workers.iter().map(|worker| worker.closed()).sum();
+        let closed = closed + self.acceptor.expired.get();
         self.acceptor.accepted.get().saturating_sub(closed)
     }
 
@@ -169,7 +177,8 @@ impl Counters {
             accepted: self.acceptor.accepted.get(),
             accept_errors: self.acceptor.errors.get(),
             accept_pauses: self.acceptor.pauses.get(),
-            accept_paused: Duration::from_micros(self.acceptor.paused_us.get()),
+            accept_paused: Duration::from_millis(self.acceptor.paused_ms.get()),
+            expired: self.acceptor.expired.get(),
             workers: self
                 .workers
                 .iter()
@@ -191,26 +200,31 @@ pub struct Stats {
     /// Calls of `accept` that failed, including those retried at once.
     pub accept_errors: u64,
     /// How often accepting paused: without file descriptors, at the connection limit, with every
-    /// worker's mailbox full, or after another error.
+    /// worker's queue full, or after another error.
     pub accept_pauses: u64,
     /// How long accepting paused in total. A pause is added when it ends.
     pub accept_paused: Duration,
+    /// Connections accepted in a shutdown that no worker had capacity for before its deadline. They were
+    /// reset, and count as [`CloseReason::DrainTimeout`] in the [`total`](Self::total).
+    pub expired: u64,
     /// The numbers of each worker.
     pub workers: Vec<WorkerStats>,
 }
 
 impl Stats {
-    /// Returns the sum over all workers.
+    /// Returns the sum over all workers, and the [`expired`](Self::expired) connections.
     #[must_use]
     pub fn total(&self) -> WorkerStats {
         let mut total = WorkerStats::default();
         for worker in &self.workers {
             total += worker;
         }
+        total.assigned += self.expired;
+        total.closed[CloseReason::DrainTimeout as usize] += self.expired;
         total
     }
 
-    /// Returns the number of open connections, including those that wait in a worker's mailbox.
+    /// Returns the number of open connections, including those that wait in a worker's queue.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.accepted.saturating_sub(self.total().total_closed())
@@ -305,7 +319,7 @@ impl Stats {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
-    /// Connections that the worker took from its mailbox.
+    /// Connections that the worker took from its queue.
     pub assigned: u64,
     /// Connections closed, by [reason](CloseReason::ALL).
     pub closed: [u64; CloseReason::ALL.len()],
@@ -320,7 +334,7 @@ pub struct WorkerStats {
     /// Bytes received or generated but not sent, by the [reason](CloseReason::ALL) their connection
     /// was closed.
     pub discarded: [u64; CloseReason::ALL.len()],
-    /// How often the worker's poll returned.
+    /// Ticks of the worker's event loop.
     pub wakes: u64,
     /// How often a connection used its budget and moved to the back of the run queue.
     pub yields: u64,

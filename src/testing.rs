@@ -1,15 +1,17 @@
 //! Tests a [`Handler`] with thousands of random schedules in a simulated kernel.
 //!
-//! A schedule is one run of a server: a few connections on one worker, without sockets, threads or a
-//! real clock. A number, its seed, determines all of it:
+//! A schedule is one run of a whole server, from its listeners to the end of its shutdown, without sockets,
+//! threads or a real clock. A number, its seed, determines all of it:
 //!
-//! * the sizes of all buffers;
+//! * the number of workers, the limits, the timeouts and the sizes of all buffers;
 //! * how the input is split into pieces, and when they arrive;
-//! * when each client reads, closes its side or resets the connection;
-//! * which events are late, duplicated or spurious;
-//! * when time passes, and when the server drains.
+//! * when each client acknowledges, reads, closes its side or resets the connection;
+//! * when the acceptor and each worker run, also in the middle of a system call of another thread;
+//! * which events come together, twice or without a cause, and which calls are interrupted or fail;
+//! * when time passes or the process is stopped, and when the server shuts down.
 //!
-//! The code between this kernel and the handler is the code that serves real sockets.
+//! Acceptor, workers and everything between this kernel and the handler are the code that serves real
+//! sockets.
 //!
 //! When a schedule fails, the simulation looks for a shorter version that still fails, then panics with
 //! the seed and the last events. These commands run one schedule again, and a million schedules:
@@ -19,8 +21,13 @@
 //! SIMULATION_SCHEDULES=1000000 cargo test --release simulation
 //! ```
 
+mod checks;
+mod clients;
+mod connection;
 mod kernel;
+mod random;
 mod simulation;
+mod system;
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,9 +56,9 @@ const MAX_TRACE: usize = 100;
 /// The simulation checks that
 ///
 /// * what a client receives is always a prefix of the model's output;
-/// * the output is complete when the server is idle, when either side has closed the connection
-///   without a reset, and after a drain;
-/// * no connection stalls or outlives its timeouts;
+/// * the output is complete when the server is idle, and when either side has closed the connection
+///   without a reset;
+/// * no connection stalls, is cut short or outlives its timeouts, and a shutdown keeps its deadline;
 /// * the handler does not panic.
 ///
 /// The environment variable `SIMULATION_SCHEDULES` overrides `schedules`. If `SIMULATION_SEED` is set,
@@ -165,7 +172,7 @@ fn run_schedule<H: Handler>(
     let run = || scenario.run(seed, bounds, trace);
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         Err(Failure {
-            message: "the worker panicked, see above".to_owned(),
+            message: "the server panicked, see above".to_owned(),
             trace: Vec::new(),
         })
     })

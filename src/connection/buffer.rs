@@ -6,10 +6,18 @@
 //! A connection owns buffers only while they hold bytes. Otherwise it uses the scratch buffers of its
 //! worker's [`Pool`]. The pool reuses buffers last in, first out, because the last ones are likely to
 //! be in the CPU's cache.
+//!
+//! The storage is an anonymous memory map. Unlike a heap block, it is returned to the system when it is
+//! dropped, its pages use memory only once they are written, and a failed allocation is an error instead
+//! of the end of the process.
 
+#[cfg(any(test, feature = "testing"))]
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::mem;
+
+use memmap2::MmapMut;
 
 /// A queue of bytes with a fixed capacity.
 ///
@@ -24,7 +32,7 @@ use std::mem;
 /// assert_eq!(buffer.room(), 7);
 /// ```
 pub struct Buffer {
-    storage: Box<[u8]>,
+    storage: MmapMut,
     // The data is `storage[start..end]`. Both are 0 while it is empty, so `is_empty` reads `end` only.
     start: usize,
     end: usize,
@@ -40,19 +48,25 @@ impl Buffer {
     ///
     /// # Panics
     ///
-    /// Panics if `capacity` exceeds [`Buffer::MAX_CAPACITY`].
+    /// Panics if `capacity` exceeds [`Buffer::MAX_CAPACITY`], or if the memory is not available.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
+        Self::try_with_capacity(capacity)
+            .unwrap_or_else(|error| panic!("cannot allocate a buffer of {capacity} bytes: {error}"))
+    }
+
+    /// [`with_capacity`](Self::with_capacity) that fails where the memory is not available.
+    pub(crate) fn try_with_capacity(capacity: usize) -> io::Result<Self> {
         assert!(
             capacity <= Self::MAX_CAPACITY,
             "buffer capacity of {capacity} bytes exceeds the limit of 1 GiB"
         );
-        Self {
-            storage: vec![0; capacity].into_boxed_slice(),
+        Ok(Self {
+            storage: MmapMut::map_anon(capacity)?,
             start: 0,
             end: 0,
             overflowed: false,
-        }
+        })
     }
 
     /// Returns the bytes in the buffer, oldest first.
@@ -157,20 +171,27 @@ impl Buffer {
         self.overflowed
     }
 
-    /// Makes one read into all free space, and returns the number of bytes. 0 means EOF, or no free
-    /// space.
-    pub(crate) fn fill_from(&mut self, reader: &mut impl Read) -> io::Result<usize> {
+    /// Makes one read of at most `max` bytes. Returns the number of bytes, where 0 means EOF or no room, and
+    /// whether there was room for more.
+    pub(crate) fn fill_from(
+        &mut self,
+        reader: &mut impl Read,
+        max: usize,
+    ) -> io::Result<(usize, bool)> {
         if self.start > 0 {
             self.compact();
         }
-        let count = reader.read(&mut self.storage[self.end..])?;
+        let free = &mut self.storage[self.end..];
+        let len = free.len().min(max);
+        let count = reader.read(&mut free[..len])?;
         self.end += count;
-        Ok(count)
+        Ok((count, count < len))
     }
 
-    /// Makes one write of all bytes, and removes those that were written.
-    pub(crate) fn flush_into(&mut self, writer: &mut impl Write) -> io::Result<usize> {
-        let count = writer.write(self.data())?;
+    /// Makes one write of at most `max` bytes, and removes those that were written.
+    pub(crate) fn flush_into(&mut self, writer: &mut impl Write, max: usize) -> io::Result<usize> {
+        let data = self.data();
+        let count = writer.write(&data[..max.min(data.len())])?;
         self.consume(count);
         Ok(count)
     }
@@ -217,6 +238,12 @@ impl fmt::Debug for Buffer {
     }
 }
 
+#[cfg(any(test, feature = "testing"))]
+thread_local! {
+    /// The simulated system has no memory for the buffers of another connection.
+    pub(crate) static OUT_OF_MEMORY: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The input and output buffers of one connection.
 #[derive(Debug)]
 pub(crate) struct Buffers {
@@ -226,11 +253,21 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     /// Creates two empty buffers of `capacity` bytes each.
-    fn new(capacity: usize) -> Self {
-        Self {
-            input: Buffer::with_capacity(capacity),
-            output: Buffer::with_capacity(capacity),
+    fn new(capacity: usize) -> io::Result<Box<Self>> {
+        #[cfg(any(test, feature = "testing"))]
+        if OUT_OF_MEMORY.get() {
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
+        Ok(Box::new(Self {
+            input: Buffer::try_with_capacity(capacity)?,
+            output: Buffer::try_with_capacity(capacity)?,
+        }))
+    }
+
+    /// Returns the memory that two full buffers of `capacity` bytes use: whole pages.
+    pub(crate) fn max_bytes(capacity: usize) -> usize {
+        const PAGE: usize = 4096;
+        2 * capacity.next_multiple_of(PAGE)
     }
 
     /// Returns the number of bytes in both buffers.
@@ -246,8 +283,8 @@ impl Buffers {
 /// The buffers of a worker.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// Used by the connection that is running, unless it owns buffers. If it leaves bytes in them, it
-    /// keeps them, and other empty buffers become the scratch buffers.
+    /// Empty buffers that every connection without its own uses while it runs. If they are left with
+    /// bytes, the connection takes them and spare ones become the scratch buffers.
     scratch: Box<Buffers>,
     spare: Vec<Box<Buffers>>,
     max_spare: usize,
@@ -255,46 +292,56 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Limit for the spare buffers; others are returned to the allocator.
-    const MAX_SPARE_BYTES: usize = 8 << 20;
+    /// Limit for the spare buffers; others are returned to the system.
+    const MAX_SPARE_BYTES: usize = 2 << 20;
 
     /// Creates a pool of buffers of `capacity` bytes each.
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            scratch: Box::new(Buffers::new(capacity)),
+    ///
+    /// # Errors
+    ///
+    /// If the memory for the scratch buffers is not available.
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+        Ok(Self {
+            scratch: Buffers::new(capacity)?,
             spare: Vec::new(),
             max_spare: Self::max_spare(capacity),
             capacity,
-        }
+        })
     }
 
     /// Returns the largest number of bytes that a pool of buffers of `capacity` bytes holds.
     pub(crate) fn max_bytes(capacity: usize) -> usize {
-        (Self::max_spare(capacity) + 1) * 2 * capacity
+        (Self::max_spare(capacity) + 1) * Buffers::max_bytes(capacity)
     }
 
     /// Returns how many pairs of spare buffers are kept at most.
     fn max_spare(capacity: usize) -> usize {
-        (Self::MAX_SPARE_BYTES / (2 * capacity).max(1)).clamp(1, 1024)
+        (Self::MAX_SPARE_BYTES / Buffers::max_bytes(capacity).max(1)).clamp(1, 256)
     }
 
-    /// Returns the scratch buffers, which are empty. If they are not
-    /// [clean](Self::is_scratch_clean) after use, they must be [taken](Self::take_scratch).
+    /// Returns the scratch buffers, which are empty. After use, unless
+    /// [`is_scratch_clean`](Self::is_scratch_clean), they must be [taken](Self::take_scratch).
     pub(crate) fn scratch(&mut self) -> &mut Buffers {
         &mut self.scratch
     }
 
-    /// Returns whether the scratch buffers are empty and have the pool's capacity. The capacity can
-    /// differ, because a handler can replace a buffer by its own.
+    /// Returns whether the scratch buffers are empty and have the pool's capacity. A handler can
+    /// replace a buffer by one of its own.
     pub(crate) fn is_scratch_clean(&self) -> bool {
         self.scratch.is_empty() && self.has_pool_capacity(&self.scratch)
     }
 
     /// Takes the scratch buffers with their contents, and puts empty ones in their place.
-    pub(crate) fn take_scratch(&mut self) -> Box<Buffers> {
-        let spare = self.spare.pop();
-        let empty = spare.unwrap_or_else(|| Box::new(Buffers::new(self.capacity)));
-        mem::replace(&mut self.scratch, empty)
+    ///
+    /// # Errors
+    ///
+    /// If the memory for the empty ones is not available. The scratch buffers then keep their contents.
+    pub(crate) fn take_scratch(&mut self) -> io::Result<Box<Buffers>> {
+        let empty = match self.spare.pop() {
+            Some(spare) => spare,
+            None => Buffers::new(self.capacity)?,
+        };
+        Ok(mem::replace(&mut self.scratch, empty))
     }
 
     /// Takes back empty buffers: keeps them as spare ones, or frees them at the limit.
@@ -374,16 +421,23 @@ mod tests {
     fn fill_uses_all_free_space() {
         let mut buffer = filled(4, b"abcd");
         buffer.consume(3);
-        assert_eq!(buffer.fill_from(&mut &b"efghij"[..]).unwrap(), 3);
+        assert_eq!(
+            buffer.fill_from(&mut &b"efghij"[..], 9).unwrap(),
+            (3, false)
+        );
         assert_eq!(buffer.data(), b"defg");
-        assert_eq!(buffer.fill_from(&mut &b"hij"[..]).unwrap(), 0, "no room");
+        assert_eq!(
+            buffer.fill_from(&mut &b"hij"[..], 9).unwrap(),
+            (0, false),
+            "no room"
+        );
     }
 
     #[test]
     fn flush_keeps_unwritten_bytes() {
         let mut buffer = filled(4, b"abcd");
         let mut narrow = [0; 3];
-        assert_eq!(buffer.flush_into(&mut &mut narrow[..]).unwrap(), 3);
+        assert_eq!(buffer.flush_into(&mut &mut narrow[..], 9).unwrap(), 3);
         assert_eq!((&narrow, buffer.data()), (b"abc", &b"d"[..]));
     }
 
@@ -441,17 +495,17 @@ mod tests {
 
     #[test]
     fn taken_scratch_keeps_its_bytes_and_is_reused() {
-        let mut pool = Pool::new(16);
+        let mut pool = Pool::new(16).unwrap();
         assert!(pool.is_scratch_clean());
         assert!(pool.scratch().output.push(b"stuck"));
         assert!(!pool.is_scratch_clean());
-        let mut taken = pool.take_scratch();
+        let mut taken = pool.take_scratch().unwrap();
         assert!(pool.is_scratch_clean());
         assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
         taken.output.clear();
         let address: *const Buffers = &raw const *taken;
         pool.recycle(taken);
-        pool.take_scratch();
+        pool.take_scratch().unwrap();
         assert_eq!(&raw const *pool.scratch(), address);
     }
 
@@ -463,10 +517,10 @@ mod tests {
             5 * 2 * capacity,
             "four spare pairs, and the scratch buffers"
         );
-        let mut pool = Pool::new(capacity);
+        let mut pool = Pool::new(capacity).unwrap();
         for _ in 0..6 {
-            pool.recycle(Box::new(Buffers::new(capacity)));
-            let mut other_capacity = Box::new(Buffers::new(capacity));
+            pool.recycle(Buffers::new(capacity).unwrap());
+            let mut other_capacity = Buffers::new(capacity).unwrap();
             other_capacity.output = Buffer::with_capacity(capacity - 1);
             pool.recycle(other_capacity);
         }

@@ -1,16 +1,17 @@
-//! A worker's connections: the connection table, the run queue and the timers.
+//! A worker's connections: the connection table, the run queue and the deadlines.
 //!
-//! This is all of a worker except its poll call. Time, readiness and new streams are arguments, so a
-//! simulated kernel can drive exactly the code that serves sockets.
+//! This is all of a worker except its thread and its poll. Time, readiness and new streams are arguments,
+//! so a simulated kernel can drive exactly the code that serves sockets.
 //!
-//! A connection that becomes ready is driven at once, up to a budget of bytes. A connection that has
-//! used its budget moves to the back of the run queue, which is run once per tick, before any event is
-//! handled. While the run queue is not empty, the worker must not sleep. A flooding connection
-//! therefore delays the others by one budget per tick.
+//! A connection that becomes ready is driven at once, up to a [budget](super::BUDGET) of bytes. A
+//! connection that has used its budget moves to the back of the run queue, which is run once per tick,
+//! before any event is handled. While the run queue is not empty, the worker must not sleep. A flooding
+//! connection therefore delays the others by one budget per tick.
 //!
-//! Time is a number of milliseconds since a fixed moment. It is read once per tick, and nothing is
-//! scheduled per message: a connection records its last activity, and a sweep of the whole table, a few
-//! times per timeout, finds the connections whose timeout has expired.
+//! A connection has one deadline. Its cause follows from the [phase](Phase): the idle timeout, the timeout
+//! of a flush, or the wait for the client's EOF. Progress moves the deadline without touching the
+//! [timers](Timers), so nothing is scheduled per message. In a shutdown, the deadline of the shutdown
+//! replaces all of them but the last.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -22,42 +23,37 @@ use crossbeam_utils::CachePadded;
 use slab::Slab;
 
 use crate::connection::buffer::Pool;
-use crate::connection::{Connection, Readiness, Status, Stream};
+use crate::connection::timers::{Millis, NEVER, Timers};
+use crate::connection::{Connection, Phase, Readiness, Status, Stream, dispose};
 use crate::handler::Handler;
 use crate::peer::Peer;
 use crate::stats::{CloseReason, WorkerCounters};
-use crate::work_queue::Receiver;
 
-/// Milliseconds since a moment chosen by the caller.
-pub(crate) type Millis = u64;
-
-/// Limits and timeouts of each connection of a worker.
+/// Timeouts of each connection of a worker. Deadlines are up to an eighth later, so that one wake-up
+/// serves many connections.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// Capacity of a buffer in bytes; a connection has two.
-    pub(crate) buffer_size: usize,
-    /// Rounds of at most one buffer read and one sent before other connections are served.
-    pub(crate) budget: u32,
-    /// A connection without a transferred byte for this long is closed.
-    pub(crate) idle_timeout: Option<Millis>,
+pub(crate) struct Timeouts {
+    /// A connection is closed when the client has sent nothing, and accepted none of the pending output,
+    /// for this long.
+    pub(crate) idle: Option<Millis>,
+    /// The same for a connection that only sends its last output.
+    pub(crate) flush: Millis,
     /// How long to wait for the EOF of a client after the server has shut its write half down.
-    pub(crate) linger_timeout: Millis,
-    /// Time limit of a drain.
-    pub(crate) drain_timeout: Millis,
+    pub(crate) linger: Millis,
+    /// Time limit of a shutdown. No connection is read from in its second half.
+    pub(crate) drain: Millis,
 }
 
 /// Converts to milliseconds, rounded up so that no deadline is early.
 pub(crate) fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(Millis::MAX)
+    Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
 }
 
-/// An event from a worker's poll.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
-    /// The queue of new connections may hold an item.
-    Wake,
-    /// The stream with this token is possibly ready.
-    Ready(usize, Readiness),
+/// `timeout` after `now`, rounded up to a multiple of an eighth of the timeout.
+fn deadline_after(now: Millis, timeout: Millis) -> Millis {
+    let step = (timeout / 8).max(1);
+    let deadline = now.saturating_add(timeout);
+    deadline.checked_next_multiple_of(step).unwrap_or(NEVER)
 }
 
 #[derive(Debug)]
@@ -65,32 +61,38 @@ struct Entry<S, H> {
     connection: Connection<S, H>,
     peer: Peer,
     opened: Millis,
-    /// When a byte was last transferred. While lingering: when that began, so that further input does
-    /// not extend it (except in a drain, which has its own deadline).
-    last_activity: Millis,
-    lingering: bool,
+    /// When the connection expires unless it makes progress, or [`NEVER`]. A timer is set for this time or
+    /// an earlier one.
+    deadline: Millis,
+    /// The phase that the deadline belongs to.
+    phase: Phase,
     /// The connection is in the run queue.
     queued: bool,
 }
 
-/// The deadlines of a drain.
-#[derive(Clone, Copy, Debug)]
-struct Drain {
-    /// No connection is read from after this: a client that still sends may never stop.
-    read_deadline: Millis,
-    /// All connections are closed at this.
-    deadline: Millis,
+/// How far a shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shutdown {
+    NotRequested,
+    /// Data that arrives is still read and answered.
+    Reading {
+        deadline: Millis,
+    },
+    /// Only output is sent.
+    Sending {
+        deadline: Millis,
+    },
 }
 
 #[derive(Debug)]
 pub(crate) struct ConnectionTable<S, H> {
     entries: Slab<Entry<S, H>>,
-    /// Tokens of runnable connections, each at most once (see [`Entry::queued`]).
+    /// Tokens of runnable connections (see [`Entry::queued`]), and some of connections that were closed.
     run_queue: VecDeque<usize>,
+    timers: Timers,
     pool: Pool,
-    limits: Limits,
-    next_sweep: Option<Millis>,
-    drain: Option<Drain>,
+    timeouts: Timeouts,
+    shutdown: Shutdown,
     counters: Arc<CachePadded<WorkerCounters>>,
     /// A connection was closed since the last [`ConnectionTable::take_closed`].
     closed: bool,
@@ -100,57 +102,22 @@ pub(crate) struct ConnectionTable<S, H> {
 
 impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     pub(crate) fn new(
-        limits: Limits,
+        timeouts: Timeouts,
+        pool: Pool,
         counters: Arc<CachePadded<WorkerCounters>>,
         worker: usize,
     ) -> Self {
         Self {
             entries: Slab::new(),
             run_queue: VecDeque::new(),
-            pool: Pool::new(limits.buffer_size),
-            limits,
-            next_sweep: None,
-            drain: None,
+            timers: Timers::default(),
+            pool,
+            timeouts,
+            shutdown: Shutdown::NotRequested,
             counters,
             closed: false,
             worker,
         }
-    }
-
-    /// Runs one tick: first the run queue, then the events, then new connections, then the timers.
-    ///
-    /// New connections follow the events so that a token freed in this batch is not reused while the
-    /// batch may still hold events for its previous owner. `open` registers a new stream under the given
-    /// token and creates its handler.
-    pub(crate) fn tick(
-        &mut self,
-        now: Millis,
-        events: impl Iterator<Item = Event>,
-        receiver: &mut Receiver<(S, Peer)>,
-        mut open: impl FnMut(&mut S, &Peer, usize) -> Result<H, CloseReason>,
-    ) {
-        for _ in 0..self.run_queue.len() {
-            if let Some(token) = self.run_queue.pop_front() {
-                self.entries[token].queued = false;
-                self.drive(token, now);
-            }
-        }
-        let mut woken = false;
-        for event in events {
-            match event {
-                Event::Wake => woken = true,
-                Event::Ready(token, readiness) => self.on_ready(token, readiness, now),
-            }
-        }
-        if woken {
-            for (stream, peer) in receiver.take_all() {
-                self.register(stream, peer, now, &mut open);
-            }
-            if receiver.is_closed() && self.drain.is_none() {
-                self.start_drain(now);
-            }
-        }
-        self.run_timers(now);
     }
 
     /// How long the worker may sleep; `None` means until the next event.
@@ -158,7 +125,27 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if !self.run_queue.is_empty() {
             return Some(0);
         }
-        self.next_sweep.map(|at| at.saturating_sub(now))
+        let next = self.next_deadline();
+        (next != NEVER).then(|| next.saturating_sub(now))
+    }
+
+    /// Whether a deadline has passed by `now`.
+    pub(crate) fn is_due(&self, now: Millis) -> bool {
+        self.next_deadline() <= now
+    }
+
+    fn next_deadline(&self) -> Millis {
+        let timer = self.timers.next().unwrap_or(NEVER);
+        timer.min(self.next_shutdown_step())
+    }
+
+    /// When the shutdown stops reading, or ends.
+    fn next_shutdown_step(&self) -> Millis {
+        match self.shutdown {
+            Shutdown::NotRequested => NEVER,
+            Shutdown::Reading { deadline } => deadline.saturating_sub(self.timeouts.drain / 2),
+            Shutdown::Sending { deadline } => deadline,
+        }
     }
 
     /// Whether a connection was closed since the last call.
@@ -166,50 +153,63 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         mem::take(&mut self.closed)
     }
 
-    /// Whether the drain is complete: no connection is open, and none can arrive.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.drain.is_some() && self.entries.is_empty()
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
-    fn register(
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutdown != Shutdown::NotRequested
+    }
+
+    /// Adds a new connection and drives it. `open` registers the stream under the given token and creates
+    /// its handler.
+    ///
+    /// Call this after all events of a batch are handled: the token may have belonged to a connection that
+    /// was closed in the batch, and the batch may hold more events for it.
+    pub(crate) fn register(
         &mut self,
         mut stream: S,
         peer: Peer,
         now: Millis,
-        open: &mut impl FnMut(&mut S, &Peer, usize) -> Result<H, CloseReason>,
+        open: impl FnOnce(&mut S, &Peer, usize) -> Result<H, CloseReason>,
     ) {
         self.reserve_slot();
-        let counters = &self.counters;
-        counters.assigned.add(1);
+        self.counters.assigned.add(1);
         let slot = self.entries.vacant_entry();
         let token = slot.key();
         // Contain panics from the handler factory too.
         let opened = catch_unwind(AssertUnwindSafe(|| open(&mut stream, &peer, token)));
-        let handler = match opened.unwrap_or(Err(CloseReason::Panic)) {
+        let opened = opened.unwrap_or_else(|panic| {
+            dispose(panic);
+            Err(CloseReason::Panic)
+        });
+        let handler = match opened {
             Ok(handler) => handler,
             Err(reason) => {
                 log::debug!(target: "echoserver::access", peer:%, worker = self.worker, reason:%; "not opened");
                 drop(stream);
-                counters.closed[reason as usize].add(1);
-                self.closed = true;
+                self.count_close(reason);
                 return;
             }
         };
         let mut connection = Connection::new(stream, handler);
-        if self.drain.is_some() {
-            connection.drain();
+        match self.shutdown {
+            Shutdown::NotRequested => {}
+            Shutdown::Reading { .. } => connection.drain(),
+            Shutdown::Sending { .. } => {
+                connection.drain();
+                connection.stop_reading();
+            }
         }
         slot.insert(Entry {
             connection,
             peer,
             opened: now,
-            last_activity: now,
-            lingering: false,
+            deadline: NEVER,
+            phase: Phase::Serving,
             queued: false,
         });
-        if let Some(idle_timeout) = self.limits.idle_timeout {
-            self.schedule_sweep(now.saturating_add(idle_timeout));
-        }
+        self.set_deadline(token, now);
         self.drive(token, now);
     }
 
@@ -221,10 +221,25 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
+    /// Drives the connections that were in the run queue when this was called.
+    pub(crate) fn run_queued(&mut self, now: Millis) {
+        for _ in 0..self.run_queue.len() {
+            let Some(token) = self.run_queue.pop_front() else {
+                return;
+            };
+            // A closed connection leaves its token in the queue.
+            if let Some(entry) = self.entries.get_mut(token)
+                && mem::take(&mut entry.queued)
+            {
+                self.drive(token, now);
+            }
+        }
+    }
+
     /// Adds readiness to a connection and drives it, unless it is in the run queue. An unknown token
     /// belongs to a connection that was closed earlier in this batch.
     #[inline(always)]
-    fn on_ready(&mut self, token: usize, readiness: Readiness, now: Millis) {
+    pub(crate) fn on_ready(&mut self, token: usize, readiness: Readiness, now: Millis) {
         let Some(entry) = self.entries.get_mut(token) else {
             return;
         };
@@ -233,32 +248,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if entry.queued {
             return;
         }
-        let status = connection.drive(&mut self.pool, self.limits.budget, &self.counters);
-        if connection.take_progress() && (!entry.lingering || self.drain.is_some()) {
-            entry.last_activity = now;
-        }
-        if status != Status::Idle || connection.linger_reason().is_some() {
-            self.handle_status(token, status, now);
-        }
-    }
-
-    /// Acts on a status other than a plain `Idle`.
-    #[inline(never)]
-    fn handle_status(&mut self, token: usize, status: Status, now: Millis) {
-        let entry = &mut self.entries[token];
-        match status {
-            Status::Idle => {}
-            Status::Runnable => {
-                self.counters.yields.add(1);
-                entry.queued = true;
-                self.run_queue.push_back(token);
-            }
-            Status::Closed(reason) => return self.close(token, reason, now),
-        }
-        if entry.connection.linger_reason().is_some() && !entry.lingering {
-            entry.lingering = true;
-            entry.last_activity = now;
-            self.schedule_sweep(now.saturating_add(self.limits.linger_timeout));
+        let status = connection.drive(&mut self.pool, &self.counters);
+        let extends = entry.deadline != NEVER && connection.take_progress();
+        let is_idle = matches!(status, Status::Idle) && connection.is_serving();
+        if extends || !is_idle {
+            self.after_drive(token, status, extends, now);
         }
     }
 
@@ -276,20 +270,117 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
+    /// Acts on the status, the phase and the progress of a connection that was driven.
+    #[inline(never)]
+    fn after_drive(&mut self, token: usize, status: Status, extends: bool, now: Millis) {
+        let entry = &mut self.entries[token];
+        match status {
+            Status::Idle => {}
+            Status::Runnable => {
+                self.counters.yields.add(1);
+                entry.queued = true;
+                self.run_queue.push_back(token);
+            }
+            Status::Closed(reason) => return self.close(token, reason, now),
+        }
+        let phase = entry.connection.phase();
+        if phase != entry.phase {
+            entry.phase = phase;
+            self.set_deadline(token, now);
+        } else if extends && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_))) {
+            // A lingering client that keeps sending is waited for only in a shutdown, which has a deadline.
+            let deadline = self.deadline_of(phase, now);
+            self.entries[token].deadline = deadline;
+        }
+    }
+
+    /// Sets the deadline of a connection's phase, and a timer.
+    fn set_deadline(&mut self, token: usize, now: Millis) {
+        let deadline = self.deadline_of(self.entries[token].phase, now);
+        let entry = &mut self.entries[token];
+        entry.deadline = deadline;
+        // Progress up to now does not extend this deadline.
+        entry.connection.take_progress();
+        self.timers.set(deadline, token);
+        if self.timers.is_crowded(self.entries.len()) {
+            let entries = self.entries.iter();
+            self.timers
+                .rebuild(entries.map(|(token, entry)| (entry.deadline, token)));
+        }
+    }
+
+    /// The deadline of a connection that enters `phase` or makes progress in it.
+    fn deadline_of(&self, phase: Phase, now: Millis) -> Millis {
+        let timeout = match phase {
+            Phase::Lingering(_) => Some(self.timeouts.linger),
+            Phase::Serving | Phase::Flushing if self.is_shutting_down() => None,
+            Phase::Serving => self.timeouts.idle,
+            Phase::Flushing => Some(self.timeouts.flush),
+        };
+        timeout.map_or(NEVER, |timeout| deadline_after(now, timeout))
+    }
+
+    /// Closes the connections whose deadline has passed, and advances a shutdown.
+    ///
+    /// Call this only after all events up to `now` were handled: a connection is idle only if the kernel
+    /// has nothing to report about it.
+    pub(crate) fn expire(&mut self, now: Millis) {
+        while let Some(token) = self.timers.pop_expired(now) {
+            let Some(entry) = self.entries.get(token) else {
+                continue;
+            };
+            match entry.deadline <= now {
+                true => self.expire_one(token, now),
+                false => self.timers.set(entry.deadline, token),
+            }
+        }
+        let is_reading = matches!(self.shutdown, Shutdown::Reading { .. });
+        if is_reading && self.next_shutdown_step() <= now {
+            self.stop_reading(now);
+        }
+        if self.next_shutdown_step() <= now {
+            self.close_all(now);
+        }
+    }
+
+    /// Ends a connection whose deadline has passed: cleanly if no output is pending, with a reset
+    /// otherwise.
+    fn expire_one(&mut self, token: usize, now: Millis) {
+        let entry = &mut self.entries[token];
+        if let Phase::Lingering(reason) = entry.phase {
+            return self.close(token, reason, now);
+        }
+        // A connection in the run queue can make progress.
+        if !entry.queued && entry.connection.buffered() == 0 {
+            entry.connection.close_after_flush(CloseReason::IdleTimeout);
+            return self.drive(token, now);
+        }
+        // The kernel announces room in large steps only, so try once more.
+        let writable = Readiness {
+            writable: true,
+            ..Readiness::default()
+        };
+        self.on_ready(token, writable, now);
+        let Some(entry) = self.entries.get(token) else {
+            return;
+        };
+        match entry.queued || entry.deadline > now {
+            true => self.set_deadline(token, now),
+            false => self.close(token, CloseReason::IdleTimeout, now),
+        }
+    }
+
     fn close(&mut self, token: usize, reason: CloseReason, now: Millis) {
         let Entry {
-            connection,
+            mut connection,
             peer,
             opened,
-            queued,
             ..
         } = self.entries.remove(token);
-        if queued {
-            self.run_queue.retain(|&runnable| runnable != token);
-        }
         let counters = &self.counters;
-        counters.buffered.adjust(connection.buffered(), 0);
-        counters.discarded[reason as usize].add(connection.buffered() as u64);
+        let discarded = connection.abort_if_incomplete();
+        counters.buffered.adjust(discarded, 0);
+        counters.discarded[reason as usize].add(discarded as u64);
         log::debug!(
             target: "echoserver::access",
             peer:%, worker = self.worker, ms = now.saturating_sub(opened),
@@ -297,105 +388,60 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             "closed"
         );
         // Dropping the handler runs user code. The panic hook has already reported a panic.
-        let _panic = catch_unwind(AssertUnwindSafe(|| drop(connection)));
-        // Counted last, so that the descriptor is closed before the count is visible.
-        counters.closed[reason as usize].add(1);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(connection))) {
+            dispose(panic);
+        }
+        self.count_close(reason);
+    }
+
+    /// Counted last, so that the descriptor is closed before the count is visible.
+    fn count_close(&mut self, reason: CloseReason) {
+        self.counters.closed[reason as usize].add(1);
         self.closed = true;
     }
 
-    fn schedule_sweep(&mut self, at: Millis) {
-        self.next_sweep = Some(self.next_sweep.map_or(at, |next| next.min(at)));
-    }
-
-    /// Closes expired connections, if a sweep is due.
-    fn run_timers(&mut self, now: Millis) {
-        if self.next_sweep.is_none_or(|at| now < at) {
+    /// Answers the data that has arrived, then closes every connection, those that arrive later included.
+    /// Those that are not done at `deadline` are reset.
+    ///
+    /// A further call can only move the deadline.
+    pub(crate) fn shut_down(&mut self, deadline: Millis, now: Millis) {
+        if let Shutdown::Reading { deadline: current } | Shutdown::Sending { deadline: current } =
+            &mut self.shutdown
+        {
+            *current = deadline;
             return;
         }
-        self.next_sweep = None;
-        if let Some(drain) = self.drain {
-            self.advance_drain(drain, now);
-        }
-        let mut expired = Vec::new();
-        let mut earliest = None;
-        for (token, entry) in &self.entries {
-            let Some(timeout) = self.timeout_of(entry) else {
-                continue;
-            };
-            let at = entry.last_activity.saturating_add(timeout);
-            if at <= now {
-                expired.push(token);
-            } else {
-                // Up to an eighth of the timeout late, so that one sweep serves many connections.
-                let at = at.max(now.saturating_add(timeout / 8)).max(now + 1);
-                earliest = Some(earliest.map_or(at, |earliest: Millis| earliest.min(at)));
-            }
-        }
-        if let Some(at) = earliest {
-            self.schedule_sweep(at);
-        }
-        for token in expired {
-            self.expire(token, now);
-        }
-    }
-
-    /// How long a connection may stay open without progress.
-    fn timeout_of(&self, entry: &Entry<S, H>) -> Option<Millis> {
-        match entry.connection.linger_reason() {
-            Some(_) => Some(self.limits.linger_timeout),
-            None => self.limits.idle_timeout,
-        }
-    }
-
-    /// Closes an expired connection: cleanly if no output is pending, otherwise at once.
-    fn expire(&mut self, token: usize, now: Millis) {
-        let connection = &mut self.entries[token].connection;
-        if let Some(reason) = connection.linger_reason() {
-            return self.close(token, reason, now);
-        }
-        connection.close_after_flush(CloseReason::IdleTimeout);
-        self.drive(token, now);
-        let entry = self.entries.get(token);
-        if entry.is_some_and(|entry| entry.connection.linger_reason().is_none()) {
-            self.close(token, CloseReason::IdleTimeout, now);
-        }
-    }
-
-    /// Answers the data that has arrived, then closes every connection, those that arrive later included.
-    fn start_drain(&mut self, now: Millis) {
-        let drain_timeout = self.limits.drain_timeout;
-        self.drain = Some(Drain {
-            read_deadline: now.saturating_add(drain_timeout / 2),
-            deadline: now.saturating_add(drain_timeout),
-        });
+        self.shutdown = Shutdown::Reading { deadline };
         for (_, entry) in &mut self.entries {
             entry.connection.drain();
+            if !matches!(entry.phase, Phase::Lingering(_)) {
+                entry.deadline = NEVER;
+            }
         }
         self.drive_all(now);
-        self.schedule_sweep(now);
     }
 
-    fn advance_drain(&mut self, drain: Drain, now: Millis) {
-        if now >= drain.deadline {
-            let open = self.entries.iter();
-            let open: Vec<_> = open
-                .map(|(token, entry)| (token, entry.connection.linger_reason()))
-                .collect();
-            for (token, linger_reason) in open {
-                self.close(
-                    token,
-                    linger_reason.unwrap_or(CloseReason::DrainTimeout),
-                    now,
-                );
-            }
-        } else if now >= drain.read_deadline {
-            for (_, entry) in &mut self.entries {
-                entry.connection.stop_reading();
-            }
-            self.drive_all(now);
-            self.schedule_sweep(drain.deadline);
-        } else {
-            self.schedule_sweep(drain.read_deadline);
+    /// Stops reading from clients that still send: they may never stop.
+    fn stop_reading(&mut self, now: Millis) {
+        if let Shutdown::Reading { deadline } = self.shutdown {
+            self.shutdown = Shutdown::Sending { deadline };
+        }
+        for (_, entry) in &mut self.entries {
+            entry.connection.stop_reading();
+        }
+        self.drive_all(now);
+    }
+
+    /// Closes every connection at the deadline of a shutdown.
+    fn close_all(&mut self, now: Millis) {
+        let open = self.entries.iter();
+        let open: Vec<_> = open.map(|(token, entry)| (token, entry.phase)).collect();
+        for (token, phase) in open {
+            let reason = match phase {
+                Phase::Lingering(reason) => reason,
+                Phase::Serving | Phase::Flushing => CloseReason::DrainTimeout,
+            };
+            self.close(token, reason, now);
         }
     }
 }
@@ -404,23 +450,26 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 mod tests {
     use std::cell::RefCell;
     use std::io::{self, ErrorKind, Read, Write};
-    use std::iter;
-    use std::num::NonZeroUsize;
     use std::rc::Rc;
 
     use super::*;
     use crate::connection::buffer::Buffer;
+    use crate::connection::{BUDGET, MAX_ROUNDS};
     use crate::handler::{Action, Echo};
     use crate::stats::Counters;
-    use crate::work_queue::WorkQueue;
 
-    const LIMITS: Limits = Limits {
-        buffer_size: 4,
-        budget: 2,
-        idle_timeout: None,
-        linger_timeout: 80,
-        drain_timeout: 1000,
+    const TIMEOUTS: Timeouts = Timeouts {
+        idle: None,
+        flush: 40,
+        linger: 80,
+        drain: 1000,
     };
+
+    /// The size of the buffers, and of each read.
+    const CHUNK: usize = 512;
+
+    /// Reads in one budget.
+    const READS: usize = MAX_ROUNDS;
 
     const READABLE: Readiness = Readiness {
         readable: true,
@@ -428,14 +477,22 @@ mod tests {
         read_until_would_block: false,
     };
 
-    /// The names of the streams that were read from, in order.
-    type Log = Rc<RefCell<Vec<char>>>;
+    /// The calls of all streams, in order.
+    #[derive(Clone, Default)]
+    struct Log(Rc<RefCell<Vec<(char, &'static str)>>>);
 
-    /// A stream with `unread` bytes to read that accepts every byte written and logs its reads.
+    /// A stream with `unread` bytes to read that accepts up to `room` bytes.
     struct Flood {
         name: char,
         unread: usize,
+        room: Rc<RefCell<usize>>,
         log: Log,
+    }
+
+    impl Flood {
+        fn log(&self, call: &'static str) {
+            self.log.0.borrow_mut().push((self.name, call));
+        }
     }
 
     impl Read for Flood {
@@ -444,7 +501,7 @@ mod tests {
             if count == 0 {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            self.log.borrow_mut().push(self.name);
+            self.log("read");
             self.unread -= count;
             Ok(count)
         }
@@ -452,7 +509,13 @@ mod tests {
 
     impl Write for Flood {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Ok(bytes.len())
+            let mut room = self.room.borrow_mut();
+            let count = bytes.len().min(*room);
+            if count == 0 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            *room -= count;
+            Ok(count)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -462,29 +525,40 @@ mod tests {
 
     impl Stream for Flood {
         fn shutdown_write(&mut self) -> io::Result<()> {
+            self.log("shutdown");
             Ok(())
+        }
+
+        fn is_delivered(&mut self) -> bool {
+            *self.room.borrow() > 0
+        }
+
+        fn unread(&self) -> u64 {
+            0
+        }
+
+        fn abort(&mut self) {
+            self.log("abort");
         }
     }
 
-    /// A table with its queue of new connections.
     struct Harness<H> {
         table: ConnectionTable<Flood, H>,
-        queue: Option<WorkQueue<(Flood, Peer)>>,
-        receiver: Receiver<(Flood, Peer)>,
         counters: Arc<Counters>,
         log: Log,
+        /// How many more bytes all streams together accept.
+        room: Rc<RefCell<usize>>,
     }
 
     impl<H: Handler> Harness<H> {
-        fn new(limits: Limits) -> Self {
+        fn new(timeouts: Timeouts) -> Self {
             let counters = Arc::new(Counters::new(1));
-            let (queue, mut receivers) = WorkQueue::bounded(NonZeroUsize::MIN, [()]);
+            let pool = Pool::new(CHUNK).unwrap();
             Self {
-                table: ConnectionTable::new(limits, Arc::clone(&counters.workers[0]), 0),
-                queue: Some(queue),
-                receiver: receivers.remove(0),
+                table: ConnectionTable::new(timeouts, pool, Arc::clone(&counters.workers[0]), 0),
                 counters,
                 log: Log::default(),
+                room: Rc::new(RefCell::new(usize::MAX)),
             }
         }
 
@@ -494,26 +568,44 @@ mod tests {
             now: Millis,
             name: char,
             unread: usize,
-            mut open: impl FnMut(usize) -> Result<H, CloseReason>,
+            open: impl FnOnce(usize) -> Result<H, CloseReason>,
         ) {
-            let log = Rc::clone(&self.log);
-            let stream = Flood { name, unread, log };
-            let queue = self.queue.as_ref().expect("not closed yet");
-            queue.try_push((stream, Peer::Unix)).expect("room");
+            let stream = Flood {
+                name,
+                unread,
+                room: Rc::clone(&self.room),
+                log: self.log.clone(),
+            };
             self.counters.acceptor.accepted.add(1);
-            let events = iter::once(Event::Wake);
             self.table
-                .tick(now, events, &mut self.receiver, |_, _, token| open(token));
+                .register(stream, Peer::Unix, now, |_, _, token| open(token));
         }
 
+        /// One tick with events for the given tokens.
         fn tick(&mut self, now: Millis, readable: &[usize]) {
-            let events = readable.iter().map(|&token| Event::Ready(token, READABLE));
-            self.table
-                .tick(now, events, &mut self.receiver, |_, _, _| unreachable!());
+            self.table.run_queued(now);
+            for &token in readable {
+                self.table.on_ready(token, READABLE, now);
+            }
+            self.table.expire(now);
         }
 
+        /// The names of the streams that were read from, without repetition.
         fn reads(&self) -> String {
-            self.log.borrow_mut().drain(..).collect()
+            let mut names: Vec<_> = self.calls("read");
+            names.dedup();
+            names.into_iter().collect()
+        }
+
+        /// The names of the streams of which this call was made.
+        fn calls(&self, wanted: &str) -> Vec<char> {
+            let log = self.log.0.borrow();
+            let calls = log.iter().filter(|(_, call)| *call == wanted);
+            calls.map(|(name, _)| *name).collect()
+        }
+
+        fn phase(&self, token: usize) -> Phase {
+            self.table.entries[token].connection.phase()
         }
 
         fn closed(&self, reason: CloseReason) -> u64 {
@@ -521,128 +613,214 @@ mod tests {
         }
     }
 
-    fn echoes(limits: Limits, clients: &str) -> Harness<Echo> {
-        let mut harness = Harness::new(limits);
+    fn echoes(timeouts: Timeouts, clients: &str) -> Harness<Echo> {
+        let mut harness = Harness::new(timeouts);
         for name in clients.chars() {
-            harness.register(0, name, 1000, |_| Ok(Echo));
+            harness.register(0, name, 1000 * BUDGET, |_| Ok(Echo));
         }
         harness
     }
 
     #[test]
     fn connection_with_used_budget_moves_to_the_back() {
-        let mut harness = echoes(LIMITS, "abc");
-        assert_eq!(
-            harness.table.poll_timeout(0),
-            None,
-            "no connection is known to be readable"
-        );
+        let mut harness = echoes(TIMEOUTS, "abc");
+        assert_eq!(harness.table.poll_timeout(0), None, "none is readable");
         harness.tick(0, &[2, 0]);
-        assert_eq!(harness.reads(), "ccaa", "one budget each");
-        assert_eq!(
-            harness.table.poll_timeout(0),
-            Some(0),
-            "the run queue is not empty"
-        );
+        assert_eq!(harness.reads(), "ca");
+        assert_eq!(harness.calls("read").len(), 2 * READS, "one budget each");
+        assert_eq!(harness.table.poll_timeout(0), Some(0), "two are runnable");
         harness.tick(0, &[1, 0]);
         assert_eq!(
             harness.reads(),
-            "ccaabb",
+            "cacab",
             "run queue first; an event does not drive a queued connection"
         );
         harness.tick(0, &[]);
-        assert_eq!(harness.reads(), "ccaabb");
+        assert_eq!(harness.reads(), "cacabcab");
         assert_eq!(harness.counters.snapshot().total().yields, 2 + 3 + 3);
     }
 
     #[test]
-    fn quiet_connection_is_served_within_one_tick_of_a_flood() {
-        let mut harness = echoes(LIMITS, "f");
+    fn quiet_connection_is_served_after_one_budget_of_each_flood() {
+        let mut harness = echoes(TIMEOUTS, "fg");
         harness.register(0, 'q', 3, |_| Ok(Echo));
-        harness.tick(0, &[0]);
-        harness.tick(0, &[1]);
-        assert_eq!(harness.reads(), "ffffq");
+        harness.tick(0, &[0, 1]);
+        harness.log.0.borrow_mut().clear();
+        harness.tick(0, &[2]);
+        assert_eq!(harness.reads(), "fgq");
+        assert_eq!(harness.calls("read").len(), 2 * READS + 1);
     }
 
     #[test]
     fn without_timeouts_the_worker_sleeps_until_an_event() {
-        let mut harness = Harness::new(LIMITS);
+        let mut harness = Harness::new(TIMEOUTS);
         harness.register(0, 'a', 0, |_| Ok(Echo));
         harness.tick(0, &[0]);
         assert_eq!(harness.table.poll_timeout(0), None);
+        assert!(!harness.table.is_due(NEVER - 1));
+    }
+
+    fn with_idle_timeout(idle: Millis) -> Timeouts {
+        Timeouts {
+            idle: Some(idle),
+            ..TIMEOUTS
+        }
     }
 
     #[test]
-    fn only_expired_connections_are_closed_by_a_sweep() {
-        let idle_timeout = Some(800);
-        let mut harness = Harness::new(Limits {
-            idle_timeout,
-            ..LIMITS
-        });
-        harness.register(0, 'a', 4, |_| Ok(Echo));
+    fn only_expired_connections_are_closed() {
+        let mut harness = Harness::new(with_idle_timeout(800));
+        harness.register(0, 'a', CHUNK - 1, |_| Ok(Echo));
         harness.register(100, 'b', 0, |_| Ok(Echo));
         assert_eq!(harness.table.poll_timeout(100), Some(700));
         harness.tick(400, &[0]);
         harness.tick(799, &[]);
+        assert_eq!(harness.table.poll_timeout(799), Some(1));
         harness.tick(800, &[]);
-        assert_eq!(
-            harness.table.poll_timeout(800),
-            Some(100),
-            "b is next, at 900"
-        );
+        assert_eq!(harness.table.poll_timeout(800), Some(100), "b expires");
         harness.tick(899, &[]);
-        assert_eq!(harness.table.entries[1].connection.linger_reason(), None);
+        assert_eq!(harness.phase(1), Phase::Serving);
         harness.tick(900, &[]);
-        let linger_reason = |token: usize| harness.table.entries[token].connection.linger_reason();
-        assert_eq!(
-            (linger_reason(0), linger_reason(1)),
-            (None, Some(CloseReason::IdleTimeout))
-        );
+        assert_eq!(harness.phase(0), Phase::Serving, "active at 400");
+        let lingering = Phase::Lingering(CloseReason::IdleTimeout);
+        assert_eq!(harness.phase(1), lingering);
         assert_eq!(harness.table.poll_timeout(900), Some(80), "b lingers");
         harness.tick(979, &[]);
         assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
         harness.tick(980, &[]);
         assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
-        assert_eq!(
-            harness.table.poll_timeout(980),
-            Some(1200 - 980),
-            "a was active at 400"
-        );
+        assert_eq!(harness.table.poll_timeout(980), Some(1200 - 980));
+        assert_eq!(harness.calls("abort"), []);
     }
 
     #[test]
-    fn sweeps_are_an_eighth_of_the_timeout_apart() {
-        let idle_timeout = Some(800);
-        let mut harness = Harness::new(Limits {
-            idle_timeout,
-            ..LIMITS
-        });
-        for at in 0..5 {
+    fn deadlines_are_an_eighth_of_the_timeout_apart() {
+        let mut harness = Harness::new(with_idle_timeout(800));
+        for at in 0..=100 {
             harness.register(at, 'a', 0, |_| Ok(Echo));
         }
-        harness.tick(800, &[]);
-        // The first connection lingers until 880. The others expire from 801 on, but the next sweep is
-        // an eighth of the timeout later.
-        assert_eq!(harness.table.poll_timeout(800), Some(80));
-        harness.tick(880, &[]);
+        let (mut now, mut wake_ups) = (100, 0);
+        while let Some(timeout) = harness.table.poll_timeout(now) {
+            now += timeout;
+            harness.tick(now, &[]);
+            wake_ups += 1;
+        }
+        assert_eq!(now, 980, "the last one lingers until then");
+        assert_eq!(wake_ups, 4, "two for the deadlines, two for lingering");
+    }
+
+    #[test]
+    fn deadlines_round_up_to_an_eighth_and_are_never_early() {
+        assert_eq!(deadline_after(0, 800), 800);
+        assert_eq!(deadline_after(1, 800), 900);
+        assert_eq!(deadline_after(7, 3), 10);
+        assert_eq!(deadline_after(NEVER - 1, 3), NEVER);
+    }
+
+    #[test]
+    fn progress_sets_no_timer() {
+        let mut harness = echoes(with_idle_timeout(800), "a");
+        for now in 0..1000 {
+            harness.table.run_queued(now);
+            harness.table.on_ready(0, READABLE, now);
+        }
+        let mut timers = 0;
+        while harness.table.timers.pop_expired(NEVER).is_some() {
+            timers += 1;
+        }
+        assert_eq!(timers, 1);
+    }
+
+    #[test]
+    fn timers_of_closed_connections_are_dropped() {
+        let mut harness = Harness::new(with_idle_timeout(1_000_000));
+        for _ in 0..10_000 {
+            harness.register(0, 'a', 0, |_| Ok(Echo));
+            harness.table.close(0, CloseReason::PeerClosed, 0);
+        }
+        let mut timers = 0;
+        while harness.table.timers.pop_expired(NEVER).is_some() {
+            timers += 1;
+        }
+        assert!(timers < 100, "{timers}");
+    }
+
+    #[test]
+    fn runnable_connection_never_expires() {
+        let mut harness = echoes(with_idle_timeout(80), "f");
+        harness.tick(0, &[0]);
+        harness.table.expire(1_000);
+        assert_eq!(harness.phase(0), Phase::Serving);
+        assert!(harness.table.poll_timeout(1_000) == Some(0));
+    }
+
+    #[test]
+    fn stuck_connection_is_reset_when_it_expires() {
+        let mut harness = echoes(with_idle_timeout(80), "s");
+        *harness.room.borrow_mut() = 7;
+        harness.tick(0, &[0]);
+        assert_eq!(
+            harness.counters.snapshot().total().buffered,
+            CHUNK as u64 - 7
+        );
+        harness.tick(80, &[]);
         assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
-        // That sweep has closed the others.
-        assert_eq!(harness.table.poll_timeout(880), Some(80));
+        assert_eq!(harness.calls("abort"), ['s']);
+        let total = harness.counters.snapshot().total();
+        assert_eq!(
+            total.discarded[CloseReason::IdleTimeout as usize],
+            CHUNK as u64 - 7
+        );
+        assert_eq!(harness.counters.snapshot().check_balance(), None);
+    }
+
+    #[test]
+    fn connection_about_to_expire_retries_its_send() {
+        let mut harness = echoes(with_idle_timeout(80), "s");
+        *harness.room.borrow_mut() = 0;
+        harness.tick(0, &[0]);
+        *harness.room.borrow_mut() = 1;
+        harness.tick(80, &[]);
+        assert_eq!(harness.phase(0), Phase::Serving, "the kernel took a byte");
+        harness.tick(159, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
+        harness.tick(160, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+    }
+
+    /// Answers and closes in its first call.
+    struct Refuse;
+
+    impl Handler for Refuse {
+        fn process(&mut self, _: &mut Buffer, output: &mut Buffer) -> Action {
+            assert!(output.push(b"no"));
+            Action::Close
+        }
+    }
+
+    #[test]
+    fn flush_before_a_close_has_a_deadline() {
+        let mut harness = Harness::new(TIMEOUTS);
+        *harness.room.borrow_mut() = 0;
+        harness.register(0, 'r', 0, |_| Ok(Refuse));
+        assert_eq!(harness.phase(0), Phase::Flushing);
+        assert_eq!(harness.table.poll_timeout(0), Some(40));
+        harness.tick(40, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+        assert_eq!(harness.calls("abort"), ['r']);
     }
 
     #[test]
     fn connection_that_cannot_be_opened_is_closed_with_its_reason() {
-        let mut harness = Harness::new(LIMITS);
+        let mut harness = Harness::new(TIMEOUTS);
         harness.register(0, 'a', 0, |_| Err(CloseReason::Error));
         harness.register(0, 'b', 0, |_| panic!("deliberate panic"));
-        assert_eq!(
-            (
-                harness.closed(CloseReason::Error),
-                harness.closed(CloseReason::Panic)
-            ),
-            (1, 1)
+        let counts = (
+            harness.closed(CloseReason::Error),
+            harness.closed(CloseReason::Panic),
         );
-        assert!(harness.table.entries.is_empty());
+        assert_eq!(counts, (1, 1));
+        assert_eq!(harness.table.len(), 0);
         harness.register(0, 'c', 1, |token| {
             assert_eq!(token, 0, "the slots are free");
             Ok(Echo)
@@ -654,7 +832,7 @@ mod tests {
 
     #[test]
     fn closes_are_reported_once() {
-        let mut harness = echoes(LIMITS, "a");
+        let mut harness = echoes(TIMEOUTS, "a");
         assert!(!harness.table.take_closed());
         harness.register(0, 'b', 0, |_| Err(CloseReason::Error));
         assert!(harness.table.take_closed());
@@ -664,8 +842,25 @@ mod tests {
     }
 
     #[test]
+    fn token_of_a_closed_runnable_connection_is_reused_safely() {
+        let mut harness = echoes(TIMEOUTS, "ab");
+        harness.tick(0, &[0, 1]);
+        harness.table.close(0, CloseReason::Reset, 0);
+        harness.register(0, 'c', BUDGET, |_| Ok(Echo));
+        harness.log.0.borrow_mut().clear();
+        harness.tick(0, &[]);
+        assert_eq!(harness.reads(), "b", "the stale token drives no connection");
+        harness.tick(0, &[0]);
+        assert_eq!(
+            harness.reads(),
+            "bc",
+            "b is served in its turn, c for its event"
+        );
+    }
+
+    #[test]
     fn the_table_grows_by_a_quarter() {
-        let mut harness = Harness::new(LIMITS);
+        let mut harness = Harness::new(TIMEOUTS);
         let mut capacities = vec![0];
         for count in 1..=2000 {
             harness.register(0, 'a', 0, |_| Ok(Echo));
@@ -683,9 +878,9 @@ mod tests {
 
     #[test]
     fn event_with_a_stale_token_is_ignored() {
-        let mut harness = echoes(LIMITS, "a");
+        let mut harness = echoes(TIMEOUTS, "a");
         harness.tick(0, &[7, 0]);
-        assert_eq!(harness.reads(), "aa");
+        assert_eq!(harness.reads(), "a");
     }
 
     /// Panics on input, and again when dropped.
@@ -706,51 +901,88 @@ mod tests {
 
     #[test]
     fn panics_close_only_their_own_connection() {
-        let mut harness = Harness::new(LIMITS);
+        let mut harness = Harness::new(TIMEOUTS);
         for name in ['a', 'b'] {
             harness.register(0, name, 1, |_| Ok(PanicOnDrop));
         }
         harness.tick(0, &[0, 1]);
         assert_eq!(harness.closed(CloseReason::Panic), 0, "they linger");
-        harness.tick(LIMITS.linger_timeout, &[]);
+        harness.tick(TIMEOUTS.linger, &[]);
         assert_eq!(harness.closed(CloseReason::Panic), 2);
-        assert!(harness.table.entries.is_empty());
+        assert_eq!(harness.table.len(), 0);
         let stats = harness.counters.snapshot();
-        assert_eq!(
-            (stats.check_balance(), stats.total().total_discarded()),
-            (None, 2)
-        );
+        assert_eq!(stats.check_balance(), None);
+        assert_eq!(stats.total().total_discarded(), 2);
     }
 
     #[test]
     fn flood_is_read_for_half_of_the_drain_timeout() {
-        let mut harness = Harness::new(LIMITS);
-        harness.register(0, 'f', 100_000, |_| Ok(Echo));
+        let mut harness = echoes(TIMEOUTS, "f");
         harness.table.entries[0].connection.add_readiness(READABLE);
-        harness.queue = None;
-        let events = iter::once(Event::Wake);
-        harness
-            .table
-            .tick(7, events, &mut harness.receiver, |_, _, _| unreachable!());
-        for now in 8..507 {
-            // The client never stops sending.
+        harness.table.shut_down(1007, 7);
+        for now in 7..507 {
             harness.tick(now, &[0]);
-            assert_eq!(
-                harness.table.entries[0].connection.linger_reason(),
-                None,
-                "{now}"
-            );
-            if now == 100 {
-                assert_eq!(harness.table.poll_timeout(now), Some(0));
-            }
+            assert_eq!(harness.phase(0), Phase::Serving, "{now}");
         }
+        assert_eq!(harness.table.poll_timeout(100), Some(0));
         harness.tick(507, &[]);
-        assert_eq!(harness.table.poll_timeout(507), Some(0));
         harness.tick(507, &[]);
-        assert_eq!(
-            harness.table.entries[0].connection.linger_reason(),
-            Some(CloseReason::Shutdown)
-        );
+        let lingering = Phase::Lingering(CloseReason::Shutdown);
+        assert_eq!(harness.phase(0), lingering);
+    }
+
+    #[test]
+    fn shutdown_waits_for_a_slow_reader_until_its_deadline() {
+        let mut harness = echoes(with_idle_timeout(80), "s");
+        *harness.room.borrow_mut() = 0;
+        harness.tick(0, &[0]);
+        harness.table.shut_down(1000, 0);
+        harness.tick(500, &[]);
+        harness.tick(999, &[]);
+        assert_eq!(harness.table.len(), 1, "no idle timeout in a shutdown");
+        assert_eq!(harness.table.poll_timeout(999), Some(1));
+        harness.tick(1000, &[]);
+        assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
+        assert_eq!(harness.calls("abort"), ['s']);
+    }
+
+    #[test]
+    fn delivered_connection_lingers_in_a_shutdown_for_its_own_time() {
+        let mut harness = echoes(TIMEOUTS, "");
+        harness.register(0, 'a', 0, |_| Ok(Echo));
+        harness.table.shut_down(1000, 0);
+        assert_eq!(harness.calls("shutdown"), ['a']);
+        harness.tick(TIMEOUTS.linger, &[]);
+        assert_eq!(harness.closed(CloseReason::Shutdown), 1);
+    }
+
+    #[test]
+    fn earlier_deadline_replaces_that_of_a_shutdown() {
+        let mut harness = echoes(TIMEOUTS, "s");
+        *harness.room.borrow_mut() = 0;
+        harness.tick(0, &[0]);
+        harness.table.shut_down(1000, 0);
+        harness.table.shut_down(10, 10);
+        harness.tick(10, &[]);
+        assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
+    }
+
+    #[test]
+    fn closing_a_long_run_queue_takes_linear_time() {
+        const COUNT: usize = 40_000;
+        let mut harness = Harness::new(TIMEOUTS);
+        for token in 0..COUNT {
+            harness.register(0, 'a', 0, |_| Ok(Echo));
+            harness.table.entries[token].queued = true;
+            harness.table.run_queue.push_back(token);
+        }
+        // With a search of the run queue per close this takes a minute.
+        for token in (0..COUNT).rev() {
+            harness.table.close(token, CloseReason::DrainTimeout, 0);
+        }
+        assert_eq!(harness.table.run_queue.len(), COUNT);
+        harness.table.run_queued(0);
+        assert_eq!(harness.table.poll_timeout(0), None);
     }
 
     #[test]
@@ -758,6 +990,6 @@ mod tests {
         assert_eq!(millis(Duration::ZERO), 0);
         assert_eq!(millis(Duration::from_nanos(1)), 1);
         assert_eq!(millis(Duration::from_millis(7)), 7);
-        assert_eq!(millis(Duration::MAX), Millis::MAX);
+        assert_eq!(millis(Duration::MAX), NEVER);
     }
 }

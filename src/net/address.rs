@@ -17,6 +17,7 @@ use std::str::FromStr;
 /// assert_eq!("127.0.0.1:7".parse(), Ok(Address::Ip("127.0.0.1:7".parse().unwrap())));
 /// assert_eq!("[::1]:7".parse(), Ok(Address::Ip("[::1]:7".parse().unwrap())));
 /// assert_eq!("localhost:7".parse(), Ok(Address::Host("localhost".to_owned(), 7)));
+/// assert_eq!("[fe80::1%eth0]:7".parse(), Ok(Address::Host("fe80::1%eth0".to_owned(), 7)));
 /// # #[cfg(unix)]
 /// assert_eq!("unix:/run/echo".parse(), Ok(Address::UnixPath("/run/echo".into())));
 /// ```
@@ -25,9 +26,11 @@ use std::str::FromStr;
 pub enum Address {
     /// This TCP port on every interface, for IPv6 and IPv4. On a system without IPv6, for IPv4 only.
     AnyInterface(u16),
-    /// One IP address and TCP port. With port 0 the system chooses a free port.
+    /// One IP address and TCP port. With port 0 the system chooses a free port. An IPv4-mapped IPv6
+    /// address means the IPv4 address.
     Ip(SocketAddr),
-    /// This TCP port on every IP address that a host name resolves to.
+    /// This TCP port on every IP address that a host name resolves to and that exists on this system. The
+    /// name can also be an IPv6 address with a zone, such as `fe80::1%eth0`.
     Host(String, u16),
     /// A Unix-domain socket at a path in the file system. A stale socket file is replaced.
     #[cfg(unix)]
@@ -47,9 +50,10 @@ impl Address {
                 let v4 = (Ipv4Addr::UNSPECIFIED, *port).into();
                 Ok((vec![v6], Some(v4)))
             }
-            Self::Ip(address) => Ok((vec![*address], None)),
+            Self::Ip(address) => Ok((vec![to_canonical(*address)], None)),
             Self::Host(host, port) => {
-                let mut addresses: Vec<_> = (host.as_str(), *port).to_socket_addrs()?.collect();
+                let addresses = (host.as_str(), *port).to_socket_addrs()?;
+                let mut addresses: Vec<_> = addresses.map(to_canonical).collect();
                 addresses.sort_unstable();
                 addresses.dedup();
                 Ok((addresses, None))
@@ -60,11 +64,19 @@ impl Address {
     }
 }
 
+/// Replaces an IPv4-mapped IPv6 address by its IPv4 address. The system cannot bind the former to an IPv6
+/// socket that accepts IPv6 clients only.
+fn to_canonical(mut address: SocketAddr) -> SocketAddr {
+    address.set_ip(address.ip().to_canonical());
+    address
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AnyInterface(port) => write!(f, "[::]:{port}"),
             Self::Ip(address) => write!(f, "{address}"),
+            Self::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Host(host, port) => write!(f, "{host}:{port}"),
             #[cfg(unix)]
             Self::UnixPath(path) => write!(f, "unix:{}", path.display()),
@@ -73,6 +85,9 @@ impl fmt::Display for Address {
         }
     }
 }
+
+const EXPECTED: &str =
+    "expected IP:PORT, HOST:PORT, [V6]:PORT, :PORT, PORT, unix:PATH or unix:@NAME";
 
 /// The reason why a text is not a valid [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,28 +113,47 @@ impl FromStr for Address {
             return Ok(Self::Ip(address));
         }
         let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-        if host.contains(':') && !host.starts_with('[') {
-            return Err(AddressError(format!(
-                "an IPv6 address needs brackets: [{host}]:{port}, or [{text}]:PORT"
-            )));
+        if let Some(hint) = brackets_hint(text, host, port) {
+            return Err(AddressError(hint));
         }
         let port = port.parse().map_err(|_| {
             let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
             AddressError(match is_number {
                 true => format!("port {port} is not between 0 and 65535"),
-                false => {
-                    "expected IP:PORT, HOST:PORT, [V6]:PORT, :PORT, PORT or unix:PATH".to_owned()
-                }
+                false => EXPECTED.to_owned(),
             })
         })?;
-        match host {
-            "" => Ok(Self::AnyInterface(port)),
-            _ if host.starts_with('[') => Err(AddressError(format!(
+        let in_brackets = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
+        match in_brackets {
+            // Only the system's resolver knows the names of the zones.
+            Some(v6) if is_ipv6(v6) => Ok(Self::Host(v6.to_owned(), port)),
+            Some(_) => Err(AddressError(format!(
                 "{host} is not an IPv6 address in brackets"
             ))),
-            _ => Ok(Self::Host(host.to_owned(), port)),
+            None if host.contains([':', '[']) => Err(AddressError(EXPECTED.to_owned())),
+            None if host.is_empty() => Ok(Self::AnyInterface(port)),
+            None => Ok(Self::Host(host.to_owned(), port)),
         }
     }
+}
+
+/// Returns how to write `text`, which is `host:port`, if it is an IPv6 address without brackets.
+fn brackets_hint(text: &str, host: &str, port: &str) -> Option<String> {
+    let with_port = is_ipv6(host) && port.parse::<u16>().is_ok();
+    let forms = match (with_port, is_ipv6(text)) {
+        (true, true) => format!("[{host}]:{port}, or [{text}]:PORT"),
+        (true, false) => format!("[{host}]:{port}"),
+        (false, true) => format!("[{text}]:PORT"),
+        (false, false) => return None,
+    };
+    Some(format!("an IPv6 address needs brackets: {forms}"))
+}
+
+/// Returns whether `text` is an IPv6 address, with or without a zone such as `%eth0`.
+fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').unwrap_or((text, "zone"));
+    let is_zone = !zone.is_empty() && !zone.contains([':', '%', '[', ']']);
+    is_zone && address.parse::<Ipv6Addr>().is_ok()
 }
 
 #[cfg(unix)]
@@ -158,7 +192,13 @@ mod tests {
             ("-1", "expected IP:PORT"),
             ("localhost", "expected IP:PORT"),
             ("127.0.0.1:", "expected IP:PORT"),
-            ("::1", "needs brackets"),
+            ("127.0.0.1:7:8", "expected IP:PORT"),
+            ("x::y:7", "expected IP:PORT"),
+            ("[::1", "expected IP:PORT"),
+            ("[::1]", "expected IP:PORT"),
+            ("[::1%]:7", "[::1%] is not an IPv6 address in brackets"),
+            ("[%lo]:7", "[%lo] is not an IPv6 address in brackets"),
+            ("[localhost]:7", "[localhost] is not an IPv6 address"),
             ("[zz]:1", "[zz] is not an IPv6 address"),
             #[cfg(unix)]
             ("unix:", "expected unix:PATH"),
@@ -171,8 +211,55 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_addresses_without_brackets_get_a_hint() {
+        for (text, forms) in [
+            ("::1", "[::1]:PORT"),
+            ("::", "[::]:PORT"),
+            (":::7", "[::]:7"),
+            ("::1:7", "[::1]:7, or [::1:7]:PORT"),
+            ("1:2:3:4:5:6:7:8:9", "[1:2:3:4:5:6:7:8]:9"),
+            ("::ffff:127.0.0.1:7", "[::ffff:127.0.0.1]:7"),
+            ("fe80::1%eth0", "[fe80::1%eth0]:PORT"),
+            ("fe80::1%eth0:7", "[fe80::1%eth0]:7"),
+        ] {
+            let error = text.parse::<Address>().expect_err(text).to_string();
+            assert_eq!(error, format!("an IPv6 address needs brackets: {forms}"));
+        }
+    }
+
+    #[test]
+    fn zone_names_are_left_to_the_resolver() {
+        let address: Address = "[fe80::1%eth0]:7".parse().unwrap();
+        assert_eq!(address, Address::Host("fe80::1%eth0".to_owned(), 7));
+        // The resolver of the standard library parses numeric zones itself.
+        let address: Address = "[fe80::1%1]:7".parse().unwrap();
+        assert_eq!(address.to_string(), "[fe80::1%1]:7");
+    }
+
+    #[test]
+    fn ipv4_mapped_addresses_resolve_to_ipv4() {
+        for (text, resolved) in [
+            ("[::ffff:127.0.0.1]:7", "127.0.0.1:7"),
+            ("[::ffff:0:0]:7", "0.0.0.0:7"),
+            ("[::1]:7", "[::1]:7"),
+            ("127.0.0.1:7", "127.0.0.1:7"),
+        ] {
+            let (addresses, fallback) = text.parse::<Address>().unwrap().resolve().unwrap();
+            assert_eq!(addresses, [resolved.parse().unwrap()]);
+            assert_eq!(fallback, None);
+        }
+    }
+
+    #[test]
     fn displayed_addresses_parse() {
-        for text in ["[::]:5555", "127.0.0.1:0", "localhost:7", "[::1]:7"] {
+        for text in [
+            "[::]:5555",
+            "127.0.0.1:0",
+            "localhost:7",
+            "[::1]:7",
+            "[fe80::1%eth0]:7",
+            "[fe80::1%2]:7",
+        ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         #[cfg(target_os = "linux")]

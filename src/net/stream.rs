@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::os::fd::AsFd;
@@ -9,9 +10,13 @@ use std::os::fd::AsFd;
 use mio::event::{Event, Source};
 use mio::{Interest, Registry, Token};
 #[cfg(any(target_os = "linux", target_os = "android"))]
+use rustix::event::{PollFd, PollFlags, Timespec};
+#[cfg(any(target_os = "linux", target_os = "android"))]
 use rustix::net::{RecvFlags, SendFlags};
+use socket2::SockRef;
 
 use crate::connection::{Readiness, Stream};
+use crate::net::Register;
 
 /// A connection's socket.
 #[derive(Debug)]
@@ -21,19 +26,21 @@ pub(crate) enum Socket {
     Unix(mio::net::UnixStream),
 }
 
-impl Socket {
+impl Register for Socket {
     /// Registers the socket for every event it will ever need.
     ///
     /// Interest is registered once per connection and never changed: an edge-triggered registration
     /// costs nothing while the state of the socket does not change.
-    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE.add(Interest::WRITABLE);
         // Tells when a read may end early at TCP's urgent mark.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest.add(Interest::PRIORITY);
         registry.register(self.source(), token, interest)
     }
+}
 
+impl Socket {
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Tcp(stream) => stream,
@@ -76,6 +83,39 @@ impl Stream for Socket {
         }
     }
 
+    fn is_delivered(&mut self) -> bool {
+        match self {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Self::Tcp(stream) => is_send_queue_empty(stream),
+            // Other systems do not tell. A Unix-domain socket delivers at once.
+            _ => true,
+        }
+    }
+
+    fn unread(&self) -> u64 {
+        match self {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Self::Tcp(stream) => rustix::io::ioctl_fionread(stream).unwrap_or(0),
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Self::Unix(stream) => rustix::io::ioctl_fionread(stream).unwrap_or(0),
+            // Other systems need more than the standard library for this.
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            _ => 0,
+        }
+    }
+
+    fn abort(&mut self) {
+        match self {
+            Self::Tcp(stream) => {
+                // It fails only if the peer has already reset the connection.
+                let _already_reset = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+            }
+            // A Unix-domain socket cannot be reset.
+            #[cfg(unix)]
+            Self::Unix(_) => {}
+        }
+    }
+
     fn short_read_means_drained(&self) -> bool {
         match self {
             // epoll and kqueue document this, but only Linux reports the urgent mark, which also ends
@@ -104,6 +144,27 @@ fn send(stream: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     match rustix::net::send(stream, bytes, SendFlags::NOSIGNAL) {
         Ok(count) => Ok(count),
         Err(code) => Err(into_error(code)),
+    }
+}
+
+/// Returns whether the peer has acknowledged everything that was sent.
+///
+/// With the smallest send buffer and a limit of 1 for unsent bytes, a socket is writable only if its send
+/// queue is empty. A poll that finds it not writable arms the edge that reports it later.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn is_send_queue_empty(stream: &mio::net::TcpStream) -> bool {
+    let socket = SockRef::from(stream);
+    let set = socket.set_tcp_notsent_lowat(1);
+    if set.and_then(|()| socket.set_send_buffer_size(0)).is_err() {
+        return true;
+    }
+    let mut sockets = [PollFd::new(stream, PollFlags::OUT)];
+    loop {
+        match rustix::event::poll(&mut sockets, Some(&Timespec::default())) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return true,
+            Ok(_) => return !sockets[0].revents().is_empty(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,11 @@ use mio::net::UnixListener as MioListener;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use crate::error::{error_text, with_context};
 use crate::net::address::Address;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use crate::net::directory_lock;
+use crate::net::listener::check_listening;
 
 /// A Unix-domain listener. Dropping it removes the socket file it created.
 #[derive(Debug)]
@@ -29,16 +33,28 @@ struct SocketFile {
     identity: (u64, u64),
 }
 
+impl AsFd for UnixListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl UnixListener {
-    /// Listens at `path`. Replaces a stale socket file.
+    /// Listens at `path`. Replaces a stale socket file. If several servers do so at once, one succeeds, and
+    /// the others fail because the address is in use (Linux only).
     pub(crate) fn bind(path: &Path, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
+        // Held until the socket listens: before that, it looks stale to other servers.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let _lock = directory_lock::acquire(path, directory_lock::TIMEOUT);
         remove_stale(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
         let file = SocketFile::new(path)?;
         if let Some(mode) = mode {
             // Set before `listen`, so that no client can connect with other permissions.
-            fs::set_permissions(path, Permissions::from_mode(mode))?;
+            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
+                with_context(&error, &format!("cannot set permissions {mode:#o}"))
+            })?;
         }
         Self::listen(
             socket,
@@ -63,6 +79,7 @@ impl UnixListener {
 
     /// Takes over a socket that already listens. Its file is kept on drop.
     pub(crate) fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        check_listening(&SockRef::from(&listener), &[Domain::UNIX], "Unix-domain")?;
         listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
         let path = bound.as_pathname().unwrap_or(Path::new("")).to_owned();
@@ -124,7 +141,8 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            log::warn!("cannot remove {}: {error}", self.path.display());
+            let path = self.path.display();
+            log::warn!("cannot remove {path}: {}", error_text(&error));
         }
     }
 }
@@ -149,9 +167,87 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     // A connect to a listener with a full backlog would block, which also shows that it is in use.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .or_else(|error| match error.kind() {
+                ErrorKind::NotFound => Ok(()),
+                _ => Err(with_context(&error, "cannot remove the stale socket")),
+            }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
         _ => Err(io::Error::new(ErrorKind::AddrInUse, "address in use")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_os = "linux")]
+    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixDatagram, UnixListener as StdListener};
+
+    use super::*;
+
+    /// Lets `count` threads bind `path` at once; returns the listeners of those that succeed.
+    #[cfg(target_os = "linux")]
+    fn race(path: &Path, count: usize) -> Vec<UnixListener> {
+        let start = std::sync::Barrier::new(count);
+        let bind = || {
+            start.wait();
+            UnixListener::bind(path, 16, None)
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(bind)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let mut listeners = Vec::new();
+        for result in results {
+            match result {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{error}"),
+            }
+        }
+        listeners
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn one_of_many_that_bind_a_path_at_once_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..40 {
+            let path = directory.path().join(format!("echo{round}"));
+            if round % 2 == 0 {
+                drop(StdListener::bind(&path).unwrap());
+            }
+            let listeners = race(&path, 8);
+            assert_eq!(listeners.len(), 1, "round {round}");
+            let _client = UnixStream::connect(&path).unwrap();
+            listeners[0].accept().unwrap();
+        }
+    }
+
+    #[test]
+    fn sockets_that_cannot_accept_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name| directory.path().join(name);
+        let refusal = |socket: OwnedFd| {
+            let error = UnixListener::from_std(socket.into()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            error.to_string()
+        };
+        let datagrams = UnixDatagram::bind(path("datagrams")).unwrap();
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for socket in [datagrams.into(), tcp.into()] {
+            assert_eq!(refusal(socket), "not a Unix-domain stream socket");
+        }
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            let (connected, _peer) = UnixStream::pair().unwrap();
+            let not_listening = "the Unix-domain socket is not listening";
+            assert_eq!(refusal(connected.into()), not_listening);
+        }
+        let listener = StdListener::bind(path("listener")).unwrap();
+        assert!(UnixListener::from_std(listener).is_ok());
     }
 }

@@ -1,104 +1,41 @@
 //! The acceptor: accepts connections from the listeners and dispatches them to the workers.
 //!
-//! At the connection limit, or without free descriptors, accepting pauses and clients wait in the
-//! kernel's backlog. Listeners are edge-triggered, and no edge announces clients that already wait. A
-//! listener therefore stays marked as ready until an accept would block. A pause ends when a connection
-//! closes ([`AcceptorControl::notify_capacity`]), or on a timer where another process may have used the
-//! descriptors.
+//! Without capacity (at the connection limit, while all worker queues are full, without free descriptors)
+//! accepting pauses and clients wait in the kernel's backlog. Listeners are edge-triggered, and no edge
+//! announces clients that already wait. A listener therefore stays marked as ready until it has no waiting
+//! client. A pause ends when a worker announces capacity ([`AcceptorControl::notify_capacity`]), or on a
+//! timer where something else is the cause, such as another process that uses up the descriptors.
+//!
+//! In a shutdown the clients in the backlog are accepted even beyond the limit, and wait here until a worker
+//! has capacity for them.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Token, Waker};
-
-use crate::error::error_text;
-use crate::net::listener::Listener;
-use crate::net::stream::Socket;
+use crate::connection::Stream;
+use crate::connection::timers::Millis;
+use crate::error::{error_text, with_context};
+use crate::net::listener::Listen;
 use crate::peer::Peer;
+use crate::server::control::AcceptorControl;
+use crate::server::dispatcher::{Dispatcher, Wake};
+use crate::server::poller::{Event, Poller};
 use crate::stats::Counters;
-use crate::work_queue::{Wake, WorkQueue};
-
-/// The waker's token. A listener's token is its index.
-const WAKER: Token = Token(usize::MAX);
 
 /// Accepts per tick: one wake-up serves many connections, and a shutdown is seen soon.
 const MAX_BATCH: usize = 128;
 
-/// Batches accepted at shutdown, for clients that were already connected.
-const FINAL_BATCHES: usize = 64;
+/// Consecutive failed accepts per tick, even if each of them concerns one client only.
+const MAX_ERRORS: usize = 16;
 
-/// The length of a pause during which no connection closes.
-const RETRY: Duration = Duration::from_millis(100);
+/// The length of the first pause after an error. It doubles up to the maximum until an accept succeeds.
+const MIN_BACKOFF: Millis = 100;
+const MAX_BACKOFF: Millis = 1000;
 
 /// The minimum interval between warnings about pauses.
-const WARNING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Controls the acceptor from other threads: shuts it down and notifies it of free capacity.
-#[derive(Debug)]
-pub(crate) struct AcceptorControl {
-    waker: Waker,
-    shutdown: AtomicBool,
-    paused: AtomicBool,
-}
-
-impl AcceptorControl {
-    pub(crate) fn new(poll: &Poll) -> io::Result<Self> {
-        let waker = Waker::new(poll.registry(), WAKER)?;
-        Ok(Self {
-            waker,
-            shutdown: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-        })
-    }
-
-    /// Requests a shutdown. Idempotent.
-    pub(crate) fn shut_down(&self) {
-        self.shutdown.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-
-    pub(crate) fn is_shut_down(&self) -> bool {
-        self.shutdown.load(Ordering::SeqCst)
-    }
-
-    /// Notifies the acceptor that connections were closed. Wakes it only if it has paused.
-    pub(crate) fn notify_capacity(&self) {
-        // Pairs with the fence in `pause`: either the acceptor sees the close, or this thread sees the pause.
-        fence(Ordering::SeqCst);
-        if self.paused.load(Ordering::Relaxed) && self.paused.swap(false, Ordering::SeqCst) {
-            self.wake();
-        }
-    }
-
-    fn pause(&self) {
-        self.paused.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    fn wake(&self) {
-        if let Err(error) = self.waker.wake() {
-            log::error!("cannot wake the acceptor: {error}");
-        }
-    }
-}
-
-/// A source of connections.
-pub(crate) trait Listen {
-    type Stream;
-    /// Accepts the next connection. Never blocks.
-    fn accept(&self) -> io::Result<(Self::Stream, Peer)>;
-}
-
-impl Listen for Listener {
-    type Stream = Socket;
-
-    fn accept(&self) -> io::Result<(Socket, Peer)> {
-        Listener::accept(self)
-    }
-}
+const WARNING_INTERVAL: Millis = 1000;
 
 /// A listener and its readiness.
 #[derive(Debug)]
@@ -106,169 +43,162 @@ struct ListenerSlot<L> {
     listener: L,
     /// Clients may be waiting: no accept has blocked since the last edge.
     ready: bool,
+    /// How many clients to accept in a shutdown. It is bounded, because new clients may keep connecting.
+    remaining: u32,
 }
 
 #[derive(Debug)]
 struct Pause {
-    since: Instant,
-    /// When to retry; `None` if only a closed connection can end the pause.
-    until: Option<Instant>,
+    since: Millis,
+    /// When to retry; `None` if only new capacity can end the pause.
+    until: Option<Millis>,
+    was_logged: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Acceptor<L: Listen, W: Wake> {
     listeners: Vec<ListenerSlot<L>>,
     next_listener: usize,
-    queue: WorkQueue<(L::Stream, Peer), W>,
+    dispatcher: Dispatcher<(L::Stream, Peer), W>,
+    /// Connections that were accepted in a shutdown and wait for capacity.
+    pending: VecDeque<(L::Stream, Peer)>,
     max_connections: u64,
-    /// An upper bound of the open connections, made exact only at the limit: exact counting sums over all
-    /// workers.
+    /// An upper bound of the connections that were dispatched and are open, made exact only at the limit:
+    /// exact counting sums over all workers.
     open_upper_bound: u64,
     pause: Option<Pause>,
-    last_warning: Option<Instant>,
+    backoff: Millis,
+    last_warning: Option<Millis>,
+    /// The deadline of the shutdown that is in progress.
+    shutdown_deadline: Option<Millis>,
     counters: Arc<Counters>,
-    control: Arc<AcceptorControl>,
+    control: Arc<AcceptorControl<W>>,
+    /// The time of the current tick.
+    now: Millis,
 }
 
-impl<W: Wake> Acceptor<Listener, W> {
-    /// Accepts until a shutdown is requested, then closes the listeners and the queue.
-    pub(crate) fn run(mut self, mut poll: Poll) -> io::Result<()> {
-        for (index, slot) in self.listeners.iter_mut().enumerate() {
-            slot.listener.register(poll.registry(), Token(index))?;
+impl<L: Listen, W: Wake> Acceptor<L, W> {
+    /// Creates an acceptor. `backlog` limits the clients of each listener that are accepted in a shutdown.
+    pub(crate) fn new(
+        listeners: Vec<L>,
+        backlog: u32,
+        dispatcher: Dispatcher<(L::Stream, Peer), W>,
+        max_connections: usize,
+        counters: Arc<Counters>,
+        control: Arc<AcceptorControl<W>>,
+    ) -> Self {
+        let slot = |listener| ListenerSlot {
+            listener,
+            ready: false,
+            remaining: backlog,
+        };
+        Self {
+            listeners: listeners.into_iter().map(slot).collect(),
+            next_listener: 0,
+            dispatcher,
+            pending: VecDeque::new(),
+            max_connections: max_connections as u64,
+            open_upper_bound: 0,
+            pause: None,
+            backoff: MIN_BACKOFF,
+            last_warning: None,
+            shutdown_deadline: None,
+            counters,
+            control,
+            now: 0,
         }
-        let mut events = Events::with_capacity(self.listeners.len() + 1);
-        let mut timeout = None;
-        while !self.control.is_shut_down() {
-            match poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
-                outcome => outcome?,
-            }
-            for event in events.iter().filter(|event| event.token() != WAKER) {
-                self.mark_ready(event.token().0);
-            }
-            timeout = self.tick(Instant::now());
+    }
+
+    /// Accepts until a shutdown is requested and its last connection is dispatched.
+    pub(crate) fn run<P: Poller<L>>(mut self, poller: &mut P) -> io::Result<()> {
+        for (index, slot) in self.listeners.iter_mut().enumerate() {
+            poller
+                .register(&mut slot.listener, index)
+                .map_err(|error| with_context(&error, "cannot register a listener"))?;
+        }
+        while !self.is_done() {
+            self.tick(poller)?;
             // On a busy machine this lets the workers run first. Clients that connect meanwhile are accepted
             // in one batch with one wake-up (measured: connections/s 0.79 -> 0.94 of a raw epoll loop).
             thread::yield_now();
         }
-        self.shut_down(Instant::now());
         Ok(())
     }
-}
 
-impl<L: Listen, W: Wake> Acceptor<L, W> {
-    pub(crate) fn new(
-        listeners: Vec<L>,
-        queue: WorkQueue<(L::Stream, Peer), W>,
-        max_connections: usize,
-        counters: Arc<Counters>,
-        control: Arc<AcceptorControl>,
-    ) -> Self {
-        Self {
-            listeners: listeners
-                .into_iter()
-                .map(|listener| ListenerSlot {
-                    listener,
-                    ready: false,
-                })
-                .collect(),
-            next_listener: 0,
-            queue,
-            max_connections: max_connections as u64,
-            open_upper_bound: 0,
-            pause: None,
-            last_warning: None,
-            counters,
-            control,
-        }
+    pub(crate) fn is_done(&self) -> bool {
+        self.shutdown_deadline.is_some() && self.listeners.is_empty() && self.pending.is_empty()
     }
 
-    /// Marks a listener as ready.
-    fn mark_ready(&mut self, index: usize) {
-        self.listeners[index].ready = true;
+    /// How long the next tick may sleep; `None` means until an event.
+    pub(crate) fn poll_timeout(&self) -> Option<Millis> {
+        let next = match (self.shutdown_deadline, &self.pause) {
+            (Some(deadline), _) if self.listeners.is_empty() => Some(deadline),
+            // A listener that is still open waits until accepts succeed.
+            (Some(deadline), _) => Some(deadline.min(self.now + MIN_BACKOFF)),
+            (None, Some(pause)) => pause.until,
+            (None, None) => self.listeners.iter().any(|slot| slot.ready).then_some(0),
+        };
+        next.map(|at| at.saturating_sub(self.now))
     }
 
-    /// Accepts one batch unless paused; returns how long to sleep.
-    fn tick(&mut self, now: Instant) -> Option<Duration> {
-        if self.pause_expired(now) {
-            self.resume(now);
-        }
-        if self.pause.is_none() {
-            self.accept_batch(now);
-            self.queue.notify();
-        }
-        match &self.pause {
-            Some(pause) => pause
-                .until
-                .map(|until| until.saturating_duration_since(now)),
-            None => self
-                .listeners
-                .iter()
-                .any(|slot| slot.ready)
-                .then_some(Duration::ZERO),
-        }
-    }
-
-    /// Accepts the clients that are already connected, as far as there is room, then drops the listeners
-    /// and the queue. The closed queue makes the workers drain.
-    fn shut_down(mut self, now: Instant) {
-        self.resume(now);
-        for slot in &mut self.listeners {
-            slot.ready = true;
-        }
-        // Bounded, because new clients may keep connecting.
-        for _ in 0..FINAL_BATCHES {
-            self.accept_batch(now);
-            self.queue.notify();
-            if self.pause.is_some() && self.queue.has_room() {
-                break;
-            }
-            if self.pause.is_some() {
-                self.queue.wait_for_room(Some(RETRY));
-                self.resume(now);
+    /// Runs one tick: waits for events, then accepts and dispatches one batch unless accepting is paused.
+    pub(crate) fn tick<P: Poller<L>>(&mut self, poller: &mut P) -> io::Result<()> {
+        poller.poll(self.poll_timeout())?;
+        self.now = poller.now();
+        for event in poller.events() {
+            if let Event::Ready(index, _) = event
+                && let Some(slot) = self.listeners.get_mut(index)
+            {
+                slot.ready = true;
             }
         }
-        self.resume(now);
+        if self.pause_expired() {
+            self.resume();
+        }
+        if let Some(deadline) = self.control.shutdown_deadline() {
+            self.shut_down(deadline);
+        } else if self.pause.is_none() {
+            self.accept_batch();
+        }
+        self.dispatcher.notify();
+        Ok(())
     }
 
-    fn accept_batch(&mut self, now: Instant) {
+    fn accept_batch(&mut self) {
+        let mut errors = 0;
         for _ in 0..MAX_BATCH {
             let Some(index) = self.next_ready_listener() else {
                 return;
             };
-            if self.is_full() {
-                return self.pause(
-                    now,
-                    None,
-                    &format!("connection limit reached ({})", self.max_connections),
-                );
+            if !self.has_capacity() {
+                return self.pause_for_capacity();
             }
-            if !self.queue.has_room() {
-                return self.pause(now, Some(RETRY), "all worker queues are full");
-            }
-            match self.listeners[index].listener.accept() {
-                Ok(connection) => self.dispatch(connection),
+            let slot = &mut self.listeners[index];
+            match slot.listener.accept() {
+                Ok(connection) => {
+                    self.counters.acceptor.accepted.add(1);
+                    self.backoff = MIN_BACKOFF;
+                    errors = 0;
+                    self.dispatch(connection);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => slot.ready = false,
                 Err(error) => {
-                    if error.kind() == ErrorKind::WouldBlock {
-                        self.listeners[index].ready = false;
-                        continue;
-                    }
                     self.counters.acceptor.errors.add(1);
-                    if !is_transient(&error) {
-                        return self.pause(now, Some(RETRY), &error_text(&error));
+                    errors += 1;
+                    if errors == MAX_ERRORS || !is_transient(&error) {
+                        return self.pause_after(&error);
                     }
                 }
             }
         }
     }
 
+    /// Dispatches a connection. There is capacity, so only the death of all workers, which ends the server,
+    /// can refuse it.
     fn dispatch(&mut self, connection: (L::Stream, Peer)) {
-        self.counters.acceptor.accepted.add(1);
         self.open_upper_bound += 1;
-        // This is the only producer and there was room, so only the death of a worker, which ends the server,
-        // can refuse the connection.
-        if let Err(refused) = self.queue.try_push_without_notify(connection) {
-            log::error!("cannot dispatch a connection: {refused}");
+        if self.dispatcher.try_dispatch(connection).is_err() {
+            log::error!("cannot dispatch a connection: no worker is left");
         }
     }
 
@@ -282,49 +212,151 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         Some(index)
     }
 
+    /// Whether another connection can be dispatched.
+    fn has_capacity(&mut self) -> bool {
+        !self.is_full() && self.dispatcher.has_room()
+    }
+
     fn is_full(&mut self) -> bool {
         if self.open_upper_bound >= self.max_connections {
-            self.open_upper_bound = self.counters.open();
+            let pending = self.pending.len() as u64;
+            self.open_upper_bound = self.counters.open().saturating_sub(pending);
         }
         self.open_upper_bound >= self.max_connections
     }
 
-    fn pause(&mut self, now: Instant, retry: Option<Duration>, cause: &str) {
-        self.counters.acceptor.pauses.add(1);
-        self.pause = Some(Pause {
-            since: now,
-            until: retry.map(|retry| now + retry),
-        });
-        self.control.pause();
-        // Connections may have closed before the pause was visible to the workers.
-        if retry.is_none() && !self.is_full() {
-            return self.resume(now);
+    /// Whether a client waits at a ready listener. The other listeners are no longer ready.
+    fn has_waiting_client(&mut self) -> bool {
+        for slot in &mut self.listeners {
+            slot.ready = slot.ready && slot.listener.has_waiting_client();
         }
-        if self
-            .last_warning
-            .is_none_or(|at| now - at >= WARNING_INTERVAL)
-        {
-            self.last_warning = Some(now);
+        self.listeners.iter().any(|slot| slot.ready)
+    }
+
+    /// Pauses until a worker announces capacity.
+    fn pause_for_capacity(&mut self) {
+        if !self.has_waiting_client() {
+            return;
+        }
+        self.control.pause();
+        // Capacity may have appeared before the pause was visible to the workers.
+        if self.has_capacity() {
+            return self.control.resume();
+        }
+        let cause = match self.is_full() {
+            true => format!("connection limit reached ({})", self.max_connections),
+            false => "all worker queues are full".to_owned(),
+        };
+        self.start_pause(None, &cause);
+    }
+
+    /// Pauses after a failed accept.
+    fn pause_after(&mut self, error: &io::Error) {
+        // Without free descriptors, Linux reports an error even if no client waits.
+        if !self.has_waiting_client() {
+            return;
+        }
+        self.control.pause();
+        let until = self.now + self.backoff;
+        self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
+        self.start_pause(Some(until), &error_text(error));
+    }
+
+    fn start_pause(&mut self, until: Option<Millis>, cause: &str) {
+        self.counters.acceptor.pauses.add(1);
+        let is_recent = |at| self.now.saturating_sub(at) < WARNING_INTERVAL;
+        let was_logged = !self.last_warning.is_some_and(is_recent);
+        if was_logged {
+            self.last_warning = Some(self.now);
             log::warn!("accept paused: {cause}");
         }
+        self.pause = Some(Pause {
+            since: self.now,
+            until,
+            was_logged,
+        });
     }
 
     /// Whether a pause is in effect and has ended.
-    fn pause_expired(&self, now: Instant) -> bool {
+    fn pause_expired(&self) -> bool {
         self.pause.as_ref().is_some_and(|pause| {
-            !self.control.paused.load(Ordering::SeqCst)
-                || pause.until.is_some_and(|until| now >= until)
+            !self.control.is_paused() || pause.until.is_some_and(|until| until <= self.now)
         })
     }
 
-    fn resume(&mut self, now: Instant) {
-        self.control.paused.store(false, Ordering::SeqCst);
+    fn resume(&mut self) {
+        self.control.resume();
         if let Some(pause) = self.pause.take() {
-            let paused = now.saturating_duration_since(pause.since);
-            self.counters
-                .acceptor
-                .paused_us
-                .add(paused.as_micros().try_into().unwrap_or(u64::MAX));
+            let length = self.now.saturating_sub(pause.since);
+            self.counters.acceptor.paused_ms.add(length);
+            if pause.was_logged {
+                log::info!(
+                    "accept resumed after {}.{} s",
+                    length / 1000,
+                    length % 1000 / 100
+                );
+            }
+        }
+    }
+
+    /// Accepts the clients that have connected, then closes the listeners. Dispatches what it has accepted
+    /// as capacity becomes free; at the deadline it resets the rest.
+    fn shut_down(&mut self, deadline: Millis) {
+        self.resume();
+        if deadline <= self.now {
+            self.listeners.clear();
+            self.reset_pending();
+        }
+        self.accept_backlog();
+        self.shutdown_deadline = Some(deadline);
+        self.dispatch_pending();
+        if !self.is_done() {
+            self.control.pause();
+            // Capacity may have appeared before the pause was visible to the workers.
+            self.dispatch_pending();
+        }
+    }
+
+    /// Accepts until a listener would block, and closes it. While accepts fail, it stays open.
+    fn accept_backlog(&mut self) {
+        let (acceptor, pending) = (&self.counters.acceptor, &mut self.pending);
+        self.listeners.retain_mut(|slot| {
+            let mut errors = 0;
+            while slot.remaining > 0 {
+                match slot.listener.accept() {
+                    Ok(connection) => {
+                        acceptor.accepted.add(1);
+                        slot.remaining -= 1;
+                        errors = 0;
+                        pending.push_back(connection);
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                    Err(error) => {
+                        acceptor.errors.add(1);
+                        errors += 1;
+                        if errors == MAX_ERRORS || !is_transient(&error) {
+                            return slot.listener.has_waiting_client();
+                        }
+                    }
+                }
+            }
+            false
+        });
+    }
+
+    fn dispatch_pending(&mut self) {
+        while !self.pending.is_empty() && self.has_capacity() {
+            if let Some(connection) = self.pending.pop_front() {
+                self.dispatch(connection);
+            }
+        }
+    }
+
+    fn reset_pending(&mut self) {
+        for (mut stream, _peer) in self.pending.drain(..) {
+            stream.abort();
+            drop(stream);
+            self.counters.acceptor.expired.add(1);
         }
     }
 }
@@ -332,7 +364,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 /// Whether an accept error concerns one client or one moment, so that accepting can be retried at once.
 /// All others (no descriptors, no memory, unknown errors) back off.
 fn is_transient(error: &io::Error) -> bool {
-    /// Errors of accept(2) on Linux without an [`ErrorKind`]: EPROTO, ENOPROTOOPT, EOPNOTSUPP, EHOSTDOWN, ENONET.
+    /// Errors of accept(2) on Linux without an [`ErrorKind`]: EPROTO, ENOPROTOOPT, EOPNOTSUPP, EHOSTDOWN,
+    /// ENONET.
     const LINUX: [i32; 5] = [71, 92, 95, 112, 64];
     matches!(
         error.kind(),
@@ -353,21 +386,62 @@ fn is_transient(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
-    use std::collections::VecDeque;
-    use std::num::NonZeroUsize;
+    use std::io::{Read, Write};
     use std::rc::Rc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::connection::Readiness;
+    use crate::server::dispatcher::Receiver;
     use crate::stats::{CloseReason, Stats};
-    use crate::work_queue::Receiver;
 
     const EMFILE: i32 = 24;
+    const BACKLOG: u32 = 300;
 
-    /// The results of its accepts, in order; then they would block.
+    /// A client's number, and whether its connection was reset.
+    #[derive(Debug)]
+    struct Client(u32, Rc<RefCell<Vec<u32>>>);
+
+    impl Read for Client {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            unreachable!()
+        }
+    }
+
+    impl Write for Client {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            unreachable!()
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            unreachable!()
+        }
+    }
+
+    impl Stream for Client {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            unreachable!()
+        }
+
+        fn is_delivered(&mut self) -> bool {
+            unreachable!()
+        }
+
+        fn unread(&self) -> u64 {
+            unreachable!()
+        }
+
+        fn abort(&mut self) {
+            self.1.borrow_mut().push(self.0);
+        }
+    }
+
+    /// A listener with the results of its accepts, in order; then they would block.
     #[derive(Clone, Default)]
     struct Scripted {
         accepts: Rc<RefCell<VecDeque<io::Result<u32>>>>,
         calls: Rc<Cell<usize>>,
+        resets: Rc<RefCell<Vec<u32>>>,
     }
 
     impl Scripted {
@@ -376,31 +450,74 @@ mod tests {
             self
         }
 
+        fn then_error(&self, code: i32) -> &Self {
+            self.then(Err(io::Error::from_raw_os_error(code)))
+        }
+
         fn then_clients(&self, clients: impl IntoIterator<Item = u32>) -> &Self {
-            self.accepts
-                .borrow_mut()
-                .extend(clients.into_iter().map(Ok));
+            let clients = clients.into_iter().map(Ok);
+            self.accepts.borrow_mut().extend(clients);
             self
         }
     }
 
     impl Listen for Scripted {
-        type Stream = u32;
+        type Stream = Client;
 
-        fn accept(&self) -> io::Result<(u32, Peer)> {
+        fn accept(&self) -> io::Result<(Client, Peer)> {
             self.calls.set(self.calls.get() + 1);
             let accept = self.accepts.borrow_mut().pop_front();
             let client = accept.unwrap_or_else(|| Err(ErrorKind::WouldBlock.into()))?;
-            Ok((client, Peer::Unix))
+            Ok((Client(client, Rc::clone(&self.resets)), Peer::Unix))
+        }
+
+        fn has_waiting_client(&self) -> bool {
+            !self.accepts.borrow().is_empty()
         }
     }
 
     #[derive(Clone, Default)]
-    struct CountingWaker(Rc<Cell<usize>>);
+    struct CountingWaker(Arc<AtomicUsize>);
+
+    impl CountingWaker {
+        fn count(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
 
     impl Wake for CountingWaker {
         fn wake(&self) {
-            self.0.set(self.0.get() + 1);
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A poll without sockets: events for the given listeners.
+    #[derive(Default)]
+    struct ScriptedPoller {
+        ready: Vec<usize>,
+        now: Millis,
+    }
+
+    impl Poller<Scripted> for ScriptedPoller {
+        fn poll(&mut self, _: Option<Millis>) -> io::Result<bool> {
+            Ok(false)
+        }
+
+        fn max_events(&self) -> usize {
+            1
+        }
+
+        fn events(&self) -> impl Iterator<Item = Event> {
+            let event = |index: &usize| Event::Ready(*index, Readiness::default());
+            self.ready.iter().map(event)
+        }
+
+        fn now(&self) -> Millis {
+            self.now
+        }
+
+        fn register(&mut self, _: &mut Scripted, _: usize) -> io::Result<()> {
+            Ok(())
         }
     }
 
@@ -408,68 +525,70 @@ mod tests {
     struct Harness {
         acceptor: Acceptor<Scripted, CountingWaker>,
         listeners: Vec<Scripted>,
-        receiver: Receiver<(u32, Peer)>,
+        receiver: Receiver<(Client, Peer)>,
+        /// Wakes the worker.
+        worker_waker: CountingWaker,
+        /// Wakes the acceptor.
         waker: CountingWaker,
         counters: Arc<Counters>,
-        poll: Poll,
-        start: Instant,
     }
 
     impl Harness {
         fn new(listeners: usize, max_connections: usize, capacity: usize) -> Self {
             let listeners: Vec<_> = (0..listeners).map(|_| Scripted::default()).collect();
-            let poll = Poll::new().unwrap();
             let counters = Arc::new(Counters::new(1));
-            let waker = CountingWaker::default();
-            let capacity = NonZeroUsize::new(capacity).unwrap();
-            let (queue, mut receivers) = WorkQueue::bounded(capacity, [waker.clone()]);
+            let (waker, worker_waker) = (CountingWaker::default(), CountingWaker::default());
+            let (dispatcher, mut receivers) = Dispatcher::new(capacity, [worker_waker.clone()]);
             Self {
                 acceptor: Acceptor::new(
                     listeners.clone(),
-                    queue,
+                    BACKLOG,
+                    dispatcher,
                     max_connections,
                     Arc::clone(&counters),
-                    Arc::new(AcceptorControl::new(&poll).unwrap()),
+                    Arc::new(AcceptorControl::new(waker.clone(), [worker_waker.clone()])),
                 ),
                 listeners,
                 receiver: receivers.remove(0),
+                worker_waker,
                 waker,
                 counters,
-                poll,
-                start: Instant::now(),
             }
         }
 
-        /// Marks all listeners as ready and runs a tick at the given time after the start.
-        fn ready_tick(&mut self, after: Duration) -> Option<Duration> {
-            for index in 0..self.listeners.len() {
-                self.acceptor.mark_ready(index);
-            }
-            self.tick(after)
+        /// One tick at `now` with events for all listeners; returns how long the next one may sleep.
+        fn ready_tick(&mut self, now: Millis) -> Option<Millis> {
+            self.tick_with(now, (0..self.listeners.len()).collect())
         }
 
-        fn tick(&mut self, after: Duration) -> Option<Duration> {
-            self.acceptor.tick(self.start + after)
+        fn tick(&mut self, now: Millis) -> Option<Millis> {
+            self.tick_with(now, Vec::new())
         }
 
+        fn tick_with(&mut self, now: Millis, ready: Vec<usize>) -> Option<Millis> {
+            let mut poller = ScriptedPoller { ready, now };
+            self.acceptor.tick(&mut poller).unwrap();
+            self.acceptor.poll_timeout()
+        }
+
+        /// The clients that were dispatched since the last call.
         fn dispatched(&mut self) -> Vec<u32> {
-            self.receiver.take_all().map(|(client, _)| client).collect()
+            let taken = self.receiver.take(usize::MAX);
+            taken.map(|(Client(client, _), _)| client).collect()
         }
 
         fn stats(&self) -> Stats {
             self.counters.snapshot()
         }
 
+        /// A worker closes a connection.
         fn close_one(&self) {
             self.counters.workers[0].closed[CloseReason::PeerClosed as usize].add(1);
             self.acceptor.control.notify_capacity();
         }
 
-        /// Whether the acceptor was woken since the last call.
-        fn is_woken(&mut self) -> bool {
-            let mut events = Events::with_capacity(4);
-            self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-            events.iter().any(|event| event.token() == WAKER)
+        fn shut_down(&self, deadline: Millis) {
+            self.acceptor.control.shut_down(deadline);
         }
     }
 
@@ -477,62 +596,84 @@ mod tests {
     fn accepts_until_a_listener_would_block_then_waits_for_an_edge() {
         let mut harness = Harness::new(1, 10, 10);
         harness.listeners[0].then_clients([1, 2]);
-        assert_eq!(harness.tick(Duration::ZERO), None);
+        assert_eq!(harness.tick(0), None);
         assert_eq!(harness.listeners[0].calls.get(), 0, "no edge yet");
-        assert_eq!(harness.ready_tick(Duration::ZERO), None);
+        assert_eq!(harness.ready_tick(0), None);
         assert_eq!(harness.dispatched(), [1, 2]);
-        assert_eq!(harness.waker.0.get(), 1, "one wake for the batch");
-        assert_eq!(harness.tick(Duration::ZERO), None);
+        assert_eq!(harness.worker_waker.count(), 1, "one wake for the batch");
+        assert_eq!(harness.tick(0), None);
         assert_eq!(harness.listeners[0].calls.get(), 3);
         harness.listeners[0].then_clients([3]);
-        harness.ready_tick(Duration::ZERO);
+        harness.ready_tick(0);
         assert_eq!(harness.dispatched(), [3]);
         assert_eq!(harness.stats().accept_errors, 0);
     }
 
     #[test]
-    fn accept_pauses_without_descriptors_and_retries_on_a_timer() {
+    fn accept_pauses_without_descriptors_and_backs_off() {
         let mut harness = Harness::new(1, 10, 10);
-        let emfile = || Err(io::Error::from_raw_os_error(EMFILE));
-        harness.listeners[0]
-            .then_clients([1])
-            .then(emfile())
-            .then(emfile())
-            .then_clients([2]);
-        assert_eq!(harness.ready_tick(Duration::ZERO), Some(RETRY));
-        assert_eq!(
-            harness.dispatched(),
-            [1],
-            "the worker is notified in spite of the pause"
-        );
+        let listener = harness.listeners[0].clone();
+        listener.then_clients([1]).then_error(EMFILE);
+        listener.then_error(EMFILE).then_clients([2]);
+        assert_eq!(harness.ready_tick(0), Some(100));
+        assert_eq!(harness.dispatched(), [1], "the worker is notified");
 
-        assert_eq!(harness.ready_tick(RETRY / 4), Some(RETRY * 3 / 4));
-        assert_eq!(harness.listeners[0].calls.get(), 2, "no accept in a pause");
+        assert_eq!(harness.ready_tick(25), Some(75));
+        assert_eq!(listener.calls.get(), 2, "no accept in a pause");
 
-        assert_eq!(harness.tick(RETRY), Some(RETRY), "still none");
-        assert_eq!(harness.tick(2 * RETRY), None);
+        assert_eq!(harness.tick(100), Some(200), "still no descriptor");
+        assert_eq!(harness.tick(300), None);
         assert_eq!(harness.dispatched(), [2], "without a new edge");
         let stats = harness.stats();
         assert_eq!((stats.accept_errors, stats.accept_pauses), (2, 2));
-        assert_eq!(stats.accept_paused, 2 * RETRY);
+        assert_eq!(stats.accept_paused.as_millis(), 300);
+
+        listener.then_error(EMFILE).then_clients([3]);
+        assert_eq!(harness.ready_tick(300), Some(100), "an accept resets it");
+    }
+
+    #[test]
+    fn backoff_is_bounded() {
+        let mut harness = Harness::new(1, 10, 10);
+        let (mut now, mut waits) = (0, Vec::new());
+        for _ in 0..6 {
+            harness.listeners[0].then_error(EMFILE).then_clients([1]);
+            let wait = harness.ready_tick(now).unwrap();
+            harness.listeners[0].accepts.borrow_mut().clear();
+            waits.push(wait);
+            now += wait;
+        }
+        assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
+    }
+
+    #[test]
+    fn error_without_a_waiting_client_is_no_pause() {
+        let mut harness = Harness::new(1, 10, 10);
+        harness.listeners[0].then_clients([1]).then_error(EMFILE);
+        assert_eq!(harness.ready_tick(0), None);
+        let stats = harness.stats();
+        assert_eq!((stats.accept_errors, stats.accept_pauses), (1, 0));
+        harness.listeners[0].then_clients([2]);
+        harness.ready_tick(0);
+        assert_eq!(harness.dispatched(), [1, 2]);
     }
 
     #[test]
     fn closed_connection_ends_the_pause_at_once() {
         let mut harness = Harness::new(1, 10, 10);
-        let emfile = Err(io::Error::from_raw_os_error(EMFILE));
-        harness.listeners[0]
+        let listener = harness.listeners[0].clone();
+        listener
             .then_clients([1])
-            .then(emfile)
+            .then_error(EMFILE)
             .then_clients([2]);
-        harness.ready_tick(Duration::ZERO);
-        assert!(!harness.is_woken());
+        harness.ready_tick(0);
+        assert_eq!(harness.waker.count(), 0);
         harness.close_one();
-        assert!(harness.is_woken());
-        assert_eq!(harness.tick(Duration::from_millis(1)), None);
+        assert_eq!(harness.waker.count(), 1);
+        assert_eq!(harness.tick(1), None);
         assert_eq!(harness.dispatched(), [1, 2]);
         harness.close_one();
-        assert!(!harness.is_woken(), "no pause is in effect");
+        assert_eq!(harness.waker.count(), 1, "no pause is in effect");
     }
 
     #[test]
@@ -543,8 +684,8 @@ mod tests {
         ] {
             let mut harness = Harness::new(1, 10, 10);
             harness.listeners[0].then(Err(error)).then_clients([1]);
-            assert_eq!(harness.ready_tick(Duration::ZERO), Some(RETRY));
-            assert_eq!(harness.tick(RETRY), None);
+            assert_eq!(harness.ready_tick(0), Some(MIN_BACKOFF));
+            assert_eq!(harness.tick(MIN_BACKOFF), None);
             assert_eq!(harness.dispatched(), [1]);
         }
     }
@@ -556,9 +697,8 @@ mod tests {
         // ENETUNREACH, ECONNABORTED, ECONNRESET, ETIMEDOUT.
         for code in [4, 1, 71, 100, 92, 112, 64, 113, 95, 101, 103, 104, 110] {
             let mut harness = Harness::new(1, 10, 10);
-            let error = io::Error::from_raw_os_error(code);
-            harness.listeners[0].then(Err(error)).then_clients([1]);
-            assert_eq!(harness.ready_tick(Duration::ZERO), None, "errno {code}");
+            harness.listeners[0].then_error(code).then_clients([1]);
+            assert_eq!(harness.ready_tick(0), None, "errno {code}");
             assert_eq!(harness.dispatched(), [1], "errno {code}");
             let stats = harness.stats();
             assert_eq!((stats.accept_errors, stats.accept_pauses), (1, 0));
@@ -566,29 +706,52 @@ mod tests {
     }
 
     #[test]
+    fn persistent_transient_error_backs_off() {
+        const EPERM: i32 = 1;
+        let mut harness = Harness::new(1, 10, 10);
+        for _ in 0..1000 {
+            harness.listeners[0].then_error(EPERM);
+        }
+        let mut now = 0;
+        for _ in 0..10 {
+            now += harness.ready_tick(now).expect("a timer");
+        }
+        assert_eq!(harness.listeners[0].calls.get(), 10 * MAX_ERRORS);
+        assert_eq!(harness.stats().accept_pauses, 10);
+        assert!(now > 5000, "{now}");
+    }
+
+    #[test]
     fn accept_pauses_at_the_limit_until_a_close() {
         let mut harness = Harness::new(1, 2, 10);
         harness.listeners[0].then_clients([1, 2, 3, 4]);
-        assert_eq!(
-            harness.ready_tick(Duration::ZERO),
-            None,
-            "no timer: only a close helps"
-        );
-        assert_eq!(
-            harness.listeners[0].calls.get(),
-            2,
-            "the other clients wait in the backlog"
-        );
-        assert_eq!(harness.ready_tick(Duration::from_secs(60)), None);
+        assert_eq!(harness.ready_tick(0), None, "no timer: only a close helps");
+        let calls = harness.listeners[0].calls.get();
+        assert_eq!(calls, 2, "the other clients wait in the backlog");
+        assert_eq!(harness.ready_tick(60_000), None);
         assert_eq!(harness.dispatched(), [1, 2]);
 
         harness.close_one();
-        assert!(harness.is_woken());
-        assert_eq!(harness.tick(Duration::from_secs(60)), None);
+        assert_eq!(harness.waker.count(), 1);
+        assert_eq!(harness.tick(60_000), None);
         assert_eq!(harness.dispatched(), [3]);
         let stats = harness.stats();
         assert_eq!((stats.accepted, stats.accept_pauses), (3, 2));
-        assert_eq!(stats.accept_paused, Duration::from_secs(60));
+        assert_eq!(stats.accept_paused.as_secs(), 60);
+    }
+
+    #[test]
+    fn full_server_without_waiting_clients_does_not_pause() {
+        let mut harness = Harness::new(1, 2, 10);
+        harness.listeners[0].then_clients([1, 2]);
+        assert_eq!(harness.ready_tick(0), None);
+        assert_eq!(harness.stats().accept_pauses, 0);
+        harness.listeners[0].then_clients([3]);
+        assert_eq!(harness.ready_tick(0), None);
+        assert_eq!(harness.stats().accept_pauses, 1);
+        harness.close_one();
+        harness.tick(0);
+        assert_eq!(harness.dispatched(), [1, 2, 3]);
     }
 
     #[test]
@@ -596,7 +759,7 @@ mod tests {
         let mut harness = Harness::new(1, 2, 10);
         for client in 0..10 {
             harness.listeners[0].then_clients([client]);
-            assert_eq!(harness.ready_tick(Duration::ZERO), None);
+            assert_eq!(harness.ready_tick(0), None);
             assert_eq!(harness.dispatched(), [client]);
             harness.close_one();
         }
@@ -607,9 +770,11 @@ mod tests {
     fn accept_pauses_while_all_queues_are_full() {
         let mut harness = Harness::new(1, 10, 1);
         harness.listeners[0].then_clients([1, 2]);
-        assert_eq!(harness.ready_tick(Duration::ZERO), Some(RETRY));
+        assert_eq!(harness.ready_tick(0), None, "no timer");
         assert_eq!(harness.dispatched(), [1]);
-        harness.tick(RETRY);
+        harness.acceptor.control.notify_capacity();
+        assert_eq!(harness.waker.count(), 1);
+        harness.tick(0);
         assert_eq!(harness.dispatched(), [2]);
         assert_eq!(harness.stats().accepted, 2);
     }
@@ -618,9 +783,9 @@ mod tests {
     fn accepts_per_tick_are_bounded() {
         let mut harness = Harness::new(1, 1000, 1000);
         harness.listeners[0].then_clients(0..200);
-        assert_eq!(harness.ready_tick(Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(harness.ready_tick(0), Some(0));
         assert_eq!(harness.dispatched().len(), MAX_BATCH);
-        assert_eq!(harness.tick(Duration::ZERO), None);
+        assert_eq!(harness.tick(0), None);
         assert_eq!(harness.dispatched().len(), 200 - MAX_BATCH);
     }
 
@@ -630,81 +795,104 @@ mod tests {
         harness.listeners[0].then_clients([0, 1, 2, 3]);
         harness.listeners[1].then_clients([10]);
         harness.listeners[2].then_clients([20, 21]);
-        harness.ready_tick(Duration::ZERO);
+        harness.ready_tick(0);
         assert_eq!(harness.dispatched(), [0, 10, 20, 1, 21, 2, 3]);
     }
 
     #[test]
-    fn shutdown_accepts_the_backlog_and_closes_the_queue() {
+    fn shutdown_accepts_the_backlog_and_wakes_the_workers() {
         let mut harness = Harness::new(2, 1000, 1000);
         harness.listeners[0].then_clients(0..200);
         harness.listeners[1].then_clients([1000]);
-        harness.acceptor.shut_down(harness.start);
-        let dispatched: Vec<u32> = harness
-            .receiver
-            .take_all()
-            .map(|(client, _)| client)
-            .collect();
-        assert_eq!(dispatched.len(), 201, "without any edge");
+        harness.shut_down(5000);
+        assert_eq!(harness.waker.count(), 1);
+        harness.tick(0);
+        assert!(harness.acceptor.is_done());
+        assert_eq!(harness.dispatched().len(), 201, "without any edge");
+        assert!(harness.worker_waker.count() > 0);
+        drop(harness.acceptor);
+        assert_eq!(harness.receiver.take(1).count(), 0);
         assert!(harness.receiver.is_closed());
-        assert_eq!(
-            harness.waker.0.get(),
-            2,
-            "one for the batch, one for the end"
-        );
     }
 
     #[test]
-    fn shutdown_ends_a_pause_and_keeps_the_limit() {
-        let mut harness = Harness::new(1, 2, 10);
-        let emfile = Err(io::Error::from_raw_os_error(EMFILE));
-        harness.listeners[0].then(emfile).then_clients([1, 2, 3]);
-        harness.ready_tick(Duration::ZERO);
-        harness
-            .acceptor
-            .shut_down(harness.start + Duration::from_millis(7));
-        let dispatched: Vec<u32> = harness
-            .receiver
-            .take_all()
-            .map(|(client, _)| client)
-            .collect();
-        assert_eq!(dispatched, [1, 2]);
-        assert_eq!(
-            harness.counters.snapshot().accept_paused,
-            Duration::from_millis(7)
-        );
-    }
-
-    #[test]
-    fn shutdown_does_not_wait_for_clients_that_keep_connecting() {
-        let mut harness = Harness::new(1, usize::MAX, 100_000);
+    fn shutdown_accepts_no_more_than_the_backlog() {
+        let mut harness = Harness::new(1, 100_000, 100_000);
         harness.listeners[0].then_clients(0..50_000);
-        harness.acceptor.shut_down(harness.start);
-        let dispatched = harness.receiver.take_all().count();
-        assert!((200..50_000).contains(&dispatched), "{dispatched}");
+        harness.shut_down(5000);
+        harness.tick(0);
+        assert!(harness.acceptor.is_done());
+        assert_eq!(harness.dispatched().len(), BACKLOG as usize);
+    }
+
+    #[test]
+    fn shutdown_ends_a_pause_and_keeps_clients_beyond_the_limit_waiting() {
+        let mut harness = Harness::new(1, 2, 10);
+        let listener = harness.listeners[0].clone();
+        listener.then_error(EMFILE).then_clients([1, 2, 3, 4]);
+        harness.ready_tick(0);
+        harness.shut_down(5000);
+        assert_eq!(harness.tick(7), Some(4993));
+        assert_eq!(harness.dispatched(), [1, 2]);
+        assert_eq!(harness.stats().accept_paused.as_millis(), 7);
+        harness.close_one();
+        assert_eq!(harness.waker.count(), 2, "the shutdown, and the capacity");
+        assert_eq!(harness.tick(8), Some(4992));
+        assert_eq!(harness.dispatched(), [3]);
+        assert!(!harness.acceptor.is_done());
+        harness.tick(5000);
+        assert!(harness.acceptor.is_done());
+        assert_eq!(*listener.resets.borrow(), [4]);
+        let stats = harness.stats();
+        assert_eq!((stats.accepted, stats.expired), (4, 1));
+        assert_eq!(stats.total().closed_for(CloseReason::DrainTimeout), 1);
+    }
+
+    #[test]
+    fn shutdown_waits_for_free_descriptors() {
+        let mut harness = Harness::new(1, 10, 10);
+        let listener = harness.listeners[0].clone();
+        listener
+            .then_clients([1])
+            .then_error(EMFILE)
+            .then_clients([2]);
+        harness.shut_down(5000);
+        assert_eq!(harness.tick(0), Some(MIN_BACKOFF));
+        assert!(!harness.acceptor.is_done());
+        harness.close_one();
+        harness.tick(1);
+        assert!(harness.acceptor.is_done());
+        assert_eq!(harness.dispatched(), [1, 2]);
+    }
+
+    #[test]
+    fn deadline_that_moves_wakes_the_workers_again() {
+        let mut harness = Harness::new(1, 1, 10);
+        harness.listeners[0].then_clients([1, 2]);
+        harness.shut_down(5000);
+        harness.tick(0);
+        let before = harness.worker_waker.count();
+        harness.tick(1);
+        assert_eq!(harness.worker_waker.count(), before);
+        harness.shut_down(2);
+        harness.tick(2);
+        assert!(harness.acceptor.is_done());
+        assert_eq!(harness.worker_waker.count(), before + 1);
     }
 
     #[test]
     fn pauses_are_logged_at_most_once_a_second() {
         let mut harness = Harness::new(1, 10, 10);
-        let warning = |harness: &mut Harness, after| {
-            let emfile = Err(io::Error::from_raw_os_error(EMFILE));
-            harness.listeners[0].then(emfile);
-            harness.ready_tick(after);
-            harness.acceptor.last_warning.map(|at| at - harness.start)
+        let warning = |harness: &mut Harness, now| {
+            harness.listeners[0].then_error(EMFILE).then_clients([1]);
+            harness.ready_tick(now);
+            harness.listeners[0].accepts.borrow_mut().clear();
+            harness.acceptor.control.resume();
+            harness.acceptor.last_warning
         };
-        let (first, later) = (Duration::ZERO, WARNING_INTERVAL);
-        assert_eq!(warning(&mut harness, first), Some(first));
-        assert_eq!(warning(&mut harness, later / 2), Some(first));
-        assert_eq!(warning(&mut harness, later), Some(later));
+        assert_eq!(warning(&mut harness, 10), Some(10));
+        assert_eq!(warning(&mut harness, 1009), Some(10));
+        assert_eq!(warning(&mut harness, 1010), Some(1010));
         assert_eq!(harness.stats().accept_pauses, 3);
-    }
-
-    #[test]
-    fn shutdown_request_wakes_the_acceptor() {
-        let mut harness = Harness::new(0, 10, 10);
-        assert!(!harness.acceptor.control.is_shut_down());
-        harness.acceptor.control.shut_down();
-        assert!(harness.is_woken() && harness.acceptor.control.is_shut_down());
     }
 }

@@ -1,118 +1,469 @@
-//! A worker thread: a poll, a queue of new connections, a clock, and its connection table.
+//! A worker: an event loop that serves connections, and the queue of its new ones.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
-use mio::{Events, Poll, Token, Waker};
 
-use super::acceptor::AcceptorControl;
-use crate::connection::table::{ConnectionTable, Event, Limits, Millis};
+use crate::connection::Stream;
+use crate::connection::table::ConnectionTable;
+use crate::connection::timers::Millis;
 use crate::handler::Handler;
-use crate::net::stream::{Socket, readiness};
 use crate::peer::Peer;
+use crate::server::control::AcceptorControl;
+use crate::server::dispatcher::{Receiver, Wake};
+use crate::server::poller::{Event, Poller};
 use crate::stats::{CloseReason, WorkerCounters};
-use crate::work_queue::Receiver;
 
-/// The waker's token. A connection's token is its index in the table.
-const WAKER: Token = Token(usize::MAX);
+/// New connections per tick, so that a crowd of them does not delay the events of the others.
+const MAX_INTAKE: usize = 128;
 
-/// Events per poll. A smaller number adds latency when many connections are busy.
-const MAX_EVENTS: usize = 1024;
-
-/// A worker whose thread has not started yet.
+/// The state of a worker thread.
 #[derive(Debug)]
-pub(crate) struct Worker {
-    poll: Poll,
-    /// Shared with the queue. A waker delivers only while it is alive, and the queue wakes the worker when it
-    /// is dropped, so the worker keeps the waker alive.
-    waker: Arc<Waker>,
-    index: usize,
+pub(crate) struct Worker<S, H, W> {
+    table: ConnectionTable<S, H>,
+    receiver: Receiver<(S, Peer)>,
+    /// The queue may hold connections that were announced already.
+    has_new: bool,
+    control: Arc<AcceptorControl<W>>,
+    counters: Arc<CachePadded<WorkerCounters>>,
+    /// The time of the current tick.
+    now: Millis,
 }
 
-impl Worker {
-    pub(crate) fn new(index: usize) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        Ok(Self { poll, waker, index })
+impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
+    pub(crate) fn new(
+        table: ConnectionTable<S, H>,
+        receiver: Receiver<(S, Peer)>,
+        control: Arc<AcceptorControl<W>>,
+        counters: Arc<CachePadded<WorkerCounters>>,
+    ) -> Self {
+        Self {
+            table,
+            receiver,
+            has_new: false,
+            control,
+            counters,
+            now: 0,
+        }
     }
 
-    pub(crate) fn waker(&self) -> Arc<Waker> {
-        Arc::clone(&self.waker)
-    }
-
-    /// Serves connections until the queue is closed and all connections are drained.
-    pub(crate) fn run<H: Handler>(
-        mut self,
-        mut receiver: Receiver<(Socket, Peer)>,
-        limits: Limits,
-        busy_poll: Duration,
-        counters: &Arc<CachePadded<WorkerCounters>>,
-        control: &AcceptorControl,
-        handler: impl Fn(&Peer) -> H,
+    /// Serves connections until the server has shut down.
+    pub(crate) fn run<P: Poller<S>>(
+        &mut self,
+        poller: &mut P,
+        handler: &impl Fn(&Peer) -> H,
     ) -> io::Result<()> {
-        let mut events = Events::with_capacity(MAX_EVENTS);
-        let mut table = ConnectionTable::new(limits, Arc::clone(counters), self.index);
-        let start = Instant::now();
-        let mut now = 0;
-        while !table.is_drained() {
-            let timeout = table.poll_timeout(now).map(Duration::from_millis);
-            wait(&mut self.poll, &mut events, timeout, busy_poll)?;
-            now = start.elapsed().as_millis() as Millis;
-            counters.wakes.add(1);
-
-            let registry = self.poll.registry();
-            let open = |socket: &mut Socket, peer: &Peer, token| {
-                socket
-                    .register(registry, Token(token))
-                    .map_err(|_| CloseReason::Error)?;
-                Ok(handler(peer))
-            };
-            let events = events.iter().map(|event| match event.token() {
-                WAKER => Event::Wake,
-                Token(token) => Event::Ready(token, readiness(event)),
-            });
-            table.tick(now, events, &mut receiver, open);
-
-            if table.take_closed() {
-                control.notify_capacity();
-            }
+        while !self.is_done() {
+            self.tick(poller, handler)?;
         }
         Ok(())
     }
-}
 
-/// Waits for events. With `busy_poll`, polls without sleeping for that long first, which saves the
-/// latency of going to sleep and being woken.
-fn wait(
-    poll: &mut Poll,
-    events: &mut Events,
-    timeout: Option<Duration>,
-    busy_poll: Duration,
-) -> io::Result<()> {
-    if busy_poll.is_zero() {
-        return poll_once(poll, events, timeout);
+    /// Whether no connection is open, and none can arrive.
+    pub(crate) fn is_done(&self) -> bool {
+        self.receiver.is_closed() && self.table.len() == 0
     }
-    let spin = timeout.map_or(busy_poll, |timeout| timeout.min(busy_poll));
-    let start = Instant::now();
-    while start.elapsed() < spin {
-        poll_once(poll, events, Some(Duration::ZERO))?;
-        if !events.is_empty() {
-            return Ok(());
+
+    /// How long the next tick may sleep; `None` means until an event.
+    pub(crate) fn poll_timeout(&self) -> Option<Millis> {
+        match self.has_new {
+            true => Some(0),
+            false => self.table.poll_timeout(self.now),
         }
     }
-    let rest = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-    poll_once(poll, events, rest)
+
+    /// Runs one tick: waits for events, then drives the connections that have used their budget in the last
+    /// tick, those with an event and new ones, and expires those whose deadline has passed.
+    ///
+    /// Before anything expires, all events that the kernel already knows of are handled. A client is
+    /// therefore not judged by the time for which this process was stopped, or busy.
+    pub(crate) fn tick<P: Poller<S>>(
+        &mut self,
+        poller: &mut P,
+        handler: &impl Fn(&Peer) -> H,
+    ) -> io::Result<()> {
+        poller.poll(self.poll_timeout())?;
+        self.now = poller.now();
+        self.counters.wakes.add(1);
+        self.table.run_queued(self.now);
+        self.handle_events(poller);
+        let mut is_due = self.table.is_due(self.now);
+        if is_due {
+            for _ in 0..=self.table.len() / poller.max_events() {
+                let may_be_more = poller.poll(Some(0))?;
+                self.handle_events(poller);
+                if !may_be_more {
+                    break;
+                }
+            }
+        }
+        // New connections follow the events, because their tokens may have just been freed.
+        let has_room = self.has_new && self.take_new(poller, handler);
+        if let Some(deadline) = self.shutdown_deadline() {
+            self.table.shut_down(deadline, self.now);
+            is_due = self.table.is_due(self.now);
+        }
+        if is_due {
+            self.table.expire(self.now);
+        }
+        if self.table.take_closed() || has_room {
+            self.control.notify_capacity();
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn handle_events<P: Poller<S>>(&mut self, poller: &P) {
+        for event in poller.events() {
+            match event {
+                Event::Wake => self.has_new = true,
+                Event::Ready(token, readiness) => self.table.on_ready(token, readiness, self.now),
+            }
+        }
+    }
+
+    /// Adds a bounded number of new connections; returns whether there were any.
+    fn take_new<P: Poller<S>>(&mut self, poller: &mut P, handler: &impl Fn(&Peer) -> H) -> bool {
+        let mut count = 0;
+        for (stream, peer) in self.receiver.take(MAX_INTAKE) {
+            count += 1;
+            let open = |stream: &mut S, peer: &Peer, token| match poller.register(stream, token) {
+                Ok(()) => Ok(handler(peer)),
+                Err(error) => {
+                    log::warn!("cannot register a connection: {error}");
+                    Err(CloseReason::Error)
+                }
+            };
+            self.table.register(stream, peer, self.now, open);
+        }
+        self.has_new = count == MAX_INTAKE;
+        count > 0
+    }
+
+    /// The deadline of a shutdown. A closed queue without one means that the acceptor has failed.
+    fn shutdown_deadline(&self) -> Option<Millis> {
+        let requested = self.control.shutdown_deadline();
+        requested.or_else(|| self.receiver.is_closed().then_some(self.now))
+    }
 }
 
-/// Polls once. A poll that a signal interrupts reports no events.
-fn poll_once(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
-    match poll.poll(events, timeout) {
-        Err(error) if error.kind() == ErrorKind::Interrupted => {
-            events.clear();
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::io::{ErrorKind, Read, Write};
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::connection::Readiness;
+    use crate::connection::buffer::Pool;
+    use crate::connection::table::Timeouts;
+    use crate::handler::Echo;
+    use crate::server::dispatcher::Dispatcher;
+    use crate::stats::{Counters, Stats};
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        idle: Some(8),
+        flush: 8,
+        linger: 8,
+        drain: 100,
+    };
+
+    /// What a client has sent and not yet been answered, and the names of the clients that were answered.
+    #[derive(Clone, Default)]
+    struct Client {
+        name: u32,
+        unread: Rc<RefCell<usize>>,
+        answered: Rc<RefCell<Vec<u32>>>,
+    }
+
+    impl Read for Client {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.unread.take());
+            match count {
+                0 => Err(ErrorKind::WouldBlock.into()),
+                _ => Ok(count),
+            }
+        }
+    }
+
+    impl Write for Client {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.answered.borrow_mut().push(self.name);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
-        outcome => outcome,
+    }
+
+    impl Stream for Client {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn is_delivered(&mut self) -> bool {
+            true
+        }
+
+        fn unread(&self) -> u64 {
+            0
+        }
+
+        fn abort(&mut self) {}
+    }
+
+    #[derive(Clone, Default)]
+    struct CountingWaker(Arc<AtomicUsize>);
+
+    impl CountingWaker {
+        fn count(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    impl Wake for CountingWaker {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The results of the polls to come: events, and whether there may be more. Then there are none.
+    #[derive(Default)]
+    struct ScriptedPoller {
+        script: VecDeque<(Vec<Event>, bool)>,
+        events: Vec<Event>,
+        timeouts: Vec<Option<Millis>>,
+        registered: usize,
+        /// `register` fails.
+        is_broken: bool,
+        now: Millis,
+    }
+
+    impl ScriptedPoller {
+        fn then(&mut self, events: &[Event], may_be_more: bool) -> &mut Self {
+            self.script.push_back((events.to_vec(), may_be_more));
+            self
+        }
+    }
+
+    impl Poller<Client> for ScriptedPoller {
+        fn poll(&mut self, timeout: Option<Millis>) -> io::Result<bool> {
+            self.timeouts.push(timeout);
+            let (events, may_be_more) = self.script.pop_front().unwrap_or_default();
+            self.events = events;
+            Ok(may_be_more)
+        }
+
+        fn max_events(&self) -> usize {
+            1
+        }
+
+        fn events(&self) -> impl Iterator<Item = Event> {
+            self.events.iter().copied()
+        }
+
+        fn now(&self) -> Millis {
+            self.now
+        }
+
+        fn register(&mut self, _: &mut Client, _: usize) -> io::Result<()> {
+            if self.is_broken {
+                return Err(io::Error::other("broken"));
+            }
+            self.registered += 1;
+            Ok(())
+        }
+    }
+
+    struct Harness {
+        worker: Worker<Client, Echo, CountingWaker>,
+        poller: ScriptedPoller,
+        dispatcher: Option<Dispatcher<(Client, Peer), CountingWaker>>,
+        control: Arc<AcceptorControl<CountingWaker>>,
+        /// Wakes the acceptor.
+        waker: CountingWaker,
+        counters: Arc<Counters>,
+        answered: Rc<RefCell<Vec<u32>>>,
+    }
+
+    const READABLE: Readiness = Readiness {
+        readable: true,
+        writable: false,
+        read_until_would_block: false,
+    };
+
+    impl Harness {
+        fn new() -> Self {
+            let counters = Arc::new(Counters::new(1));
+            let own = Arc::clone(&counters.workers[0]);
+            let (dispatcher, mut receivers) = Dispatcher::new(1000, [CountingWaker::default()]);
+            let waker = CountingWaker::default();
+            let control = Arc::new(AcceptorControl::new(waker.clone(), []));
+            let pool = Pool::new(16).unwrap();
+            let table = ConnectionTable::new(TIMEOUTS, pool, Arc::clone(&own), 0);
+            let receiver = receivers.remove(0);
+            Self {
+                worker: Worker::new(table, receiver, Arc::clone(&control), own),
+                poller: ScriptedPoller::default(),
+                dispatcher: Some(dispatcher),
+                control,
+                waker,
+                counters,
+                answered: Rc::default(),
+            }
+        }
+
+        /// Dispatches a connection on which this many bytes have arrived.
+        fn dispatch(&mut self, name: u32, unread: usize) {
+            let client = Client {
+                name,
+                unread: Rc::new(RefCell::new(unread)),
+                answered: Rc::clone(&self.answered),
+            };
+            let dispatcher = self.dispatcher.as_mut().expect("not dropped");
+            let outcome = dispatcher.try_dispatch((client, Peer::Unix));
+            assert!(outcome.is_ok());
+        }
+
+        /// Runs one tick at `now`; returns how long the next one may sleep.
+        fn tick(&mut self, now: Millis) -> Option<Millis> {
+            self.poller.now = now;
+            self.poller.timeouts.clear();
+            self.worker
+                .tick(&mut self.poller, &|_: &Peer| Echo)
+                .unwrap();
+            self.worker.poll_timeout()
+        }
+
+        fn stats(&self) -> Stats {
+            self.counters.snapshot()
+        }
+
+        fn is_expired(&self) -> bool {
+            self.stats().total().closed_for(CloseReason::IdleTimeout) > 0
+        }
+    }
+
+    #[test]
+    fn events_known_to_the_kernel_are_handled_before_a_connection_expires() {
+        let mut harness = Harness::new();
+        for name in 0..2 {
+            harness.dispatch(name, 1);
+        }
+        harness.poller.then(&[Event::Wake], false);
+        assert_eq!(harness.tick(0), Some(8));
+        // A pause: the poll was interrupted, and the events come one by one afterwards.
+        harness.poller.then(&[], true);
+        harness.poller.then(&[Event::Ready(0, READABLE)], true);
+        harness.poller.then(&[Event::Ready(1, READABLE)], true);
+        harness.tick(1000);
+        assert_eq!(*harness.answered.borrow(), [0, 1]);
+        assert_eq!(
+            harness.poller.timeouts,
+            [Some(8), Some(0), Some(0), Some(0)]
+        );
+        assert!(!harness.is_expired());
+        harness.tick(1007);
+        assert!(!harness.is_expired());
+        harness.tick(1008);
+        harness.tick(1016);
+        assert!(harness.is_expired());
+    }
+
+    #[test]
+    fn number_of_polls_before_an_expiry_is_bounded() {
+        let mut harness = Harness::new();
+        harness.dispatch(0, 0);
+        harness.poller.then(&[Event::Wake], false);
+        harness.tick(0);
+        for _ in 0..100 {
+            harness.poller.then(&[], true);
+        }
+        harness.tick(8);
+        assert_eq!(harness.poller.timeouts.len(), 1 + 2, "one connection");
+    }
+
+    #[test]
+    fn nothing_due_means_one_poll() {
+        let mut harness = Harness::new();
+        harness.dispatch(0, 0);
+        harness.poller.then(&[Event::Wake], true);
+        harness.tick(0);
+        harness.tick(7);
+        assert_eq!(harness.poller.timeouts, [Some(8)]);
+    }
+
+    #[test]
+    fn intake_per_tick_is_bounded_and_resumed_without_an_event() {
+        let mut harness = Harness::new();
+        let count = MAX_INTAKE + 10;
+        for name in 0..count {
+            harness.dispatch(name as u32, 0);
+        }
+        assert_eq!(harness.tick(0), None, "not announced yet");
+        harness.poller.then(&[Event::Wake], false);
+        assert_eq!(harness.tick(0), Some(0));
+        assert_eq!(harness.poller.registered, MAX_INTAKE);
+        assert_eq!(harness.tick(0), Some(8));
+        assert_eq!(harness.poller.registered, count);
+    }
+
+    #[test]
+    fn intake_and_closes_announce_capacity() {
+        let mut harness = Harness::new();
+        harness.dispatch(0, 0);
+        harness.control.pause();
+        harness.tick(0);
+        assert_eq!(harness.waker.count(), 0);
+        harness.poller.then(&[Event::Wake], false);
+        harness.tick(0);
+        assert_eq!(harness.waker.count(), 1, "the queue has room");
+        harness.control.pause();
+        harness.tick(8);
+        assert_eq!(harness.waker.count(), 1);
+        harness.tick(16);
+        assert_eq!(harness.waker.count(), 2, "a connection was closed");
+    }
+
+    #[test]
+    fn connection_that_cannot_be_registered_is_closed() {
+        let mut harness = Harness::new();
+        harness.dispatch(0, 0);
+        harness.poller.is_broken = true;
+        harness.poller.then(&[Event::Wake], false);
+        harness.tick(0);
+        assert_eq!(harness.stats().total().closed_for(CloseReason::Error), 1);
+    }
+
+    #[test]
+    fn shutdown_ends_once_the_queue_is_closed_and_empty() {
+        let mut harness = Harness::new();
+        harness.dispatch(0, 3);
+        harness.control.shut_down(100);
+        harness.poller.then(&[Event::Wake], false);
+        assert_eq!(harness.tick(0), Some(8), "the client's EOF");
+        assert_eq!(*harness.answered.borrow(), [0]);
+        harness.tick(8);
+        assert_eq!(harness.stats().total().closed_for(CloseReason::Shutdown), 1);
+        assert!(!harness.worker.is_done(), "more may be dispatched");
+        harness.dispatcher = None;
+        harness.poller.then(&[Event::Wake], false);
+        harness.tick(9);
+        assert!(harness.worker.is_done());
+    }
+
+    #[test]
+    fn closed_queue_without_a_shutdown_ends_the_worker() {
+        let mut harness = Harness::new();
+        harness.dispatch(0, 0);
+        harness.dispatcher = None;
+        harness.poller.then(&[Event::Wake], false);
+        assert_eq!(harness.tick(0), Some(0));
+        harness.tick(0);
+        assert!(harness.worker.is_done());
     }
 }

@@ -1,19 +1,26 @@
-//! One schedule: clients, an acceptor, a worker and a clock, all driven by one random number generator.
+//! One schedule: a server and its clients, all driven by one random number generator.
 //!
-//! The worker here is the real one without its poll: all code that it calls serves real sockets.
+//! Acceptor, workers, dispatcher and control are the real ones. Their threads are replaced by calls of
+//! `tick`, which run one after the other or, from within system calls, inside each other.
 
-use std::cell::{Cell, RefCell};
-use std::num::NonZeroUsize;
+use std::cell::{OnceCell, RefCell, RefMut};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use super::kernel::{Kernel, Rng, SimStream, record_handler_call};
-use crate::connection::buffer::Buffer;
-use crate::connection::table::{ConnectionTable, Event, Limits, Millis};
+use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown};
+use super::random::Rng;
+use super::system::{
+    Machine, Register, SimListener, SimPoller, SimStream, SimWaker, Threads, client_of,
+};
+use crate::connection::buffer::{Buffer, OUT_OF_MEMORY, Pool};
+use crate::connection::table::ConnectionTable;
 use crate::handler::{Action, Handler};
 use crate::peer::Peer;
+use crate::server::acceptor::Acceptor;
+use crate::server::control::AcceptorControl;
+use crate::server::dispatcher::Dispatcher;
+use crate::server::worker::Worker;
 use crate::stats::Counters;
-use crate::work_queue::{Receiver, Wake, WorkQueue};
 
 /// What is simulated. One value is used for many seeds.
 pub(super) struct Scenario<'a, H> {
@@ -45,15 +52,18 @@ pub(super) struct Failure {
     pub(super) trace: Vec<String>,
 }
 
-/// Ticks after which a worker is considered to be in an endless loop.
-const MAX_TICKS: usize = 20_000;
+/// Ticks after which the server is considered to be in an endless loop.
+const MAX_TICKS: usize = 10_000;
 
-impl<H: Handler> Scenario<'_, H> {
+/// One schedule in this many has a crowd of clients that connect at once.
+const CROWD_INTERVAL: usize = 400;
+
+impl<'a, H: Handler + 'a> Scenario<'a, H> {
     /// Runs the schedule with this seed.
     pub(super) fn run(&self, seed: u64, bounds: Bounds, trace: bool) -> Result<(), Failure> {
         let simulation = Simulation::new(self, seed, bounds, trace);
         let result = simulation.run();
-        let mut kernel = simulation.kernel.borrow_mut();
+        let mut kernel = simulation.machine.kernel.borrow_mut();
         let trace = kernel.trace.take().unwrap_or_default();
         result.map_err(|Failed| Failure {
             message: kernel.failure.take().unwrap_or_default(),
@@ -65,84 +75,133 @@ impl<H: Handler> Scenario<'_, H> {
 /// A check failed; the kernel has recorded which one.
 struct Failed;
 
-/// An accepted connection on its way to the worker.
-type Accepted<'a> = (SimStream<'a>, Peer);
+type SimWorker<'a, H> = Worker<SimStream<'a>, ObservedHandler<'a, H>, SimWaker<'a>>;
+
+/// The state of one thread.
+enum Thread<'a, H> {
+    Acceptor(Box<Acceptor<SimListener<'a>, SimWaker<'a>>>, SimPoller<'a>),
+    /// A worker keeps its waker alive until it ends.
+    Worker(
+        Box<SimWorker<'a, H>>,
+        SimPoller<'a>,
+        #[allow(dead_code)] SimWaker<'a>,
+    ),
+    Ended,
+}
 
 struct Simulation<'a, H: Handler> {
     scenario: &'a Scenario<'a, H>,
     bounds: Bounds,
-    kernel: Rc<RefCell<Kernel<'a>>>,
-    counters: Arc<Counters>,
-    queue: RefCell<Option<WorkQueue<Accepted<'a>, SimWaker<'a, H>>>>,
-    worker: RefCell<Worker<'a, H>>,
-    wake_pending: Cell<bool>,
-}
-
-struct Worker<'a, H: Handler> {
-    connections: ConnectionTable<SimStream<'a>, ObservedHandler<'a, H>>,
-    receiver: Receiver<Accepted<'a>>,
-}
-
-/// Wakes the worker. Sometimes the worker runs before the wake call returns.
-struct SimWaker<'a, H: Handler>(Weak<Simulation<'a, H>>);
-
-impl<H: Handler> Wake for SimWaker<'_, H> {
-    fn wake(&self) {
-        if let Some(simulation) = self.0.upgrade() {
-            simulation.wake_pending.set(true);
-            if simulation.one_in(3) {
-                simulation.tick(false);
-            }
-        }
-    }
+    machine: Rc<Machine<'a>>,
+    control: Arc<AcceptorControl<SimWaker<'a>>>,
+    threads: Vec<RefCell<Thread<'a, H>>>,
 }
 
 /// A handler whose calls are recorded by the kernel.
 struct ObservedHandler<'a, H> {
     handler: H,
     id: usize,
-    kernel: Rc<RefCell<Kernel<'a>>>,
+    machine: Rc<Machine<'a>>,
 }
 
 impl<H: Handler> Handler for ObservedHandler<'_, H> {
     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
         let action = self.handler.process(input, output);
-        record_handler_call(&self.kernel, self.id, action == Action::Close);
+        let (mut kernel, id) = (self.machine.kernel.borrow_mut(), self.id);
+        let now = kernel.pollers[kernel.current].now;
+        let connection = &mut kernel.connections[id];
+        let is_closing =
+            connection.close_requested.is_some() || connection.write_shutdown.is_some();
+        if action == Action::Close {
+            connection.close_requested = Some(now);
+        }
+        kernel.check(!is_closing, || {
+            format!("connection {id} is closing, and its handler was called again")
+        });
         action
     }
 }
 
-impl<'a, H: Handler> Simulation<'a, H> {
+impl<'a, H: Handler + 'a> Threads for Simulation<'a, H> {
+    fn tick(&self, thread: usize) {
+        let Ok(mut running) = self.threads[thread].try_borrow_mut() else {
+            return;
+        };
+        let outer = self.begin_tick(thread);
+        OUT_OF_MEMORY.set(false);
+        let (result, poll_timeout, is_done) = match &mut *running {
+            Thread::Acceptor(acceptor, poller) => {
+                let result = acceptor.tick(poller);
+                (result, acceptor.poll_timeout(), acceptor.is_done())
+            }
+            Thread::Worker(worker, poller, _) => {
+                let result = worker.tick(poller, &|peer| self.observe_handler(peer));
+                (result, worker.poll_timeout(), worker.is_done())
+            }
+            Thread::Ended => (Ok(()), None, true),
+        };
+        OUT_OF_MEMORY.set(false);
+        if result.is_err() || is_done {
+            *running = Thread::Ended;
+        }
+        let mut kernel = self.kernel();
+        let now = kernel.now;
+        let poller = &mut kernel.pollers[thread];
+        poller.ended = is_done;
+        poller.tick_length = now - poller.now;
+        poller.wake_at = poll_timeout.map(|timeout| now + timeout);
+        match thread {
+            ACCEPTOR => kernel.check_acceptor_tick(),
+            worker => kernel.check_worker_tick(worker),
+        }
+        kernel.current = outer;
+    }
+}
+
+impl<'a, H: Handler + 'a> Simulation<'a, H> {
     fn new(scenario: &'a Scenario<'a, H>, seed: u64, bounds: Bounds, trace: bool) -> Rc<Self> {
         let mut rng = Rng::new(seed);
-        let buffer_size = rng.choose(&[1, 2, 7, 16, 64]).max(scenario.min_buffer_size);
-        let limits = Limits {
-            buffer_size,
-            budget: rng.choose(&[1, 2, 3, 100]),
-            idle_timeout: rng.one_in(3).then(|| rng.up_to(400) as u64),
-            linger_timeout: rng.up_to(200) as u64,
-            drain_timeout: rng.choose(&[0, 10, 1000]),
-        };
-        let counters = Arc::new(Counters::new(1));
-        let capacity = NonZeroUsize::MIN.saturating_add(rng.below(4));
-        let mut kernel = Kernel::new(rng, scenario.model, limits, Arc::clone(&counters), trace);
-        kernel.record(|| format!("{limits:?}"));
-        Rc::new_cyclic(|simulation: &Weak<Self>| {
-            let waker = SimWaker(Weak::clone(simulation));
-            let (queue, mut receivers) = WorkQueue::bounded(capacity, [waker]);
-            Self {
-                scenario,
-                bounds,
-                kernel: Rc::new(RefCell::new(kernel)),
-                queue: RefCell::new(Some(queue)),
-                worker: RefCell::new(Worker {
-                    connections: ConnectionTable::new(limits, Arc::clone(&counters.workers[0]), 0),
-                    receiver: receivers.remove(0),
-                }),
-                counters,
-                wake_pending: Cell::new(false),
+        let mut parameters = Parameters::random(&mut rng, scenario.min_buffer_size);
+        let is_crowded = rng.one_in(CROWD_INTERVAL) && bounds.max_connections > 1;
+        if is_crowded {
+            parameters.workers = 1;
+            parameters.max_connections = 1000;
+            parameters.max_descriptors = 1000;
+            parameters.queue_capacity = 1024;
+            parameters.backlog = 1024;
+        }
+        let counters = Arc::new(Counters::new(parameters.workers));
+        let shared = Arc::clone(&counters);
+        let mut kernel = Kernel::new(rng, parameters, scenario.model, shared, trace);
+        kernel.record(|| format!("{parameters:?}"));
+        if is_crowded {
+            let expected = (scenario.model)(&[]);
+            for _ in 0..kernel.rng.below(300) {
+                kernel.connect(Vec::new(), expected.clone());
             }
-        })
+        }
+        let machine = Rc::new(Machine {
+            kernel: RefCell::new(kernel),
+            threads: OnceCell::new(),
+        });
+        let wakers: Vec<_> = (1..=parameters.workers)
+            .map(|thread| SimWaker::new(thread, &machine))
+            .collect();
+        let control = AcceptorControl::new(SimWaker::new(ACCEPTOR, &machine), wakers.clone());
+        // The acceptor and the workers share it as the threads of a server do.
+        #[allow(clippy::arc_with_non_send_sync)]
+        let control = Arc::new(control);
+        let threads = new_threads(&machine, &control, wakers, &counters, parameters);
+        let simulation = Rc::new(Self {
+            scenario,
+            bounds,
+            machine,
+            control,
+            threads,
+        });
+        let threads: Weak<dyn Threads + 'a> = Rc::downgrade(&(Rc::clone(&simulation) as Rc<_>));
+        let _first = simulation.machine.threads.set(threads);
+        simulation
     }
 
     fn run(&self) -> Result<(), Failed> {
@@ -152,246 +211,305 @@ impl<'a, H: Handler> Simulation<'a, H> {
             self.check()?;
         }
         if !self.one_in(4) {
-            self.run_until_idle(false)?;
-            self.run_until_idle(true)?;
-            self.kernel.borrow_mut().check_complete();
+            self.kernel().calm_other_processes();
+            self.run_until_rest(false)?;
+            self.run_until_rest(true)?;
+            self.kernel().check_complete();
             self.check()?;
         }
         if self.one_in(2) {
             self.expire_timers()?;
         }
-        self.drain()
+        self.shut_down()
     }
 
     fn step(&self) {
-        match self.below(12) {
-            0 => self.accept_batch(),
-            1..6 => self.kernel.borrow_mut().run_random_client(),
-            6..11 => self.tick(false),
+        match self.below(16) {
+            0 => self.connect(),
+            1..7 => self.kernel().run_random_client(),
+            7..14 => _ = self.tick_any(),
+            14 if self.one_in(4) => self.kernel().run_other_processes(),
             _ => self.advance_clock(),
         }
     }
 
-    /// Connects clients and dispatches them as the acceptor does: one at a time, or as a batch.
-    fn accept_batch(&self) {
-        if self.one_in(2) {
-            return self.connect(true);
-        }
-        for _ in 0..self.below(4) {
-            self.connect(false);
-        }
-        if let Some(queue) = &*self.queue.borrow() {
-            queue.notify();
+    fn connect(&self) {
+        let mut kernel = self.kernel();
+        if kernel.connections.len() < self.bounds.max_connections {
+            let input = random_input(&mut kernel.rng, self.scenario.vocabulary);
+            let expected = (self.scenario.model)(&input);
+            kernel.connect(input, expected);
         }
     }
 
-    fn connect(&self, notify: bool) {
-        let Some(queue) = &*self.queue.borrow() else {
-            return;
-        };
-        let full = self.kernel.borrow().connections.len() >= self.bounds.max_connections;
-        if full || !queue.has_room() {
-            return;
-        }
-        let input = self.random_input();
-        let id = self.kernel.borrow_mut().connect(input);
-        let accepted = (SimStream::new(id, &self.kernel), Peer::Unix);
-        self.counters.acceptor.accepted.add(1);
-        let pushed = match notify {
-            true => queue.try_push(accepted),
-            false => queue.try_push_without_notify(accepted),
-        };
-        if pushed.is_err() {
-            let message = format!("client {id} was rejected, although the mailbox had room");
-            self.kernel.borrow_mut().fail(message);
+    fn observe_handler(&self, peer: &Peer) -> ObservedHandler<'a, H> {
+        ObservedHandler {
+            handler: (self.scenario.handler)(),
+            id: client_of(peer),
+            machine: Rc::clone(&self.machine),
         }
     }
 
-    /// Returns what one client will send: messages of the vocabulary, sometimes cut off, or any bytes.
-    fn random_input(&self) -> Vec<u8> {
-        let rng = &mut self.kernel.borrow_mut().rng;
-        let mut input = Vec::new();
-        let vocabulary = self.scenario.vocabulary;
-        if vocabulary.is_empty() {
-            let len = rng.choose(&[0, 1, 10, 100, 400]);
-            input.extend((0..len).map(|_| rng.below(256) as u8));
-        } else {
-            for _ in 0..rng.below(12) {
-                input.extend_from_slice(rng.choose(vocabulary));
-            }
-            if rng.one_in(4) {
-                input.truncate(rng.below(input.len() + 1));
-            }
-        }
-        input
-    }
-
-    /// Runs one tick of the worker, with all pending events or some of them.
-    fn tick(&self, all_events: bool) {
-        // A tick is running already. The wake is handled in the next one.
-        let Ok(mut worker) = self.worker.try_borrow_mut() else {
-            return;
-        };
-        let Worker {
-            connections,
-            receiver,
-        } = &mut *worker;
-        let (now, mut batch) = {
-            let mut kernel = self.kernel.borrow_mut();
-            (kernel.now, kernel.poll(all_events))
-        };
-        if self.wake_pending.replace(false) {
-            let at = self.below(batch.len() + 1);
-            batch.insert(at, Event::Wake);
-            if self.queue.borrow().is_none() {
-                self.kernel.borrow_mut().record_drain_start();
-            }
-        }
-        let taken = Cell::new(0);
-        let events = batch.iter().map(|event| {
-            taken.set(taken.get() + 1);
-            *event
+    /// Prepares the kernel for a tick; returns the thread that runs it from within a call.
+    fn begin_tick(&self, thread: usize) -> usize {
+        let mut kernel = self.kernel();
+        kernel.record(|| match thread {
+            ACCEPTOR => "acceptor: tick".to_owned(),
+            worker => format!("thread {worker}: tick"),
         });
-        let open = |stream: &mut SimStream<'a>, _: &Peer, token| {
-            let is_stale = |event: &Event| matches!(event, Event::Ready(of, _) if *of == token);
-            if batch[taken.get()..].iter().any(is_stale) {
-                let message =
-                    format!("token {token} is reused while the batch still has events for it");
-                self.kernel.borrow_mut().fail(message);
+        let requested = kernel.shutdown.is_some();
+        let poller = &mut kernel.pollers[thread];
+        poller.ticks += 1;
+        poller.sees_shutdown = requested;
+        std::mem::replace(&mut kernel.current, thread)
+    }
+
+    /// Runs a tick of a random thread whose poll returns, or is interrupted. Returns whether one was ready.
+    fn tick_any(&self) -> bool {
+        let thread = {
+            let mut kernel = self.kernel();
+            let count = kernel.pollers.len();
+            let first = kernel.rng.below(count);
+            let ready = (0..count)
+                .map(|step| (first + step) % count)
+                .find(|&thread| kernel.is_ready(thread));
+            match ready {
+                Some(_) if kernel.rng.one_in(16) && !kernel.pollers[first].ended => Some(first),
+                None if kernel.rng.one_in(8) && !kernel.pollers[first].ended => Some(first),
+                ready => ready,
             }
-            stream.register(token);
-            // Another client can arrive while the worker empties its mailbox.
-            if self.one_in(8) {
-                self.connect(true);
-            }
-            Ok(ObservedHandler {
-                handler: (self.scenario.handler)(),
-                id: stream.id(),
-                kernel: Rc::clone(&self.kernel),
-            })
         };
-        connections.tick(now, events, receiver, open);
-        let may_sleep = connections.poll_timeout(now) != Some(0);
-        self.kernel.borrow_mut().check_tick();
-        if may_sleep && !self.has_pending_events() {
-            self.check_idle();
+        if let Some(thread) = thread {
+            self.tick(thread);
+            self.kernel().check_balance();
         }
+        thread.is_some()
     }
 
-    /// Checks what must hold when the worker would sleep now.
-    fn check_idle(&self) {
-        let mut kernel = self.kernel.borrow_mut();
-        kernel.check_idle();
-        let stats = self.counters.snapshot();
-        let (accepted, assigned) = (stats.accepted, stats.total().assigned);
-        if accepted != assigned {
-            kernel.fail(format!(
-                "{} connections wait in the mailbox, and no wake-up is pending",
-                accepted - assigned
-            ));
-        }
-    }
-
-    /// Lets the clients and the worker do all they can, until nothing changes.
-    fn run_until_idle(&self, include_late: bool) -> Result<(), Failed> {
+    /// Runs every thread until none is ready.
+    fn run_ready_threads(&self) -> Result<(), Failed> {
         for _ in 0..MAX_TICKS {
-            let before = self.kernel.borrow().progress;
-            self.kernel.borrow_mut().run_all_clients(include_late);
-            self.tick(true);
+            let ready = {
+                let kernel = self.kernel();
+                (0..kernel.pollers.len()).find(|&thread| kernel.is_ready(thread))
+            };
+            let Some(thread) = ready else {
+                self.kernel().check_rest();
+                return self.check();
+            };
+            self.tick(thread);
+            self.kernel().check_balance();
             self.check()?;
-            let unchanged = self.kernel.borrow().progress == before;
-            if unchanged && !self.has_pending_events() && self.poll_timeout() != Some(0) {
-                return Ok(());
+        }
+        self.fail("the server does not come to rest, although no client acts")
+    }
+
+    /// Lets the clients and the server do all they can, until nothing changes.
+    fn run_until_rest(&self, include_late: bool) -> Result<(), Failed> {
+        for _ in 0..MAX_TICKS {
+            let before = self.kernel().progress;
+            self.kernel().run_all_clients(include_late);
+            self.run_ready_threads()?;
+            if self.kernel().progress != before {
+                continue;
+            }
+            // Clients that wait for the end of a pause.
+            let mut kernel = self.kernel();
+            let mut backlogs = kernel.listeners.iter();
+            let is_waiting =
+                kernel.has_descriptor() && backlogs.any(|backlog| !backlog.waiting.is_empty());
+            match kernel.pollers[ACCEPTOR].wake_at {
+                Some(at) if is_waiting => kernel.now = kernel.now.max(at),
+                _ => return Ok(()),
             }
         }
-        self.fail("the worker does not become idle, although no client acts")
+        self.fail("the clients do not come to rest")
     }
 
-    /// Lets the worker sleep until each of its timers has expired, while the clients do nothing.
+    /// Lets the threads sleep until each of their timers has expired, while the clients do nothing.
     fn expire_timers(&self) -> Result<(), Failed> {
-        for _ in 0..100 {
-            self.tick(true);
-            self.check()?;
-            match self.poll_timeout() {
-                Some(poll_timeout) => self.kernel.borrow_mut().now += poll_timeout,
-                None if self.has_pending_events() => {}
+        for _ in 0..30 {
+            self.run_ready_threads()?;
+            match self.next_wake() {
+                Some(at) => self.kernel().now = at,
                 None => break,
             }
         }
-        if self.poll_timeout().is_none() {
-            // Without a timer, no connection may exceed a timeout later.
-            self.kernel.borrow_mut().now += 100_000;
-            self.kernel.borrow_mut().check_tick();
-        }
-        self.check()
+        Ok(())
     }
 
-    /// Asks the server to shut down, and runs it until it has drained.
-    fn drain(&self) -> Result<(), Failed> {
-        self.kernel.borrow_mut().record_drain_request();
-        let queue = self.queue.borrow_mut().take();
-        drop(queue);
+    /// When the first thread wakes up by itself.
+    fn next_wake(&self) -> Option<u64> {
+        let kernel = self.kernel();
+        let alive = kernel.pollers.iter().filter(|poller| !poller.ended);
+        alive.filter_map(|poller| poller.wake_at).min()
+    }
+
+    /// Asks the server to shut down, and runs it until it has ended.
+    fn shut_down(&self) -> Result<(), Failed> {
+        let parameters = self.kernel().parameters;
+        self.request_shutdown(parameters.timeouts.drain);
+        let actions_per_tick = self.kernel().rng.choose(&[1, 3, 20]);
         for _ in 0..MAX_TICKS {
             self.check()?;
-            if self.is_drained() {
-                self.kernel.borrow_mut().check_drained();
+            if self.is_ended() {
+                self.kernel().check_ended();
                 return self.check();
             }
-            self.kernel.borrow_mut().run_random_client();
-            if !self.has_pending_events() {
-                match self.poll_timeout() {
-                    Some(poll_timeout) => self.kernel.borrow_mut().now += poll_timeout,
-                    None => return self.fail("the worker sleeps without a timeout in a drain"),
+            let now = self.kernel().now;
+            if self.kernel().has_expired(now) {
+                self.run_ready_threads()?;
+                self.kernel().check_expired();
+                if let Some(at) = self.next_wake() {
+                    self.kernel().now = at;
+                }
+                continue;
+            }
+            if self.one_in(100) {
+                self.request_shutdown(0);
+            }
+            for _ in 0..actions_per_tick {
+                self.kernel().run_random_client();
+            }
+            if self.one_in(8) {
+                self.step();
+            } else if !self.tick_any() {
+                self.kernel().check_rest();
+                match self.next_wake() {
+                    Some(at) => self.sleep_until(at),
+                    None if self.is_ended() => {}
+                    None => return self.fail("the server sleeps without a timeout in a shutdown"),
                 }
             }
-            self.tick(true);
         }
-        self.fail("the drain does not end")
+        self.fail("the shutdown does not end")
     }
 
-    fn is_drained(&self) -> bool {
-        self.worker.borrow().connections.is_drained()
+    fn is_ended(&self) -> bool {
+        self.kernel().pollers.iter().all(|poller| poller.ended)
     }
 
-    /// Advances the clock by a random time, up to the worker's next timer.
+    fn request_shutdown(&self, timeout: u64) {
+        let record = || {
+            let mut kernel = self.kernel();
+            kernel.record(|| format!("a shutdown within {timeout} ms is requested"));
+            let deadline = kernel.now + timeout;
+            if let Some(shutdown) = &mut kernel.shutdown {
+                shutdown.deadline = shutdown.deadline.min(deadline);
+                return deadline;
+            }
+            let sequence = kernel.sequence;
+            kernel.shutdown = Some(Shutdown { deadline, sequence });
+            for connection in &mut kernel.connections {
+                connection.arrived_before_drain = connection.arrived;
+            }
+            deadline
+        };
+        self.control.shut_down(record());
+    }
+
+    /// Advances the clock, sometimes by a part of the time only.
+    fn sleep_until(&self, at: u64) {
+        let mut kernel = self.kernel();
+        let time = at.saturating_sub(kernel.now);
+        let part = match kernel.rng.one_in(2) {
+            true => time,
+            false => time.div_ceil(8),
+        };
+        kernel.now += part;
+    }
+
+    /// Advances the clock by a random time, up to the next timer if every thread sleeps.
     fn advance_clock(&self) {
-        let max = match self.poll_timeout() {
-            _ if self.has_pending_events() => 3,
-            Some(poll_timeout) => poll_timeout + 1,
+        let next_wake = self.next_wake();
+        let mut kernel = self.kernel();
+        let is_busy = (0..kernel.pollers.len()).any(|thread| kernel.is_ready(thread));
+        let max = match next_wake {
+            _ if is_busy => 3,
+            Some(at) => at - kernel.now + 1,
             None => 100,
         };
-        let mut kernel = self.kernel.borrow_mut();
         kernel.now += kernel.rng.up_to(max as usize) as u64;
     }
 
-    /// Returns whether a poll would return at once.
-    fn has_pending_events(&self) -> bool {
-        self.wake_pending.get() || self.kernel.borrow().has_pending_events()
-    }
-
-    fn poll_timeout(&self) -> Option<Millis> {
-        let now = self.kernel.borrow().now;
-        self.worker.borrow().connections.poll_timeout(now)
-    }
-
     fn fail(&self, message: &str) -> Result<(), Failed> {
-        self.kernel.borrow_mut().fail(message.to_owned());
+        self.kernel().fail(message.to_owned());
         Err(Failed)
     }
 
     /// Returns an error if the kernel has recorded a failure.
     fn check(&self) -> Result<(), Failed> {
-        match self.kernel.borrow().failure {
+        match self.kernel().failure {
             Some(_) => Err(Failed),
             None => Ok(()),
         }
     }
 
+    fn kernel(&self) -> RefMut<'_, Kernel<'a>> {
+        self.machine.kernel.borrow_mut()
+    }
+
     fn below(&self, bound: usize) -> usize {
-        self.kernel.borrow_mut().rng.below(bound)
+        self.kernel().rng.below(bound)
     }
 
     fn one_in(&self, count: usize) -> bool {
-        self.kernel.borrow_mut().rng.one_in(count)
+        self.kernel().rng.one_in(count)
     }
+}
+
+/// Creates the threads as `Server::run` does.
+fn new_threads<'a, H: Handler>(
+    machine: &Rc<Machine<'a>>,
+    control: &Arc<AcceptorControl<SimWaker<'a>>>,
+    wakers: Vec<SimWaker<'a>>,
+    counters: &Arc<Counters>,
+    parameters: Parameters,
+) -> Vec<RefCell<Thread<'a, H>>> {
+    let (dispatcher, receivers) = Dispatcher::new(parameters.queue_capacity, wakers.clone());
+    let listeners: Vec<_> = (0..parameters.listeners)
+        .map(|index| {
+            let mut listener = SimListener::new(index, machine);
+            let registered = listener.register(ACCEPTOR, index);
+            registered.map(|()| listener)
+        })
+        .filter_map(Result::ok)
+        .collect();
+    let acceptor = Acceptor::new(
+        listeners,
+        parameters.backlog,
+        dispatcher,
+        parameters.max_connections,
+        Arc::clone(counters),
+        Arc::clone(control),
+    );
+    let poller = SimPoller::new(ACCEPTOR, machine);
+    let mut threads = vec![RefCell::new(Thread::Acceptor(Box::new(acceptor), poller))];
+    for (index, (receiver, waker)) in receivers.into_iter().zip(wakers).enumerate() {
+        let counters = &counters.workers[index];
+        let pool = Pool::new(parameters.buffer_size).expect("memory for a worker");
+        let table = ConnectionTable::new(parameters.timeouts, pool, Arc::clone(counters), index);
+        let worker = Worker::new(table, receiver, Arc::clone(control), Arc::clone(counters));
+        let poller = SimPoller::new(index + 1, machine);
+        let thread = Thread::Worker(Box::new(worker), poller, waker);
+        threads.push(RefCell::new(thread));
+    }
+    threads
+}
+
+/// Returns what one client will send: messages of the vocabulary, sometimes cut off, or any bytes.
+fn random_input(rng: &mut Rng, vocabulary: &[&[u8]]) -> Vec<u8> {
+    let mut input = Vec::new();
+    if vocabulary.is_empty() {
+        let len = rng.choose(&[0, 1, 10, 100, 100, 400]);
+        input.extend((0..len).map(|_| rng.below(256) as u8));
+    } else {
+        for _ in 0..rng.below(12) {
+            input.extend_from_slice(rng.choose(vocabulary));
+        }
+        if rng.one_in(4) {
+            input.truncate(rng.below(input.len() + 1));
+        }
+    }
+    input
 }

@@ -6,7 +6,9 @@ use std::{env, fs, net::Shutdown, thread};
 
 use tempfile::tempdir;
 
-use crate::harness::{Client, Process, command, installed, run, wait_until};
+#[cfg(unix)]
+use crate::harness::wait_until;
+use crate::harness::{Client, Process, command, installed, run};
 
 /// For its own tests: no real file makes a job panic.
 #[allow(dead_code, reason = "the tests call parts of it only")]

@@ -1,7 +1,7 @@
 //! All tests that go through sockets or run the program, in one crate with one [`harness`].
 //!
 //! * [`contract`]: a module for each promise of the README, tested on a server of the library and on the program.
-//! * [`program`]: command line, signals, log, metrics, resources, and clients that people use.
+//! * [`program`]: command line, listeners, signals, log, metrics, resources, and clients that people use.
 //! * [`deploy`]: systemd, containers, HAProxy, Unix-domain sockets, man page and completions.
 //! * [`examples`], [`soak`], and [`project`]: rules about the sources.
 //!
@@ -13,7 +13,7 @@ mod contract;
 mod deploy;
 mod examples;
 #[cfg_attr(
-    not(feature = "cli"),
+    not(all(target_os = "linux", feature = "cli")),
     allow(
         dead_code,
         unused_imports,

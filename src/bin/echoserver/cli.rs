@@ -15,6 +15,10 @@ use log::LevelFilter;
 
 use crate::serve::logging::Format;
 
+/// Bounds of `TCP_KEEPIDLE` in Linux.
+const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
+const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
+
 /// A TCP echo server that returns every byte, from a pool of event-loop threads.
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
@@ -72,6 +76,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
     #[arg(env = "ECHOSERVER_IDLE_TIMEOUT", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
+
+    /// Probe a client that has sent no packet for this long, and close the connection after 6 probes
+    /// without an answer, 10 s apart; 0s means never
+    #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
+    #[arg(env = "ECHOSERVER_TCP_KEEPALIVE", default_value = "5m", value_parser = parse_keepalive)]
+    tcp_keepalive: Duration,
 
     /// Time limit for a graceful shutdown; remaining connections are then reset
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
@@ -151,6 +161,7 @@ impl Options {
             unix_mode: self.unix_mode,
             idle_timeout: self.idle_timeout.filter(|timeout| !timeout.is_zero()),
             drain_timeout: self.drain_timeout,
+            tcp_keepalive: Some(self.tcp_keepalive).filter(|time| !time.is_zero()),
             busy_poll: self.busy_poll.unwrap_or_default(),
             ..Config::default()
         };
@@ -221,6 +232,18 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     Some(interval)
         .filter(|interval| *interval >= Duration::from_millis(1))
         .ok_or(bounds)
+}
+
+/// Parses the idle time of TCP keepalive, within the bounds of the kernel. Zero turns it off.
+fn parse_keepalive(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text)?;
+    let bounds = MIN_KEEPALIVE..=MAX_KEEPALIVE;
+    Some(time)
+        .filter(|time| time.is_zero() || bounds.contains(time))
+        .ok_or_else(|| {
+            let (min, max) = bounds.into_inner();
+            format!("expected 0s, or a duration from {min:?} to {max:?}")
+        })
 }
 
 /// Formats an error of the command line as one line. The line names the environment variable that
@@ -326,6 +349,29 @@ mod tests {
                 .idle_timeout,
             None
         );
+    }
+
+    #[test]
+    fn keepalive_is_off_or_within_bounds() {
+        let keepalive = |arguments: &[&str]| {
+            parse(arguments).map(|options| options.config(1, false).tcp_keepalive)
+        };
+        let seconds = |count| Ok(Some(Duration::from_secs(count)));
+        assert_eq!(keepalive(&[]), seconds(300));
+        assert_eq!(keepalive(&[]), Ok(Config::default().tcp_keepalive));
+        assert_eq!(keepalive(&["--tcp-keepalive=0s"]), Ok(None));
+        assert_eq!(keepalive(&["--tcp-keepalive=1s"]), seconds(1));
+        assert_eq!(keepalive(&["--tcp-keepalive=32767s"]), seconds(32_767));
+        for value in ["1ms", "999ms", "32767s1ms", "32768s", "10h"] {
+            let error = keepalive(&["--tcp-keepalive", value]).unwrap_err();
+            assert_eq!(
+                error,
+                format!(
+                    "invalid value '{value}' for '--tcp-keepalive <TIME>': \
+                     expected 0s, or a duration from 1s to 32767s"
+                )
+            );
+        }
     }
 
     #[test]

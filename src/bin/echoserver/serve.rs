@@ -2,6 +2,7 @@
 
 pub(crate) mod limits;
 pub(crate) mod logging;
+pub(crate) mod memory;
 pub(crate) mod metrics;
 pub(crate) mod reports;
 pub(crate) mod service;
@@ -19,10 +20,18 @@ use self::logging::{Log, TARGET};
 use self::service::Inherited;
 use crate::cli::Options;
 
+/// What bounds the kernel's socket buffers of a TCP connection.
+const SOCKET_BUFFERS: &str = if cfg!(any(target_os = "linux", target_os = "android")) {
+    ": tcp_rmem and tcp_wmem bound them, and at most 128 KiB plus one send are unsent"
+} else {
+    ""
+};
+
 /// Serves until a signal shuts the server down, then checks that the counters balance.
 pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
     #[cfg(unix)]
-    let signals = signals::Signals::register()?;
+    let signals = signals::Signals::register()
+        .map_err(|error| with_context(&error, "cannot handle signals"))?;
     let max_connections = limits::max_connections(options)?;
     let config = options.config(max_connections, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
@@ -63,21 +72,32 @@ fn log_config(server: &Server, config: &Config) {
     log::info!(
         target: TARGET,
         "workers: {}, max connections: {}, buffer size: {buffer_size}, backlog: {}, \
-         idle timeout: {}, drain timeout: {:?}, busy poll: {}",
+         idle timeout: {}, TCP keepalive: {}, drain timeout: {:?}, busy poll: {}",
         config.workers,
         config.max_connections,
         config.backlog,
         or_off(config.idle_timeout),
+        or_off(config.tcp_keepalive),
         config.drain_timeout,
         or_off(Some(config.busy_poll).filter(|duration| !duration.is_zero())),
     );
+    let spare = config.max_spare_memory();
+    let connections = config.max_memory().saturating_sub(spare);
     log::info!(
         target: TARGET,
-        "buffer memory: at most {} ({} connections x 2 x {buffer_size}, plus {} spare)",
+        "buffer memory: at most {} ({} connections x {}, plus {} spare); \
+         the kernel's socket buffers are not included{SOCKET_BUFFERS}",
         ByteSize(config.max_memory()),
         config.max_connections,
-        ByteSize(config.max_spare_memory()),
+        ByteSize(connections / config.max_connections as u64),
+        ByteSize(spare),
     );
+    memory::warn_if_insufficient(config);
+}
+
+/// Returns an error of the same kind whose message starts with `context`.
+fn with_context(error: &io::Error, context: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{context}: {error}"))
 }
 
 /// A thread that is stopped and joined on drop.
@@ -93,7 +113,9 @@ impl BackgroundThread {
         run: impl FnOnce() + Send + 'static,
         stop: impl FnOnce() + 'static,
     ) -> io::Result<Self> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = thread
+            .map_err(|error| with_context(&error, &format!("cannot start the thread '{name}'")))?;
         Ok(Self {
             stop: Some(Box::new(stop)),
             thread: Some(thread),

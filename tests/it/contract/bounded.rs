@@ -52,3 +52,160 @@ fn stuck_connection_continues_when_its_client_reads() {
     client.expect(&bytes[read..sent]);
     client.expect_eof();
 }
+
+#[cfg(all(target_os = "linux", feature = "cli"))]
+mod program {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::process::{self, Command};
+
+    use crate::harness::{
+        Client, Process, READY, error_line, possible_connections, program, program_after,
+        random_bytes, total, wait_until,
+    };
+
+    /// Limits the address space, in KiB.
+    const LIMIT_MEMORY: &str = "ulimit -v 300000";
+    const WARNING: &str = "buffer memory may exceed the available memory: at most ";
+
+    /// Clients that send until nothing moves, and never read.
+    fn never_readers(server: &Process, count: usize) -> Vec<Client> {
+        let bytes = random_bytes(3, 8 << 20);
+        let connect = |_| Client::connect_with_receive_buffer(server.address(), 4096);
+        let clients: Vec<_> = (0..count).map(connect).collect();
+        for _ in 0..2 {
+            for client in &clients {
+                // A server without memory resets it.
+                let _reset = client.try_fill(&bytes, 0);
+            }
+        }
+        clients
+    }
+
+    #[test]
+    fn out_of_memory_closes_only_the_connection_that_needs_it() {
+        let mut command = program_after(LIMIT_MEMORY);
+        let server = Process::start(command.args(["--listen=127.0.0.1:0", "--workers=2"]));
+        let other = Client::connect(server.address());
+        other.ping(b"before");
+        let clients = never_readers(&server, possible_connections(3_000));
+        other.ping(b"after");
+        drop(clients);
+        other.close();
+        let log = server.terminate();
+        assert!(total(&log, "closed_out_of_memory") > 0, "{log}");
+        assert!(total(&log, "discarded_out_of_memory") > 0, "{log}");
+    }
+
+    #[test]
+    fn buffers_that_do_not_fit_into_memory_prevent_the_start() {
+        let mut command = program_after(LIMIT_MEMORY);
+        command.args(["--listen=127.0.0.1:0", "--buffer-size=1GiB"]);
+        let error = error_line(&mut command, 1);
+        let reason = "cannot allocate buffers of 1073741824 bytes: cannot allocate memory";
+        assert!(error.ends_with(reason), "{error}");
+    }
+
+    /// Returns the log of a server that is started and ended, and the line in it that contains `text`.
+    fn log_with(command: &mut Command, text: &str) -> (String, Option<String>) {
+        let command = command.args(["--listen=127.0.0.1:0", "--workers=1"]);
+        let log = Process::start(command).terminate();
+        let line = log.lines().find(|line| line.contains(text));
+        let line = line.map(str::to_owned);
+        (log, line)
+    }
+
+    #[test]
+    fn memory_bound_is_logged() {
+        let mut command = program();
+        command.args(["--max-connections=1000", "--buffer-size=5000"]);
+        let (log, line) = log_with(&mut command, READY);
+        let line = line.expect("it serves");
+        // Buffers are whole pages.
+        let buffers = "(1000 connections x 16.0 KiB, plus ";
+        let kernel = "; the kernel's socket buffers are not included: \
+            tcp_rmem and tcp_wmem bound them, and at most 128 KiB plus one send are unsent";
+        assert!(line.contains(buffers) && line.ends_with(kernel), "{log}");
+    }
+
+    #[test]
+    fn memory_bound_beyond_the_physical_memory_is_logged() {
+        let (log, line) = log_with(program().arg("--max-connections=100000000"), WARNING);
+        let line = line.unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains(" WARN "), "{line}");
+        assert!(line.contains("11.9 TiB for 100000000 connections, "));
+        assert!(line.ends_with(" available (physical memory)") || line.contains("cgroup"));
+
+        let (_, line) = log_with(program().arg("--max-connections=10"), WARNING);
+        assert_eq!(line, None);
+    }
+
+    /// A control group with a memory limit. It is removed on drop.
+    struct MemoryCgroup(PathBuf);
+
+    impl MemoryCgroup {
+        fn new(limit: &str) -> Option<Self> {
+            for (root, file) in [
+                ("/sys/fs/cgroup", "memory.max"),
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            ] {
+                let group = Path::new(root).join(format!("echoserver-{}", process::id()));
+                if fs::create_dir(&group).is_ok() {
+                    let (group, file) = (Self(group.clone()), group.join(file));
+                    if file.exists() && fs::write(file, limit).is_ok() {
+                        return Some(group);
+                    }
+                }
+            }
+            println!("skipped: a cgroup with a memory limit cannot be created");
+            None
+        }
+    }
+
+    impl Drop for MemoryCgroup {
+        fn drop(&mut self) {
+            let _busy = fs::remove_dir(&self.0);
+        }
+    }
+
+    #[test]
+    fn memory_bound_beyond_the_limit_of_the_cgroup_is_logged() {
+        let Some(group) = MemoryCgroup::new("67108864") else {
+            return;
+        };
+        let setup = format!("echo $$ > {}/cgroup.procs", group.0.display());
+        let mut program = program_after(&setup);
+        let (log, line) = log_with(program.arg("--max-connections=1000"), WARNING);
+        let limit = "for 1000 connections, 64.0 MiB available (memory limit of the cgroup)";
+        assert!(line.is_some_and(|line| line.ends_with(limit)), "{log}");
+        let mut program = program_after(&setup);
+        let (_, line) = log_with(program.arg("--max-connections=100"), WARNING);
+        assert_eq!(line, None);
+    }
+
+    /// In bytes.
+    fn resident_memory(server: &Process) -> u64 {
+        server.procfs().stat().expect("it runs").rss * procfs::page_size()
+    }
+
+    /// The second peak matters: an allocator may keep what it has learnt in the first.
+    #[test]
+    fn memory_returns_to_the_system_after_a_peak() {
+        const MAX_GROWTH: u64 = 10 << 20;
+        let server = Process::serve(&["--workers=2"]);
+        let start = resident_memory(&server);
+        for _ in 0..3 {
+            let clients = never_readers(&server, possible_connections(1_000));
+            wait_until("buffers are in use", || {
+                resident_memory(&server) > start + 2 * MAX_GROWTH
+            });
+            for client in clients {
+                client.reset();
+            }
+            wait_until("the memory is returned", || {
+                resident_memory(&server) < start + MAX_GROWTH
+            });
+        }
+        server.terminate();
+    }
+}

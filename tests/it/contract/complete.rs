@@ -1,12 +1,14 @@
 //! After the client's half-close, everything that it sent still comes back, however late it begins to read; then
 //! EOF.
 
+use std::time::Duration;
 use std::{slice, thread};
 
 use echoserver::{CloseReason, Config};
 
 use crate::harness::{
-    BlockedServer, Client, TestServer, address_of, bind, config, random_bytes, wait_until_received,
+    BlockedServer, Client, TestServer, address_of, bind, config, random_bytes, stuck_clients,
+    wait_until_received,
 };
 
 /// Sends everything and half-closes, on each of many connections, and begins to read once the server can send
@@ -86,4 +88,37 @@ fn eof_that_arrives_with_data_is_handled_in_a_batch() {
     }
     let total = server.stop().total();
     assert_eq!(total.closed_for(CloseReason::PeerClosed), 101);
+}
+
+/// A truncated stream must not look complete.
+#[test]
+fn truncated_stream_is_a_reset() {
+    let server = TestServer::echo_with(Config {
+        drain_timeout: Duration::from_millis(200),
+        ..config()
+    });
+    let bytes = random_bytes(7, 40 << 20);
+    let (client, _) = stuck_clients(&server, 1, &bytes).remove(0);
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+    assert!(total.discarded[CloseReason::DrainTimeout as usize] > 0);
+    client.expect_reset();
+}
+
+/// Without a deadline: connections that are complete end cleanly, the others with a reset.
+#[test]
+fn abort_resets_incomplete_streams_only() {
+    let server = TestServer::echo_with(Config {
+        drain_timeout: Duration::from_secs(3600),
+        ..config()
+    });
+    let idle = server.connect();
+    idle.ping(b"ping");
+    let bytes = random_bytes(8, 40 << 20);
+    let (stuck, _) = stuck_clients(&server, 1, &bytes).remove(0);
+    server.handle.abort();
+    stuck.expect_reset();
+    idle.expect_eof();
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
 }

@@ -185,6 +185,7 @@ fn late_reader_gets_everything() {
         server.shut_down();
         client.expect(&bytes[..taken]);
         client.expect_prefix(&bytes[taken..]);
+        client.expect_eof();
         // The server discards the rest until it closes the connection for good.
         let _sent = sending.join().unwrap();
     });
@@ -199,12 +200,16 @@ fn draining_server_refuses_connections() {
     client.ping(b"ping");
     server.shut_down();
     client.expect_eof();
-    assert!(TcpStream::connect(server.address).is_err());
+    // The worker may see the shutdown before the acceptor.
+    wait_until("connections are refused", || {
+        TcpStream::connect(server.address).is_err()
+    });
 }
 
 #[cfg(all(target_os = "linux", feature = "cli"))]
 mod program {
     use std::io::Read;
+    use std::slice;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
     use std::thread;
 
@@ -299,5 +304,98 @@ mod program {
         let log = server.wait_for_success();
         assert_eq!(total(&log, "closed_drain_timeout"), 1, "{log}");
         assert!(total(&log, "discarded_drain_timeout") > 0, "{log}");
+    }
+
+    /// Sends `bytes` to a server whose client does not read yet, until all of them have arrived there.
+    fn client_with_everything_sent(server: &Process, bytes: &[u8]) -> Client {
+        let client = Client::connect_with_receive_buffer(server.address(), 8 << 10);
+        client.send(bytes);
+        wait_until_received(slice::from_ref(&client));
+        client
+    }
+
+    /// What it has sent is in the kernel and in the server's buffers when the signal comes.
+    #[test]
+    fn slow_reader_gets_everything_and_the_process_waits() {
+        let server = Process::serve(&["--workers=1", "--drain-timeout=30s"]);
+        let bytes = random_bytes(4, 200_000);
+        let client = client_with_everything_sent(&server, &bytes);
+        server.signal(Signal::TERM);
+        client.expect_slowly(&bytes[..100_000], 100_000);
+        // More input during the drain must not end it.
+        client.send(b"12345");
+        client.expect_slowly(&bytes[100_000..], 100_000);
+        assert_eq!(server.lines_with("ended:"), [""; 0]);
+        client.expect(b"12345");
+        client.expect_eof();
+        drop(client);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "discarded"), 0, "{log}");
+    }
+
+    /// The transfer takes three quarters of the drain timeout, and the client's FIN has arrived before.
+    #[test]
+    fn slow_reader_after_its_fin_gets_everything() {
+        let server = Process::serve(&["--workers=1", "--drain-timeout=4s"]);
+        let bytes = random_bytes(5, 200_000);
+        let client = client_with_everything_sent(&server, &bytes);
+        client.shutdown_write();
+        wait_until_received(slice::from_ref(&client));
+        server.signal(Signal::TERM);
+        client.expect_slowly(&bytes, 66_000);
+        client.expect_eof();
+        drop(client);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_drain_timeout"), 0, "{log}");
+        assert_eq!(total(&log, "discarded"), 0, "{log}");
+    }
+
+    /// The kernel has taken all of the output, and the server's buffers are empty.
+    #[test]
+    fn process_waits_until_the_kernel_has_delivered() {
+        let mut server = Process::serve(&["--workers=1", "--drain-timeout=30s"]);
+        let bytes = random_bytes(6, 60_000);
+        let client = client_with_everything_sent(&server, &bytes);
+        server.signal(Signal::TERM);
+        server.wait_for_log("draining");
+        client.expect_slowly(&bytes, 100_000);
+        assert_eq!(server.lines_with("ended:"), [""; 0]);
+        client.expect_eof();
+        drop(client);
+        server.wait_for_success();
+    }
+
+    #[test]
+    fn clients_beyond_the_limit_are_answered() {
+        let server = Process::serve(&["--workers=2", "--max-connections=20"]);
+        let connect = |_| Client::connect(server.address());
+        let open: Vec<_> = (0..20).map(connect).collect();
+        ping_all(&open, b"served");
+        let waiting: Vec<_> = (0..200).map(connect).collect();
+        send_all(&waiting, b"waiting");
+        wait_until_received(&waiting);
+        server.signal(Signal::TERM);
+        super::expect_all_and_eof(open, b"");
+        super::expect_all_and_eof(waiting, b"waiting");
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "accepted"), 220, "{log}");
+        assert_eq!(total(&log, "closed"), 220, "{log}");
+    }
+
+    /// The only place never becomes free. One deadline holds for all.
+    #[test]
+    fn clients_that_get_no_place_are_reset_and_counted() {
+        let server = Process::serve(&["-w1", "-c1", "--drain-timeout=500ms"]);
+        let stuck = Client::connect_with_receive_buffer(server.address(), 8 << 10);
+        stuck.send_until_stuck(&random_bytes(7, 40 << 20));
+        let connect = |_| Client::connect(server.address());
+        let waiting: Vec<_> = (0..5).map(connect).collect();
+        send_all(&waiting, b"waiting");
+        server.signal(Signal::TERM);
+        for client in &waiting {
+            client.expect_reset();
+        }
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_drain_timeout"), 6, "{log}");
     }
 }

@@ -224,3 +224,80 @@ fn urgent_bytes_do_not_end_a_connection() {
         client.expect_eof();
     }
 }
+
+#[cfg(target_os = "linux")]
+mod keepalive {
+    use std::fs;
+    use std::net::{SocketAddr, TcpListener};
+    use std::time::Duration;
+
+    use echoserver::Config;
+    use socket2::SockRef;
+
+    use crate::harness::{Client, TestServer, bind, config, wait_for};
+
+    /// Returns the idle time after which the server's kernel probes a new client, less the time that has passed.
+    fn keepalive(server: SocketAddr) -> Option<Duration> {
+        const KEEPALIVE: &str = "02";
+        let client = Client::connect(server);
+        client.ping(b"ping");
+        // Two addresses in hexadecimal, the state, the queues, then the kind of timer and its hundredths of a second.
+        let ports =
+            [server, client.local_address()].map(|address| format!(":{:04X}", address.port()));
+        wait_for("no retransmission is pending", || {
+            let table = fs::read_to_string("/proc/net/tcp").expect("/proc is there");
+            let rows = table.lines().map(|row| row.split_whitespace().collect());
+            let mut rows = rows
+                .filter(|row: &Vec<_>| row[1].ends_with(&ports[0]) && row[2].ends_with(&ports[1]));
+            let row = rows.next().expect("the connection is there");
+            let (kind, time) = row[5].split_once(':').expect("a kind and a time");
+            let time = u64::from_str_radix(time, 16).expect("a number");
+            let time = Duration::from_millis(10 * time);
+            let is_retransmission = ["01", "04"].contains(&kind);
+            (!is_retransmission).then_some((kind == KEEPALIVE).then_some(time))
+        })
+    }
+
+    #[test]
+    #[cfg(feature = "cli")]
+    fn client_without_packets_is_probed() {
+        for (arguments, seconds) in [
+            (&[][..], 300),
+            (&["--tcp-keepalive=100s"], 100),
+            (&["--tcp-keepalive=32767s"], 32_767),
+            (&["--tcp-keepalive=0s"], 0),
+        ] {
+            let server = crate::harness::Process::serve(arguments);
+            let found = keepalive(server.address());
+            let log = server.terminate();
+            let Some(found) = found else {
+                assert_eq!(seconds, 0, "{log}");
+                assert!(log.contains("TCP keepalive: off"), "{log}");
+                continue;
+            };
+            let limit = Duration::from_secs(seconds);
+            assert!(
+                found <= limit && found + Duration::from_secs(20) > limit,
+                "{arguments:?}: {found:?}"
+            );
+            let shown = format!("TCP keepalive: {seconds}s");
+            assert!(log.contains(&shown), "{log}");
+        }
+    }
+
+    #[test]
+    fn keepalive_of_an_adopted_listener_is_that_of_the_config() {
+        for (own, configured) in [(false, true), (true, false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            SockRef::from(&listener).set_keepalive(own).unwrap();
+            let mut server = bind(Config {
+                listen: vec![],
+                tcp_keepalive: configured.then_some(Duration::from_secs(60)),
+                ..config()
+            });
+            server.adopt_tcp(listener).unwrap();
+            let server = TestServer::run_echo(server);
+            assert_eq!(keepalive(server.address).is_some(), configured);
+        }
+    }
+}

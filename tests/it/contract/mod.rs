@@ -4,15 +4,16 @@
 //! | --- | --- | --- |
 //! | Byte-exact | [`byte_exact`] | sizes around the buffer size, every byte value, many connections; also the suite `conformance` |
 //! | Complete | [`complete`] | late readers, and EOF that arrives together with data |
-//! | Bounded | [`bounded`] | clients that never read, and what the server holds for them |
+//! | Bounded | [`bounded`] | clients that never read, what the server holds for them, and memory bounds in the log |
 //! | Idle is free | [`idle_is_free`] | wake-ups beside 1,000 idle connections; also the suite `allocations` |
 //! | Fair | [`fair`] | other connections and new ones during a flood, and beside endless output |
-//! | Isolated | [`isolated`] | panics, resets, urgent data, full buffers, lingering clients |
+//! | Isolated | [`isolated`] | panics, resets, urgent data, full buffers, lingering clients, keepalive |
 //! | Out of descriptors | [`out_of_descriptors`] | the connection limit, and descriptors taken and given back |
 //! | Accounted | [`accounted`] | totals by reason, and every descriptor after 10,000 connections; the balances in every test |
 //! | Drain | [`drain`] | connections in the backlog and in queues, bytes in the kernel, transfers, stuck clients |
 //! | Fails loudly | [`fails_loudly`] | invalid options, variables and addresses, too few descriptors, a worker that panics |
 //! | Robust | [`robust`] | closed streams, unread and broken logs, SIGPIPE, SIGSTOP |
+//! | Timeouts judge the client | [`timeouts_judge_the_client`] | slow readers, stopped readers, a pause of the process, refused clients |
 
 mod accounted;
 mod bounded;
@@ -25,6 +26,7 @@ mod idle_is_free;
 mod isolated;
 mod out_of_descriptors;
 mod robust;
+mod timeouts_judge_the_client;
 
 use std::collections::BTreeSet;
 use std::fs;

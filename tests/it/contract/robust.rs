@@ -11,7 +11,7 @@ use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 use serde_json::{Map, Value};
 
-use crate::harness::{Client, DEADLINE, Process, command, program, random_bytes, wait_until};
+use crate::harness::{Client, DEADLINE, Process, program, program_after, random_bytes, wait_until};
 
 /// Sends SIGTERM and expects exit status 0, of a process whose log is not kept.
 fn terminate(server: Process) {
@@ -50,10 +50,8 @@ fn sigpipe_is_ignored() {
 #[test]
 fn closed_standard_streams_do_not_matter() {
     for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
-        let mut shell = command("sh");
-        shell.args(["-c", &format!(r#"exec "$0" "$@" {closed}"#)]);
-        shell.arg(program().get_program());
-        let (server, address) = Process::start_without_log(&mut shell, Stdio::null());
+        let mut command = program_after(&format!("exec {closed}"));
+        let (server, address) = Process::start_without_log(&mut command, Stdio::null());
         Client::connect(address).check_echo(b"without standard streams");
         terminate(server);
     }

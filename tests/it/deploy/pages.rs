@@ -1,6 +1,6 @@
 //! `--generate`: a man page that renders and completions that complete, made from the options themselves.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::process::{Command, Output, Stdio};
 
@@ -130,7 +130,7 @@ fn closed_pipe_is_not_an_error() {
 #[cfg(target_os = "linux")]
 fn full_disk_is_an_error() {
     for page in PAGES {
-        let full = File::options().write(true).open("/dev/full").unwrap();
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
         let output = generate_to(page, full);
         assert_eq!(output.status.code(), Some(1), "{page}: {output:?}");
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
+use socket2::{Domain, Socket, Type};
 use tempfile::tempdir;
 
 use super::{packaged, replace_all};
 use crate::harness::{
-    Client, DEADLINE, Process, command, free_address, http, installed, program, random_bytes, run,
-    wait_until,
+    Client, DEADLINE, Process, command, error_line, free_address, http, installed, program,
+    program_after, random_bytes, run, wait_until,
 };
 
 /// Returns a command that passes `sockets` to the program as service managers do.
@@ -22,13 +23,10 @@ fn inheriting(sockets: Vec<OwnedFd>) -> Command {
     // They must be at 3 and above. The descriptors of this process close on `exec`, except for the standard
     // streams, from where a shell moves them.
     let moves = ["3<&0", "3<&0 4<&1"][sockets.len() - 1];
-    let mut shell = command("sh");
-    shell.arg("-c");
-    shell.arg(format!(
-        r#"LISTEN_PID=$$ LISTEN_FDS={} exec "$0" "$@" {moves} </dev/null >/dev/null"#,
+    let mut shell = program_after(&format!(
+        "export LISTEN_PID=$$ LISTEN_FDS={} && exec {moves} </dev/null >/dev/null",
         sockets.len(),
     ));
-    shell.arg(program().get_program());
     let mut sockets = sockets.into_iter();
     shell.stdin(sockets.next().expect("at least one"));
     if let Some(second) = sockets.next() {
@@ -67,13 +65,28 @@ fn inherited_sockets_add_to_configured_listeners() {
 }
 
 #[test]
-fn inherited_socket_that_cannot_listen_is_reported() {
+fn inherited_descriptor_that_cannot_listen_is_reported() {
+    let check = |command: &mut Command, problem| {
+        let error = error_line(command, 1);
+        let context = "cannot listen on inherited socket 0";
+        assert_eq!(error, format!("{context}: {problem}"));
+    };
+    let other = "not a TCP or Unix-domain stream socket";
+    let bound = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+    let (connected, _peer) = UnixStream::pair().unwrap();
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (status, log) = Process::launch(&mut inheriting(vec![datagrams.into()])).wait();
-    assert_eq!(status.code(), Some(1), "{log}");
-    let start = "echoserver: cannot listen on inherited socket 0: ";
-    assert!(log.starts_with(start), "{log}");
-    assert_eq!(log.lines().count(), 1, "{log}");
+    let file = fs::File::open("/dev/null").unwrap();
+    for (descriptor, problem) in [
+        (OwnedFd::from(bound), "the TCP socket is not listening"),
+        (connected.into(), "the Unix-domain socket is not listening"),
+        (datagrams.into(), other),
+        (file.into(), other),
+    ] {
+        check(&mut inheriting(vec![descriptor]), problem);
+    }
+    // It is not open, and must not be confused with a descriptor that the program opens later.
+    let closed = "export LISTEN_PID=$$ LISTEN_FDS=1 && exec 3<&-";
+    check(&mut program_after(closed), other);
 }
 
 /// The listener outlives the server: clients that connect in between wait in its backlog.

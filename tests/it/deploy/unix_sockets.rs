@@ -1,15 +1,22 @@
 //! `--listen unix:PATH` and `unix:@NAME`: echo, and the socket's file.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Barrier;
+use std::thread;
 
+use echoserver::{Address, Server};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::tempdir;
 
-use crate::harness::{Client, Process, command, program, random_bytes};
+use crate::harness::{
+    Client, Process, READY, TestServer, config, error_line, program, program_after, random_bytes,
+    wait_until,
+};
 
 fn program_at(path: &Path) -> Command {
     let mut command = program();
@@ -19,12 +26,10 @@ fn program_at(path: &Path) -> Command {
 
 /// Checks that the program cannot listen at `path`; returns the reason that it reports.
 fn check_error(path: &Path) -> String {
-    let (status, log) = Process::launch(&mut program_at(path)).wait();
-    assert_eq!(status.code(), Some(1), "{log}");
-    let start = format!("echoserver: cannot listen on unix:{}: ", path.display());
-    let reason = log.strip_prefix(&start).unwrap_or_else(|| panic!("{log}"));
-    assert_eq!(reason.trim_end().lines().count(), 1, "{log}");
-    reason.trim_end().to_owned()
+    let error = error_line(&mut program_at(path), 1);
+    let start = format!("cannot listen on unix:{}: ", path.display());
+    let reason = error.strip_prefix(&start);
+    reason.unwrap_or_else(|| panic!("{error}")).to_owned()
 }
 
 #[test]
@@ -52,10 +57,9 @@ fn abstract_socket_needs_no_file() {
     let listen = format!("--listen=unix:@{name}");
     let server = Process::start(program().arg(&listen));
     Client::connect_unix(&path).check_echo(&random_bytes(1, 1_000_000));
-    let (status, log) = Process::launch(program().arg(&listen)).wait();
-    assert_eq!(status.code(), Some(1), "{log}");
-    let start = format!("echoserver: cannot listen on unix:@{name}: address");
-    assert!(log.starts_with(&start), "{log}");
+    let error = error_line(program().arg(&listen), 1);
+    let start = format!("cannot listen on unix:@{name}: address");
+    assert!(error.starts_with(&start), "{error}");
     Client::connect_unix(&path).check_echo(b"still here");
     server.terminate();
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
@@ -135,6 +139,73 @@ fn unusable_path_is_reported() {
     check_error(&folder.path().join("x".repeat(200)));
 }
 
+/// Returns the path for a round of a race, in every second round that of a stale socket.
+fn path_of_round(folder: &Path, round: usize) -> PathBuf {
+    let path = folder.join(format!("echo{round}"));
+    if round.is_multiple_of(2) {
+        drop(UnixListener::bind(&path).unwrap());
+    }
+    path
+}
+
+#[test]
+fn one_of_many_servers_gets_a_path() {
+    const THREADS: usize = 16;
+    let folder = tempdir().unwrap();
+    for round in 0..60 {
+        let path = path_of_round(folder.path(), round);
+        let start = Barrier::new(THREADS);
+        let bind = || {
+            let mut config = config();
+            config.listen.push(Address::UnixPath(path.clone()));
+            start.wait();
+            Server::bind(config)
+        };
+        let results: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(bind)).collect();
+            let threads = threads.into_iter();
+            threads.map(|thread| thread.join().unwrap()).collect()
+        });
+        let (servers, errors): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        for error in errors.into_iter().map(Result::unwrap_err) {
+            assert_eq!(error.kind(), ErrorKind::AddrInUse, "{error}");
+        }
+        assert_eq!(servers.len(), 1, "round {round}");
+        for server in servers {
+            let server = TestServer::run_echo(server.unwrap());
+            Client::connect_unix(&path).check_echo(b"served");
+            server.stop();
+        }
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn one_of_many_processes_gets_a_path() {
+    let folder = tempdir().unwrap();
+    for round in 0..10 {
+        let path = path_of_round(folder.path(), round);
+        let launch = |_| Process::launch(program_at(&path).arg("--workers=1"));
+        let mut running: Vec<_> = (0..10).map(launch).collect();
+        let mut ended = Vec::new();
+        wait_until("all but one end", || {
+            ended.extend(running.extract_if(.., Process::has_exited));
+            running.len() <= 1
+        });
+        let path_name = path.display();
+        for process in ended {
+            let (status, log) = process.wait();
+            assert_eq!(status.code(), Some(1), "{log}");
+            let error = format!("cannot listen on unix:{path_name}: address in use");
+            assert_eq!(log, format!("echoserver: {error}\n"));
+        }
+        let mut server = running.pop().unwrap_or_else(|| panic!("round {round}"));
+        server.wait_for_log(READY);
+        Client::connect_unix(&path).check_echo(b"served");
+        server.terminate();
+    }
+}
+
 #[test]
 fn socket_file_is_removed_on_exit() {
     let folder = tempdir().unwrap();
@@ -148,8 +219,7 @@ fn socket_file_is_removed_on_exit() {
 
     // And when another listener fails.
     fs::write(&other, "not a socket").unwrap();
-    let (status, log) = Process::launch(&mut both).wait();
-    assert_eq!(status.code(), Some(1), "{log}");
+    error_line(&mut both, 1);
     assert!(!path.exists());
 }
 
@@ -176,10 +246,8 @@ fn socket_file_has_the_requested_mode() {
         assert_eq!(mode(), requested);
         server.terminate();
     }
-    let mut shell = command("sh");
-    shell.args(["-c", r#"umask 027; exec "$0" "$@""#]);
-    shell.arg(program().get_program());
-    let server = Process::start(shell.arg(format!("--listen=unix:{}", path.display())));
+    let mut command = program_after("umask 027");
+    let server = Process::start(command.arg(format!("--listen=unix:{}", path.display())));
     assert_eq!(mode(), 0o750);
     assert_eq!(fs::metadata(&path).unwrap().nlink(), 1);
     server.terminate();

@@ -63,17 +63,22 @@ impl Client {
     }
 
     /// Sends `bytes`, starting at `position`, until a write would block; returns the new position.
-    pub(crate) fn fill(&self, bytes: &[u8], mut position: usize) -> usize {
-        self.0.set_nonblocking(true).unwrap();
+    pub(crate) fn fill(&self, bytes: &[u8], position: usize) -> usize {
+        self.try_fill(bytes, position).expect("the server is there")
+    }
+
+    /// The same, unless the connection ends first.
+    pub(crate) fn try_fill(&self, bytes: &[u8], mut position: usize) -> io::Result<usize> {
+        self.0.set_nonblocking(true)?;
         while position < bytes.len() {
             match (&self.0).write(&bytes[position..]) {
                 Ok(count) => position += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => panic!("the server has closed: {error}"),
+                Err(error) => return Err(error),
             }
         }
-        self.0.set_nonblocking(false).unwrap();
-        position
+        self.0.set_nonblocking(false)?;
+        Ok(position)
     }
 
     /// Sends `bytes` until the server takes no more; returns how many it took.
@@ -123,6 +128,33 @@ impl Client {
             done += count;
         }
         done
+    }
+
+    /// Reads as many bytes as `bytes` has, at most `bytes_per_second` of them; they must be equal.
+    pub(crate) fn expect_slowly(&self, bytes: &[u8], bytes_per_second: usize) {
+        let start = Instant::now();
+        let mut read = 0;
+        for chunk in bytes.chunks(4096) {
+            let due = Duration::from_secs(read as u64) / bytes_per_second as u32;
+            thread::sleep(due.saturating_sub(start.elapsed()));
+            self.expect(chunk);
+            read += chunk.len();
+        }
+    }
+
+    /// Reads what is left, which a reset must end.
+    pub(crate) fn expect_reset(&self) {
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            match (&self.0).read(&mut chunk) {
+                Ok(0) => panic!("EOF instead of a reset"),
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+                    return;
+                }
+            }
+        }
     }
 
     /// Reads EOF: no byte more, and no reset.

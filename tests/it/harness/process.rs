@@ -1,11 +1,9 @@
 //! Child processes: the program, the examples and the tools around them. All are killed when dropped.
 
-use std::env;
 use std::ffi::OsStr;
-use std::fs;
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::thread;
+use std::{env, fs, thread};
 
 #[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
@@ -37,13 +35,26 @@ pub(crate) fn program() -> Command {
     command(env!("CARGO_BIN_EXE_echoserver"))
 }
 
-/// Returns a command that runs the program with at most `descriptors` descriptors.
+/// Returns a command that runs the program in the place of a shell, after the shell has run `setup`.
 #[cfg(feature = "cli")]
-pub(crate) fn program_with_descriptors(descriptors: u32) -> Command {
+pub(crate) fn program_after(setup: &str) -> Command {
     let mut shell = command("sh");
-    let script = format!(r#"ulimit -n {descriptors}; exec "$0" "$@""#);
-    shell.args(["-c", &script]).arg(program().get_program());
+    shell.args(["-c", &format!(r#"{setup} && exec "$0" "$@""#)]);
+    shell.arg(program().get_program());
     shell
+}
+
+/// Checks that the program fails with `status` and one line of output; returns the error in that line.
+#[cfg(feature = "cli")]
+pub(crate) fn error_line(program: &mut Command, status: i32) -> String {
+    let (exit, output) = Process::launch_with_stdout(program).wait();
+    assert_eq!(exit.code(), Some(status), "{output}");
+    let line = output.strip_suffix('\n').expect("a complete line");
+    for unwanted in ["\n", "panicked", "Usage"] {
+        assert!(!line.contains(unwanted), "{unwanted:?} in {output}");
+    }
+    let error = line.strip_prefix("echoserver: ");
+    error.expect("the program's name").to_owned()
 }
 
 /// Runs `command` until it exits. Panics after the [`DEADLINE`].

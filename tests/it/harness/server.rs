@@ -30,8 +30,8 @@ pub(crate) fn bind(config: Config) -> Server {
 
 pub(crate) fn address_of(server: &Server) -> SocketAddr {
     match server.addresses() {
-        [Address::Ip(address)] => *address,
-        other => panic!("not one IP address: {other:?}"),
+        [Address::Ip(address), ..] => *address,
+        other => panic!("not an IP address first: {other:?}"),
     }
 }
 
@@ -108,26 +108,18 @@ impl TestServer {
         self.handle.shut_down();
     }
 
-    /// Shuts the server down and returns its final counters, or the error that it ended with.
-    pub(crate) fn outcome(mut self) -> io::Result<Stats> {
-        self.join()
-    }
-
     /// Shuts the server down, checks its counters and returns them.
     pub(crate) fn stop(mut self) -> Stats {
         self.join_and_check()
     }
 
-    fn join(&mut self) -> io::Result<Stats> {
+    /// Checks the contract's balances.
+    fn join_and_check(&mut self) -> Stats {
         self.handle.shut_down();
         let serving = self.serving.take().expect("joined once");
         wait_until("the server ends", || serving.is_finished());
-        serving.join().expect("the server does not panic")
-    }
-
-    /// Checks the contract's balances.
-    fn join_and_check(&mut self) -> Stats {
-        let stats = self.join().expect("the server does not fail");
+        let stats = serving.join().expect("the server does not panic");
+        let stats = stats.expect("the server does not fail");
         assert_eq!(stats.check_final_balance(), None, "{stats}");
         if self.is_echo {
             assert_eq!(stats.total().bytes_generated, 0, "{stats}");

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::harness::http::{exchange, get, read_head, read_response};
 use crate::harness::{
-    Client, Process, command, free_address, installed, program, program_with_descriptors,
-    random_bytes, run, wait_for, wait_until,
+    Client, Process, command, free_address, installed, program, program_after, random_bytes, run,
+    wait_for, wait_until,
 };
 
 /// Starts a server with metrics; returns their address too.
@@ -251,7 +251,7 @@ fn metrics_address_in_use_is_reported() {
 #[test]
 fn metrics_reserve_descriptors() {
     let max_connections = |arguments: &[&str]| -> u64 {
-        let mut command = program_with_descriptors(200);
+        let mut command = program_after("ulimit -n 200");
         command.args(["--listen=127.0.0.1:0", "--workers=2"]);
         let log = Process::start(command.args(arguments)).terminate();
         let (_, rest) = log.split_once("max connections: ").expect("it is logged");

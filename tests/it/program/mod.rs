@@ -1,7 +1,9 @@
-//! The program: its command line, signals, log and metrics, what it costs, and clients that people use.
+//! The program: its command line, listeners, signals, log and metrics, what it costs, and clients that people use.
 
 mod clients;
 pub(crate) mod command_line;
+#[cfg(target_os = "linux")]
+mod listeners;
 mod log;
 mod metrics;
 #[cfg(target_os = "linux")]

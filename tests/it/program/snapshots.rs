@@ -54,6 +54,7 @@ fn errors_match_their_snapshot() {
         "echoserver --workers",
         "ECHOSERVER_WORKERS=abc echoserver",
         "echoserver --listen=localhost",
+        "echoserver --listen=::1",
         "echoserver --listen=192.0.2.1:5555",
         "echoserver --listen=unix:/missing/echo",
         "echoserver --listen=ADDRESS_IN_USE",

@@ -3,6 +3,8 @@
 use std::io;
 
 use crate::cli::Options;
+#[cfg(unix)]
+use crate::serve::with_context;
 
 /// Descriptors reserved for files that a process opens occasionally.
 #[cfg(unix)]
@@ -16,7 +18,8 @@ const MAX_CONNECTIONS: usize = 10_000_000;
 /// one, or what the descriptor limit allows.
 #[cfg(unix)]
 pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
-    let limit = rlimit::increase_nofile_limit(u64::MAX)?;
+    let limit = rlimit::increase_nofile_limit(u64::MAX)
+        .map_err(|error| with_context(&error, "cannot raise the descriptor limit"))?;
     let available = limit.saturating_sub(other_descriptors(options));
     let available = usize::try_from(available)
         .unwrap_or(usize::MAX)

@@ -1,0 +1,73 @@
+//! What the threads of a server tell each other besides passing connections: that there is capacity again,
+//! and that the server shuts down.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crate::connection::timers::{Millis, NEVER};
+use crate::server::dispatcher::Wake;
+
+/// Controls the acceptor from other threads.
+#[derive(Debug)]
+pub(crate) struct AcceptorControl<W> {
+    /// Wakes the acceptor.
+    waker: W,
+    /// Wake the workers, which look at the deadline when they wake up. The acceptor may have ended before
+    /// the deadline is moved.
+    worker_wakers: Box<[W]>,
+    /// The acceptor waits for capacity: a free connection slot, or room in a worker's queue.
+    paused: AtomicBool,
+    /// When a shutdown must be complete, or [`NEVER`].
+    shutdown_deadline: AtomicU64,
+}
+
+impl<W: Wake> AcceptorControl<W> {
+    pub(crate) fn new(waker: W, worker_wakers: impl IntoIterator<Item = W>) -> Self {
+        Self {
+            waker,
+            worker_wakers: worker_wakers.into_iter().collect(),
+            paused: AtomicBool::new(false),
+            shutdown_deadline: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// Requests a shutdown, or moves the deadline of one to an earlier time.
+    pub(crate) fn shut_down(&self, deadline: Millis) {
+        self.shutdown_deadline.fetch_min(deadline, Ordering::SeqCst);
+        self.waker.wake();
+        for waker in &self.worker_wakers {
+            waker.wake();
+        }
+    }
+
+    /// The deadline of a shutdown, if one was requested.
+    pub(crate) fn shutdown_deadline(&self) -> Option<Millis> {
+        let deadline = self.shutdown_deadline.load(Ordering::SeqCst);
+        (deadline != NEVER).then_some(deadline)
+    }
+
+    /// Notifies the acceptor that a connection was closed or that a queue has room. Wakes it only if it
+    /// has paused.
+    pub(crate) fn notify_capacity(&self) {
+        // Pairs with the fence in `pause`: either the acceptor sees the capacity, or this thread sees the
+        // pause.
+        fence(Ordering::SeqCst);
+        if self.paused.load(Ordering::Relaxed) && self.paused.swap(false, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    /// Announces that the acceptor waits for capacity. It must look for capacity once more after this.
+    pub(crate) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.paused.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether no capacity was announced since the pause.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+}

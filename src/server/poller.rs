@@ -1,0 +1,137 @@
+//! What an event loop needs of the operating system: a poll and a clock. A simulation can replace it.
+
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use mio::event::Event as MioEvent;
+use mio::{Events, Poll, Token, Waker};
+
+use crate::connection::Readiness;
+use crate::connection::timers::Millis;
+use crate::net::Register;
+use crate::net::stream::readiness;
+
+/// Events per poll. A smaller number adds latency when many connections are busy.
+const MAX_EVENTS: usize = 1024;
+
+/// The waker's token. Other tokens are indices.
+const WAKER: Token = Token(usize::MAX);
+
+/// An event that a poll has reported.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// The waker was used.
+    Wake,
+    /// The source with this token is possibly ready.
+    Ready(usize, Readiness),
+}
+
+/// Waits for events of sources of type `S`.
+pub(crate) trait Poller<S> {
+    /// Waits for events, for at most `timeout` milliseconds or without a limit. Returns whether more
+    /// events may be pending: the batch is full, or the wait was interrupted.
+    fn poll(&mut self, timeout: Option<Millis>) -> io::Result<bool>;
+
+    /// The most events that a poll reports.
+    fn max_events(&self) -> usize;
+
+    /// The events of the last poll.
+    fn events(&self) -> impl Iterator<Item = Event>;
+
+    /// The time since a fixed moment, which all threads share.
+    fn now(&self) -> Millis;
+
+    /// Registers a source, edge-triggered, for all events that may ever matter.
+    fn register(&mut self, source: &mut S, token: usize) -> io::Result<()>;
+}
+
+/// The time since the server was created.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Millis {
+        self.0.elapsed().as_millis() as Millis
+    }
+}
+
+/// A mio poll with its clock.
+#[derive(Debug)]
+pub(crate) struct MioPoller {
+    poll: Poll,
+    events: Events,
+    clock: Clock,
+    /// How long to poll without sleeping before each sleep. It saves the latency of going to sleep and
+    /// being woken.
+    busy_poll: Duration,
+}
+
+impl MioPoller {
+    /// Creates a poll, and its waker.
+    pub(crate) fn new(clock: Clock, busy_poll: Duration) -> io::Result<(Self, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let poller = Self {
+            poll,
+            events: Events::with_capacity(MAX_EVENTS),
+            clock,
+            busy_poll,
+        };
+        Ok((poller, waker))
+    }
+
+    fn poll_once(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => Ok(self.events.iter().count() == MAX_EVENTS),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                self.events.clear();
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl<S: Register> Poller<S> for MioPoller {
+    fn poll(&mut self, timeout: Option<Millis>) -> io::Result<bool> {
+        let timeout = timeout.map(Duration::from_millis);
+        if self.busy_poll.is_zero() || timeout == Some(Duration::ZERO) {
+            return self.poll_once(timeout);
+        }
+        let spin = timeout.map_or(self.busy_poll, |timeout| timeout.min(self.busy_poll));
+        let start = Instant::now();
+        while start.elapsed() < spin {
+            let full = self.poll_once(Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(full);
+            }
+        }
+        let rest = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        self.poll_once(rest)
+    }
+
+    fn max_events(&self) -> usize {
+        MAX_EVENTS
+    }
+
+    fn events(&self) -> impl Iterator<Item = Event> {
+        self.events
+            .iter()
+            .map(|event: &MioEvent| match event.token() {
+                WAKER => Event::Wake,
+                Token(token) => Event::Ready(token, readiness(event)),
+            })
+    }
+
+    fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    fn register(&mut self, source: &mut S, token: usize) -> io::Result<()> {
+        source.register(self.poll.registry(), Token(token))
+    }
+}

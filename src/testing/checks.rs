@@ -1,0 +1,488 @@
+//! The promises of the server, as checks of the kernel's state.
+
+use super::connection::{Close, ReadPolicy, SimConnection};
+use super::kernel::{ACCEPTOR, Kernel, Poller};
+use crate::connection::timers::Millis;
+use crate::stats::{CloseReason, Counter};
+
+/// New connections per tick: of a worker, and of the acceptor outside a shutdown.
+const MAX_NEW_CONNECTIONS: usize = 128;
+
+/// The latest time of a timeout: it can be late by an eighth.
+fn latest(timeout: Millis) -> Millis {
+    timeout + (timeout / 8).max(1)
+}
+
+impl Kernel<'_> {
+    /// Whether another connection can get a descriptor.
+    pub(super) fn has_descriptor(&self) -> bool {
+        self.descriptors + self.foreign_descriptors < self.parameters.max_descriptors
+    }
+
+    /// Whether the deadline of a shutdown has passed.
+    pub(super) fn has_expired(&self, now: Millis) -> bool {
+        self.shutdown
+            .is_some_and(|shutdown| shutdown.deadline <= now)
+    }
+
+    /// The number of connections that the workers have taken over and not closed.
+    fn assigned_and_open(&self) -> u64 {
+        let workers = self.counters.workers.iter();
+        workers
+            .map(|worker| worker.assigned.get() - worker.closed())
+            .sum()
+    }
+
+    /// Accepted connections that no worker has taken over.
+    fn unassigned(&self) -> u64 {
+        let workers = self.counters.workers.iter();
+        let assigned: u64 = workers.map(|worker| worker.assigned.get()).sum();
+        let acceptor = &self.counters.acceptor;
+        acceptor.accepted.get() - acceptor.expired.get() - assigned
+    }
+
+    /// Checks the connection limit when a worker takes over a connection.
+    pub(super) fn check_limit(&mut self) {
+        let (open, max) = (
+            self.assigned_and_open(),
+            self.parameters.max_connections as u64,
+        );
+        self.check(open <= max, || {
+            format!("{open} connections are open, {max} are allowed")
+        });
+    }
+
+    /// Checks what must hold after a tick of the acceptor.
+    pub(super) fn check_acceptor_tick(&mut self) {
+        let accepts = self.pollers[ACCEPTOR].new_connections;
+        let is_bounded = accepts <= MAX_NEW_CONNECTIONS || self.shutdown.is_some();
+        self.check(is_bounded, || format!("{accepts} accepts in one tick"));
+    }
+
+    /// Checks what must hold after each tick of a worker.
+    pub(super) fn check_worker_tick(&mut self, thread: usize) {
+        self.check_last_close(thread);
+        let poller = &mut self.pollers[thread];
+        poller.draining |= poller.sees_shutdown;
+        if poller.draining
+            && let Some(shutdown) = self.shutdown
+            && poller.now >= self.parameters.end_of_reading(shutdown)
+        {
+            poller.stopped_reading.get_or_insert(poller.now);
+        }
+        let workers = self.counters.workers.iter();
+        let (mut bytes_in, mut bytes_out) = (0, 0);
+        for worker in workers {
+            bytes_in += worker.bytes_in.get();
+            bytes_out += worker.bytes_out.get();
+        }
+        let (read, written) = (self.bytes_read, self.bytes_written);
+        self.check((bytes_in, bytes_out) == (read, written), || {
+            format!(
+                "{read} bytes were read and {written} written, but {bytes_in} and {bytes_out} counted"
+            )
+        });
+        let taken = self.pollers[thread].new_connections;
+        self.check(taken <= MAX_NEW_CONNECTIONS, || {
+            format!("{taken} connections were taken over in one tick")
+        });
+        let may_sleep = !self.is_ready(thread);
+        let mut open = 0;
+        for id in 0..self.connections.len() {
+            let connection = &self.connections[id];
+            let is_here = connection.registered.is_some_and(|(of, _)| of == thread);
+            if !is_here || !connection.is_open() {
+                continue;
+            }
+            open += 1;
+            self.check_deadline(thread, id);
+            self.check_served(id);
+            if may_sleep {
+                self.check_idle(thread, id);
+            }
+        }
+        let buffered = self.counters.workers[thread - 1].buffered.get();
+        let bound = (open * 2 * self.parameters.buffer_size) as u64;
+        self.check(buffered <= bound, || {
+            format!("{buffered} bytes are buffered for {open} connections, more than {bound}")
+        });
+    }
+
+    /// Checks the equations of the counters. No thread is in a tick.
+    pub(super) fn check_balance(&mut self) {
+        if self.unassigned() == 0
+            && let Some(imbalance) = self.counters.snapshot().check_balance()
+        {
+            self.fail(imbalance);
+        }
+    }
+
+    /// Checks that a connection with input was served at most one tick late.
+    fn check_served(&mut self, id: usize) {
+        if let Some(ticks) = &mut self.connections[id].ticks_unserved {
+            *ticks += 1;
+            let ticks = *ticks;
+            self.check(ticks <= 2, || {
+                format!("connection {id} has input and was not served in {ticks} ticks")
+            });
+        }
+    }
+
+    /// By when a connection must have ended or made progress.
+    fn deadline_of(&self, thread: usize, connection: &SimConnection) -> Option<Millis> {
+        let timeouts = self.parameters.timeouts;
+        if self.pollers[thread].draining {
+            return self.shutdown.map(|shutdown| shutdown.deadline);
+        }
+        match (connection.write_shutdown, connection.close_requested) {
+            (Some(shutdown), _) => Some(shutdown.at + latest(timeouts.linger)),
+            (None, Some(at)) => Some(connection.last_activity.max(at) + latest(timeouts.flush)),
+            (None, None) => timeouts
+                .idle
+                .map(|timeout| connection.last_activity + latest(timeout)),
+        }
+    }
+
+    /// Checks that a connection is not open after its deadline, and that its worker does not sleep beyond it.
+    fn check_deadline(&mut self, thread: usize, id: usize) {
+        let poller = &self.pollers[thread];
+        let (now, wake_at, draining) = (poller.now, poller.wake_at, poller.draining);
+        let tick_length = poller.tick_length;
+        let connection = &self.connections[id];
+        let Some(deadline) = self.deadline_of(thread, connection) else {
+            return;
+        };
+        if now >= deadline && connection.used_budget && !draining {
+            // A connection in the run queue does not expire.
+            self.connections[id].last_activity = now;
+            return;
+        }
+        self.check(now < deadline, || {
+            format!("connection {id} is still open after its deadline, {deadline} ms")
+        });
+        // The sleep begins at the end of the tick.
+        let at = deadline + tick_length;
+        let is_armed = self.is_ready(thread) || wake_at.is_some_and(|wake_at| wake_at <= at);
+        self.check(is_armed, || {
+            format!("worker sleeps beyond the deadline of connection {id}, {deadline} ms")
+        });
+    }
+
+    /// Checks what must hold for a connection when its worker would sleep until the next event.
+    fn check_idle(&mut self, thread: usize, id: usize) {
+        let draining = self.pollers[thread].draining;
+        let connection = &self.connections[id];
+        if connection.blocked {
+            return;
+        }
+        if connection.is_readable() {
+            let eof = connection.half_closed || connection.reset_by_client;
+            let message = format!(
+                "connection {id} is stalled: {} unread bytes{}, and no event is pending",
+                connection.unread(),
+                if eof { " and EOF" } else { "" }
+            );
+            self.fail(message);
+        } else if draining && connection.write_shutdown.is_none() {
+            self.fail(format!(
+                "connection {id} is stalled: nothing is left to do, and the drain has not closed it"
+            ));
+        } else if connection.write_shutdown.is_none() && !connection.eof_reported {
+            let due = self.output_of(connection, connection.read);
+            let written = connection.written;
+            self.check(written == due, || {
+                format!("connection {id} is stalled: {written} of {due} bytes of output written")
+            });
+        }
+    }
+
+    /// Returns how many bytes the model answers to the first `read` bytes of a client.
+    fn output_of(&self, connection: &SimConnection, read: usize) -> usize {
+        match read == connection.input.len() {
+            true => connection.expected.len(),
+            false => (self.model)(&connection.input[..read]).len(),
+        }
+    }
+
+    /// Checks what must hold while every thread sleeps: no connection waits although there is capacity.
+    pub(super) fn check_rest(&mut self) {
+        let open = self.assigned_and_open();
+        let is_full = open >= self.parameters.max_connections as u64;
+        let waiting = self.unassigned();
+        if waiting > 0 && (self.shutdown.is_none() || !is_full) {
+            self.fail(format!(
+                "{waiting} accepted connections wait, {open} are open, and every thread sleeps"
+            ));
+        }
+        let backlog: usize = self
+            .listeners
+            .iter()
+            .map(|listener| listener.waiting.len())
+            .sum();
+        let has_timer = self.pollers[ACCEPTOR].wake_at.is_some();
+        if backlog > 0 && !is_full && !has_timer {
+            self.fail(format!(
+                "{backlog} clients wait in the backlog, {open} are open, and every thread sleeps"
+            ));
+        }
+    }
+
+    /// Checks what must hold when all clients have done everything and the server is at rest.
+    pub(super) fn check_complete(&mut self) {
+        for id in 0..self.connections.len() {
+            let connection = &self.connections[id];
+            let timed_out =
+                connection.write_shutdown.is_some() && connection.close_requested.is_none();
+            if connection.read_policy == ReadPolicy::Never
+                || !connection.accepted
+                || !connection.is_clean()
+                || timed_out
+            {
+                continue;
+            }
+            let due = self.output_of(connection, connection.arrived);
+            let (received, arrived) = (connection.received, connection.arrived);
+            let len = connection.input.len();
+            let still_open = connection.is_open() && connection.half_closed;
+            self.check(received == due && arrived == len, || {
+                format!(
+                    "client {id} sent {arrived} of {len} bytes and received {received} of {due}"
+                )
+            });
+            self.check(!still_open, || {
+                format!("client {id} closed its side, and the connection is still open")
+            });
+        }
+    }
+
+    /// Checks that no thread sleeps after the deadline of a shutdown. A tick that lasted beyond the
+    /// deadline can delay the next one by as much.
+    pub(super) fn check_expired(&mut self) {
+        let deadline = self.shutdown.map_or(0, |shutdown| shutdown.deadline);
+        let sleeps = |poller: &Poller| {
+            let at = deadline + poller.tick_length;
+            !poller.ended && poller.wake_at.is_none_or(|wake_at| wake_at > at)
+        };
+        if let Some(thread) = self.pollers.iter().position(sleeps) {
+            self.fail(format!(
+                "thread {thread} sleeps after the deadline of the shutdown, {deadline} ms"
+            ));
+        }
+    }
+
+    /// Checks what must hold after all threads have ended.
+    pub(super) fn check_ended(&mut self) {
+        let open = self.descriptors;
+        self.check(open == 0, || {
+            format!("{open} connections are open after the server has ended")
+        });
+        if let Some(imbalance) = self.counters.snapshot().check_final_balance() {
+            self.fail(imbalance);
+        }
+    }
+
+    /// Closes a listener. The clients that wait are reset; those that had connected before the shutdown
+    /// must have been accepted.
+    pub(super) fn close_listener(&mut self, index: usize) {
+        self.record(|| format!("listener {index} is closed"));
+        self.listeners[index].open = false;
+        let expired = self.has_expired(self.pollers[ACCEPTOR].now);
+        let sequence = self.shutdown.map_or(u64::MAX, |shutdown| shutdown.sequence);
+        for id in std::mem::take(&mut self.listeners[index].waiting) {
+            let connection = &mut self.connections[id];
+            connection.reset_by_server = true;
+            let was_there = connection.connected <= sequence;
+            self.check(!was_there || expired, || {
+                format!("client {id} was waiting when the shutdown began, and was not accepted")
+            });
+        }
+    }
+
+    /// Checks that only data that had arrived by the middle of a shutdown is read in its second half.
+    pub(super) fn check_reading(&mut self, id: usize, count: usize) {
+        let connection = &self.connections[id];
+        let stopped = self.pollers[self.current].stopped_reading;
+        let is_second_half = stopped.is_some_and(|at| connection.registered_at < at);
+        let may_read = !is_second_half
+            || connection.write_shutdown.is_some()
+            || connection.read - count < connection.read_limit;
+        self.check(may_read, || {
+            format!("connection {id} is read from in the second half of a shutdown")
+        });
+    }
+
+    /// Checks that the client has acknowledged all output before the server ends its half in a shutdown.
+    pub(super) fn check_delivered(&mut self, id: usize) {
+        let connection = &self.connections[id];
+        let is_delivered = connection.acknowledged == connection.written;
+        let must_be = self.pollers[self.current].draining && !connection.reset_by_client;
+        self.check(is_delivered || !must_be, || {
+            format!("connection {id} ends in a shutdown before its output is delivered")
+        });
+    }
+
+    /// Determines the reason counted for the stream that the thread has dropped last, and checks it.
+    pub(super) fn check_last_close(&mut self, thread: usize) {
+        let dropped = self.pollers[thread].uncounted_drop.take();
+        if thread == ACCEPTOR {
+            return self.check_refused(dropped);
+        }
+        let counted = &self.counters.workers[thread - 1].closed;
+        let counted = counted.each_ref().map(Counter::get);
+        let closed = &mut self.pollers[thread].closed;
+        let mut reasons = [CloseReason::Error; 2];
+        let mut count = 0;
+        for reason in CloseReason::ALL {
+            for _ in closed[reason as usize]..counted[reason as usize] {
+                reasons[count.min(1)] = reason;
+                count += 1;
+            }
+        }
+        *closed = counted;
+        if count != usize::from(dropped.is_some()) {
+            return self.fail(format!(
+                "{count} closes were counted since the last check; dropped connection: {dropped:?}"
+            ));
+        }
+        let Some(id) = dropped else { return };
+        let reason = reasons[0];
+        self.record(|| format!("connection {id} was closed: {reason}"));
+        self.connections[id].close_reason = Some(reason);
+        let connection = &self.connections[id];
+        if let Some(close) = connection.close
+            && let Err(problem) = self.check_close(thread, connection, close, reason)
+        {
+            self.fail(format!(
+                "connection {id} was closed ({reason}), but {problem}"
+            ));
+        }
+    }
+
+    /// Checks a connection that the acceptor has dropped.
+    fn check_refused(&mut self, dropped: Option<usize>) {
+        let Some(id) = dropped else { return };
+        let expired = self.has_expired(self.pollers[ACCEPTOR].now);
+        let was_reset = self.connections[id].abort_requested;
+        self.check(expired && was_reset, || {
+            format!(
+                "the acceptor dropped client {id}; expired: {expired}, with a reset: {was_reset}"
+            )
+        });
+    }
+
+    /// Checks that a connection was closed for a valid `reason`, and with complete output.
+    fn check_close(
+        &self,
+        thread: usize,
+        connection: &SimConnection,
+        close: Close,
+        reason: CloseReason,
+    ) -> Result<(), String> {
+        let draining = self.pollers[thread].draining;
+        let read = connection.answered_input();
+        let (due, written) = (self.output_of(connection, read), connection.written);
+        let aborted = connection.abort_requested;
+        let ended = connection.eof_reported || connection.write_shutdown.is_some();
+        let was_served = !connection.registration_failed && !connection.reset_by_client;
+        if was_served && (!close.reset || ended) {
+            let problem = format!("{written} of {due} bytes of output were written");
+            require(written == due, problem)?;
+        }
+        if aborted {
+            let may_abort = matches!(
+                reason,
+                CloseReason::IdleTimeout | CloseReason::DrainTimeout | CloseReason::OutOfMemory
+            );
+            require(may_abort || connection.reset_by_client, "it was reset")?;
+        }
+        let delivered = connection.acknowledged == written || connection.reset_by_client;
+        match reason {
+            CloseReason::PeerClosed => {
+                let waits = draining && !connection.reset_by_client;
+                require(connection.eof_reported, "no EOF was read")?;
+                require(delivered || !waits, "its output was not delivered")
+            }
+            CloseReason::Handler => {
+                let requested = connection.close_requested.is_some();
+                require(requested, "the handler did not request it")?;
+                self.check_lingered(connection, close)
+            }
+            CloseReason::Shutdown => self.check_drained(connection, close),
+            CloseReason::IdleTimeout => self.check_timeout(draining, connection, close),
+            CloseReason::DrainTimeout => {
+                require(self.has_expired(close.at), "the shutdown had not expired")
+            }
+            CloseReason::Reset => require(connection.reset_reported, "the client did not reset it"),
+            CloseReason::OutOfMemory => {
+                let can_fail = self.parameters.lacks_memory && aborted;
+                require(can_fail, "no allocation failed")
+            }
+            CloseReason::Error => require(connection.registration_failed, "no call failed"),
+            CloseReason::Panic => Err("the handler must not panic".to_owned()),
+            CloseReason::BufferFull => Err("no message or answer exceeds the buffer".to_owned()),
+        }
+    }
+
+    /// Checks that the client's EOF was awaited.
+    fn check_lingered(&self, connection: &SimConnection, close: Close) -> Result<(), String> {
+        if connection.eof_reported || self.has_expired(close.at) {
+            return Ok(());
+        }
+        let Some(shutdown) = connection.write_shutdown else {
+            return Err("its write side was not shut down first".to_owned());
+        };
+        let time = close.at - shutdown.at;
+        let problem = format!("it lingered for {time} ms only");
+        require(time >= self.parameters.timeouts.linger, problem)
+    }
+
+    /// Checks that a shutdown has read what had arrived.
+    fn check_drained(&self, connection: &SimConnection, close: Close) -> Result<(), String> {
+        let (Some(request), Some(shutdown)) = (self.shutdown, connection.write_shutdown) else {
+            return Err("it was not drained".to_owned());
+        };
+        if shutdown.at < self.parameters.end_of_reading(request) {
+            let read_all = shutdown.read >= connection.arrived_before_drain;
+            require(read_all, "not all input before the shutdown was read")?;
+            let problem = "input that an event had reported was not read";
+            require(!shutdown.ignored_event, problem)?;
+        }
+        self.check_lingered(connection, close)
+    }
+
+    /// Checks that a connection was idle for the whole timeout, and that the kernel knew of nothing to do.
+    fn check_timeout(
+        &self,
+        draining: bool,
+        connection: &SimConnection,
+        close: Close,
+    ) -> Result<(), String> {
+        let timeouts = self.parameters.timeouts;
+        if let Some(shutdown) = connection.write_shutdown {
+            let idle = shutdown.at - connection.last_activity.min(shutdown.at);
+            let expired = timeouts.idle.is_some_and(|timeout| idle >= timeout);
+            require(expired, "it was not idle for the whole timeout")?;
+            require(!shutdown.had_input, "input had arrived before the poll")?;
+            return self.check_lingered(connection, close);
+        }
+        require(!draining, "a shutdown has a deadline of its own")?;
+        let (since, timeout) = match connection.close_requested {
+            Some(at) => (at.max(connection.last_activity), Some(timeouts.flush)),
+            None => (connection.last_activity, timeouts.idle),
+        };
+        let expired = timeout.is_some_and(|timeout| close.at - since >= timeout);
+        require(expired, "it was not idle for the whole timeout")?;
+        let due = self.output_of(connection, connection.read);
+        match connection.written < due {
+            true => require(!close.had_room, "the kernel had room before the poll"),
+            false => require(!close.had_input, "input had arrived before the poll"),
+        }
+    }
+}
+
+fn require(condition: bool, problem: impl Into<String>) -> Result<(), String> {
+    match condition {
+        true => Ok(()),
+        false => Err(problem.into()),
+    }
+}

@@ -1,0 +1,256 @@
+//! A connection in the simulated kernel: the queues in both directions, and what its client will do.
+//!
+//! From the client to the server there is one queue: bytes arrive, and the server reads them. In the other
+//! direction the server writes, the kernel sends as much as the client's receive buffer holds, the client
+//! acknowledges, and the client's application reads. Positions are byte offsets from the start of the
+//! stream.
+
+use super::random::Rng;
+use crate::connection::Readiness;
+use crate::connection::timers::Millis;
+use crate::stats::CloseReason;
+
+/// How a client ends its connection after it has sent everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ClosePolicy {
+    /// Closes its side and waits for the server's EOF.
+    #[default]
+    HalfClose,
+    /// Leaves the connection open.
+    KeepOpen,
+    /// Resets the connection, possibly before it has sent everything.
+    Reset,
+}
+
+/// When a client reads the server's output, or acknowledges it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ReadPolicy {
+    #[default]
+    Immediately,
+    /// Only after all other clients have done everything they can.
+    Late,
+    Never,
+}
+
+/// The server's close of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Close {
+    pub(super) at: Millis,
+    /// What the server had read.
+    pub(super) read: usize,
+    /// The close discarded what the kernel still held, and reset the connection.
+    pub(super) reset: bool,
+    /// The kernel had room for more output since before the worker's last poll.
+    pub(super) had_room: bool,
+    /// Data had arrived before the worker's last poll, and was not read.
+    pub(super) had_input: bool,
+}
+
+/// The server's end of its own half.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteShutdown {
+    pub(super) at: Millis,
+    /// What the server had read.
+    pub(super) read: usize,
+    /// The value of [`Close::had_input`] at this time.
+    pub(super) had_input: bool,
+    /// An event had reported input that was not read.
+    pub(super) ignored_event: bool,
+}
+
+#[derive(Debug, Default)]
+// As in a kernel's socket, the flags are independent of each other.
+#[allow(clippy::struct_excessive_bools)]
+pub(super) struct SimConnection {
+    // From the client to the server.
+    /// Everything the client will send.
+    pub(super) input: Vec<u8>,
+    pub(super) arrived: usize,
+    /// What had arrived when the server stopped accepting new data in a shutdown.
+    pub(super) read_limit: usize,
+    pub(super) read: usize,
+    pub(super) receive_buffer_size: usize,
+    /// When the oldest unread byte arrived, or the EOF, as a number of [`Kernel::sequence`].
+    pub(super) unread_since: u64,
+    /// The position of the last urgent byte. A read that starts before it also ends before it.
+    pub(super) urgent: Option<usize>,
+    pub(super) half_closed: bool,
+    pub(super) reset_by_client: bool,
+    pub(super) close_policy: ClosePolicy,
+    // From the server to the client.
+    /// The model's output for the whole input.
+    pub(super) expected: Vec<u8>,
+    pub(super) written: usize,
+    pub(super) sent: usize,
+    pub(super) acknowledged: usize,
+    pub(super) received: usize,
+    pub(super) send_buffer_size: usize,
+    pub(super) client_buffer_size: usize,
+    /// Unsent bytes from which on a write would block.
+    pub(super) max_unsent: usize,
+    /// The server has asked for delivery: the socket is writable only while nothing is in its queue.
+    pub(super) reports_delivery: bool,
+    /// Room raises an event, because a call would have blocked or a poll found no room.
+    pub(super) awaits_writable: bool,
+    /// A call of the server would have blocked, and no event has announced room since.
+    pub(super) blocked: bool,
+    /// Since when the kernel has room.
+    pub(super) room_since: u64,
+    pub(super) read_policy: ReadPolicy,
+    pub(super) acknowledge_policy: ReadPolicy,
+    // The server's side.
+    /// The connection was accepted, at the time `connected` of [`Kernel::sequence`] at the earliest.
+    pub(super) accepted: bool,
+    pub(super) connected: u64,
+    /// The connection could not be registered.
+    pub(super) registration_failed: bool,
+    /// The poller and the token.
+    pub(super) registered: Option<(usize, usize)>,
+    pub(super) registered_at: Millis,
+    pub(super) in_ready_list: bool,
+    pub(super) eof_reported: bool,
+    pub(super) reset_reported: bool,
+    /// What had arrived by the last event that the worker has handled.
+    pub(super) reported: usize,
+    /// When the handler has returned [`Action::Close`](crate::Action::Close).
+    pub(super) close_requested: Option<Millis>,
+    pub(super) write_shutdown: Option<WriteShutdown>,
+    pub(super) abort_requested: bool,
+    /// When the server last read or wrote a byte, or was found in the run queue at its deadline.
+    pub(super) last_activity: Millis,
+    /// The last turn has used the budget, so the connection can be in the run queue.
+    pub(super) used_budget: bool,
+    /// Ticks that have ended since an event reported input, and before the server's next call.
+    pub(super) ticks_unserved: Option<u32>,
+    /// The tick in which the connection was driven from the run queue.
+    pub(super) queued_turn: u64,
+    /// What had arrived when the server was asked to shut down.
+    pub(super) arrived_before_drain: usize,
+    pub(super) close: Option<Close>,
+    /// The connection was reset, by the server's close or by input that arrived after it.
+    pub(super) reset_by_server: bool,
+    pub(super) close_reason: Option<CloseReason>,
+}
+
+impl SimConnection {
+    pub(super) fn new(rng: &mut Rng, input: Vec<u8>, expected: Vec<u8>, connected: u64) -> Self {
+        const READ_POLICIES: [ReadPolicy; 6] = [
+            ReadPolicy::Immediately,
+            ReadPolicy::Immediately,
+            ReadPolicy::Immediately,
+            ReadPolicy::Immediately,
+            ReadPolicy::Late,
+            ReadPolicy::Never,
+        ];
+        Self {
+            input,
+            receive_buffer_size: rng.choose(&[1, 7, 64, 300, 2000]),
+            close_policy: rng.choose(&[
+                ClosePolicy::HalfClose,
+                ClosePolicy::HalfClose,
+                ClosePolicy::HalfClose,
+                ClosePolicy::KeepOpen,
+                ClosePolicy::Reset,
+            ]),
+            expected,
+            send_buffer_size: rng.choose(&[1, 5, 40, 300, 2000]),
+            client_buffer_size: rng.choose(&[1, 5, 40, 300]),
+            max_unsent: rng.choose(&[1, 10, 2000, 2000]),
+            read_policy: rng.choose(&READ_POLICIES),
+            acknowledge_policy: rng.choose(&READ_POLICIES),
+            connected,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn unread(&self) -> usize {
+        self.arrived - self.read
+    }
+
+    pub(super) fn unsent(&self) -> usize {
+        self.written - self.sent
+    }
+
+    /// Bytes that the client's kernel holds for its application.
+    pub(super) fn window(&self) -> usize {
+        self.client_buffer_size - (self.sent - self.received)
+    }
+
+    /// How many bytes a write takes now.
+    pub(super) fn room(&self) -> usize {
+        if self.reports_delivery {
+            let is_delivered = self.acknowledged == self.written;
+            return if is_delivered {
+                self.send_buffer_size
+            } else {
+                0
+            };
+        }
+        let free = self.send_buffer_size - (self.written - self.acknowledged);
+        free.min(self.max_unsent.saturating_sub(self.unsent()))
+    }
+
+    /// As on Linux, a third of the send buffer must be free, and the unsent bytes below half of their limit.
+    pub(super) fn is_writable(&self) -> bool {
+        if self.reports_delivery {
+            return self.acknowledged == self.written;
+        }
+        let free = self.send_buffer_size - (self.written - self.acknowledged);
+        free * 3 >= self.send_buffer_size && self.unsent() * 2 < self.max_unsent
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        self.unread() > 0
+            || (self.half_closed && !self.eof_reported)
+            || (self.reset_by_client && !self.reset_reported)
+    }
+
+    /// Whether the server has input to read that arrived before `sequence`.
+    pub(super) fn had_input(&self, sequence: u64) -> bool {
+        (self.unread() > 0 || (self.half_closed && !self.eof_reported))
+            && self.unread_since < sequence
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.close.is_none()
+    }
+
+    /// Whether either side has reset the connection.
+    pub(super) fn is_reset(&self) -> bool {
+        self.reset_by_client || self.reset_by_server
+    }
+
+    /// Returns whether the connection is open or was closed without a reset or a timeout.
+    pub(super) fn is_clean(&self) -> bool {
+        let clean_reason = |reason| {
+            matches!(
+                reason,
+                CloseReason::PeerClosed | CloseReason::Handler | CloseReason::Shutdown
+            )
+        };
+        !self.is_reset() && self.close_reason.is_none_or(clean_reason)
+    }
+
+    /// How much of the input the server had read when it ended its half or closed the connection.
+    pub(super) fn answered_input(&self) -> usize {
+        match (self.write_shutdown, self.close) {
+            (Some(shutdown), _) => shutdown.read,
+            (None, Some(close)) => close.read,
+            (None, None) => self.read,
+        }
+    }
+
+    /// Returns what an event would report now.
+    pub(super) fn readiness(&self) -> Readiness {
+        let read_closed = self.half_closed || self.reset_by_client;
+        let closed = self.reset_by_client || (self.half_closed && self.write_shutdown.is_some());
+        let priority = self
+            .urgent
+            .is_some_and(|urgent| (self.read..self.arrived).contains(&urgent));
+        Readiness {
+            readable: self.unread() > 0 || read_closed,
+            writable: self.is_writable() || closed,
+            read_until_would_block: read_closed || closed || priority,
+        }
+    }
+}
