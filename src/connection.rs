@@ -85,7 +85,7 @@ pub(crate) struct Readiness {
     /// Reading must continue until a read would block.
     ///
     /// Otherwise a read that does not fill the buffer has emptied the receive queue, and the next bytes
-    /// raise a new edge. This saves one `recv` in three. It proves nothing after EOF or urgent data was
+    /// raise a new edge. This saves the second `recv` of each message. It proves nothing after EOF or urgent data was
     /// reported, because both end a read early, nor on streams without
     /// [`Stream::short_read_means_drained`].
     pub(crate) read_until_would_block: bool,
@@ -131,7 +131,8 @@ enum State {
     /// The server shuts down. Data that has already arrived is read and handled, until a read would
     /// block.
     Draining,
-    /// The same, up to the given number of bytes received in total. Data that arrives later is not read.
+    /// The same, until at least the given number of bytes was received in total. Data that arrives later is
+    /// not answered.
     DrainingRest(u64),
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Flushing(CloseReason),
@@ -532,7 +533,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Reads once if the stream may be readable; returns whether bytes arrived. Part of the budget is left.
+    /// Reads once if the stream may be readable; returns whether bytes arrived. The caller ensures that
+    /// budget is left.
     #[inline(always)]
     fn receive(
         &mut self,
@@ -1007,11 +1009,19 @@ mod tests {
             let mut connection = Connection::new(stream.clone(), Echo);
             connection.add_readiness(READABLE);
             let mut pool = Pool::new(buffer_size).unwrap();
-            let status = connection.drive(&mut pool, &WorkerCounters::default());
-            assert_eq!(status, Status::Runnable, "{buffer_size}");
-            assert!(connection.bytes_in() <= BUDGET as u64, "{buffer_size}");
-            assert!(connection.bytes_out() <= BUDGET as u64, "{buffer_size}");
-            assert!(stream.0.borrow().len() <= 2 * MAX_ROUNDS);
+            for turn in 1..=3 {
+                let status = connection.drive(&mut pool, &WorkerCounters::default());
+                assert_eq!(status, Status::Runnable, "{buffer_size}");
+                assert!(
+                    connection.bytes_in() <= turn * BUDGET as u64,
+                    "{buffer_size}"
+                );
+                assert!(
+                    connection.bytes_out() <= turn * BUDGET as u64,
+                    "{buffer_size}"
+                );
+                assert!(stream.0.take().len() <= 2 * MAX_ROUNDS);
+            }
         }
     }
 

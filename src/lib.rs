@@ -173,8 +173,8 @@
 //!    `event_with_a_stale_token_is_ignored`; [`testing`](../src/echoserver/testing.rs.html):
 //!    `simulation_of_echo`.
 //! 8. **Push first, then wake. On a wake-up, clear the notified mark, then empty the queue.** Wake-ups coalesce:
-//!    one per worker and batch is enough. A waker delivers only while it is alive, so the worker owns a
-//!    reference to its own.
+//!    one per worker and batch is enough. Dropping a waker removes its event from the poll, so it lives as
+//!    long as the loop.
 //!    Tests: [`server::dispatcher`](../src/echoserver/server/dispatcher.rs.html):
 //!    `item_is_in_the_queue_before_the_notification`,
 //!    `item_pushed_while_the_queue_is_emptied_notifies_again`, `batch_notifies_each_worker_once`,

@@ -70,7 +70,7 @@ pub struct Config {
     /// Default: none.
     pub idle_timeout: Option<Duration>,
     /// Time limit for a graceful shutdown; remaining connections are then reset. Data that arrives in its
-    /// second half is not answered. Default: 5 s.
+    /// second half, or after the server has ended its half of a connection, is not answered. Default: 5 s.
     pub drain_timeout: Duration,
     /// Checks whether a client still exists after this time without a packet from it (TCP keepalive): six
     /// probes, 10 s apart, before the connection is closed. Default: 5 minutes; `None` turns it off.
@@ -345,7 +345,7 @@ impl Server {
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
                     let served = worker.run(&mut poller, new_handler);
-                    // A waker delivers only while it is alive, and the dispatcher's last act is to wake.
+                    // Dropping a waker removes its event from the poll, and the dispatcher wakes the worker last.
                     drop(waker);
                     served
                 };
@@ -409,7 +409,8 @@ pub struct Handle {
 impl Handle {
     /// Starts a graceful shutdown: the server stops listening, answers all input that has arrived, and
     /// closes every connection once its output is delivered. Connections that are not done
-    /// [`drain_timeout`](Config::drain_timeout) after this call are reset. Returns at once. Further calls
+    /// [`drain_timeout`](Config::drain_timeout) after this call are closed then, and reset if the server still
+    /// holds bytes of them. Returns at once. Further calls
     /// have no effect.
     pub fn shut_down(&self) {
         let deadline = self.clock.now().saturating_add(millis(self.drain_timeout));

@@ -264,7 +264,7 @@ impl Buffers {
         }))
     }
 
-    /// Returns the memory that two full buffers of `capacity` bytes use: whole pages.
+    /// Returns the memory that two full buffers of `capacity` bytes use: whole pages, of 4 KiB.
     pub(crate) fn max_bytes(capacity: usize) -> usize {
         const PAGE: usize = 4096;
         2 * capacity.next_multiple_of(PAGE)

@@ -10,8 +10,8 @@
 //!
 //! A connection has one deadline. Its cause follows from the [phase](Phase): the idle timeout, the timeout
 //! of a flush, or the wait for the client's EOF. Progress moves the deadline without touching the
-//! [timers](Timers), so nothing is scheduled per message. In a shutdown, the deadline of the shutdown
-//! replaces all of them but the last.
+//! [timers](Timers), so nothing is scheduled per message. In a shutdown there is no idle and no flush
+//! timeout: its own deadline and the wait for EOF remain.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -40,7 +40,7 @@ pub(crate) struct Timeouts {
     pub(crate) flush: Millis,
     /// How long to wait for the EOF of a client after the server has shut its write half down.
     pub(crate) linger: Millis,
-    /// Time limit of a shutdown. No connection is read from in its second half.
+    /// Time limit of a shutdown. In its second half only data that had arrived before is read.
     pub(crate) drain: Millis,
 }
 
@@ -78,7 +78,7 @@ enum Shutdown {
     Reading {
         deadline: Millis,
     },
-    /// Only output is sent.
+    /// Only data that had arrived before is answered.
     Sending {
         deadline: Millis,
     },
@@ -155,6 +155,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Millis {
+        self.timeouts.drain
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
@@ -343,8 +347,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Ends a connection whose deadline has passed: cleanly if no output is pending, with a reset
-    /// otherwise.
+    /// Ends a connection whose deadline has passed: cleanly if its buffers are empty, otherwise with a
+    /// reset, because output or an unanswered part of the input is lost.
     fn expire_one(&mut self, token: usize, now: Millis) {
         let entry = &mut self.entries[token];
         if let Phase::Lingering(reason) = entry.phase {
@@ -401,14 +405,14 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     }
 
     /// Answers the data that has arrived, then closes every connection, those that arrive later included.
-    /// Those that are not done at `deadline` are reset.
+    /// Those that are not done at `deadline` are closed then, with a reset if their buffers hold bytes.
     ///
-    /// A further call can only move the deadline.
+    /// A further call can only move the deadline to an earlier time.
     pub(crate) fn shut_down(&mut self, deadline: Millis, now: Millis) {
         if let Shutdown::Reading { deadline: current } | Shutdown::Sending { deadline: current } =
             &mut self.shutdown
         {
-            *current = deadline;
+            *current = deadline.min(*current);
             return;
         }
         self.shutdown = Shutdown::Reading { deadline };

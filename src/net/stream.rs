@@ -149,8 +149,9 @@ fn send(stream: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
 
 /// Returns whether the peer has acknowledged everything that was sent.
 ///
-/// With the smallest send buffer and a limit of 1 for unsent bytes, a socket is writable only if its send
-/// queue is empty. A poll that finds it not writable arms the edge that reports it later.
+/// With the smallest send buffer and a limit of 1 for unsent bytes, a socket is writable only if everything is
+/// sent and at most one or two small segments (3 KB, with the kernel's overhead) are unacknowledged. A poll
+/// that finds it not writable arms the edge that reports it later.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn is_send_queue_empty(stream: &mio::net::TcpStream) -> bool {
     let socket = SockRef::from(stream);

@@ -90,7 +90,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         let slot = |listener| ListenerSlot {
             listener,
             ready: false,
-            remaining: backlog,
+            // Linux queues one client more than the backlog.
+            remaining: backlog.saturating_add(1),
         };
         Self {
             listeners: listeners.into_iter().map(slot).collect(),
@@ -133,7 +134,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
         let next = match (self.shutdown_deadline, &self.pause) {
             (Some(deadline), _) if self.listeners.is_empty() => Some(deadline),
-            // A listener that is still open waits until accepts succeed.
+            // While a listener is still open, its accepts are retried.
             (Some(deadline), _) => Some(deadline.min(self.now + MIN_BACKOFF)),
             (None, Some(pause)) => pause.until,
             (None, None) => self.listeners.iter().any(|slot| slot.ready).then_some(0),
@@ -277,7 +278,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         });
     }
 
-    /// Whether a pause is in effect and has ended.
+    /// Whether the current pause can end: capacity was announced, or its timer has expired.
     fn pause_expired(&self) -> bool {
         self.pause.as_ref().is_some_and(|pause| {
             !self.control.is_paused() || pause.until.is_some_and(|until| until <= self.now)
@@ -822,7 +823,7 @@ mod tests {
         harness.shut_down(5000);
         harness.tick(0);
         assert!(harness.acceptor.is_done());
-        assert_eq!(harness.dispatched().len(), BACKLOG as usize);
+        assert_eq!(harness.dispatched().len(), BACKLOG as usize + 1);
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! What the threads of a server tell each other besides passing connections: that there is capacity again,
-//! and that the server shuts down.
+//! Two signals between the threads of a server: there is capacity again, and a shutdown was requested.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 

@@ -1,4 +1,4 @@
-//! What an event loop needs of the operating system: a poll and a clock. A simulation can replace it.
+//! What an event loop needs from the operating system: a poll and a clock. A simulation can replace it.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};

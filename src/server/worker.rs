@@ -15,7 +15,7 @@ use crate::server::dispatcher::{Receiver, Wake};
 use crate::server::poller::{Event, Poller};
 use crate::stats::{CloseReason, WorkerCounters};
 
-/// New connections per tick, so that a crowd of them does not delay the events of the others.
+/// New connections per tick, so that many at once do not delay the events of the others.
 const MAX_INTAKE: usize = 128;
 
 /// The state of a worker thread.
@@ -23,7 +23,7 @@ const MAX_INTAKE: usize = 128;
 pub(crate) struct Worker<S, H, W> {
     table: ConnectionTable<S, H>,
     receiver: Receiver<(S, Peer)>,
-    /// The queue may hold connections that were announced already.
+    /// The queue may hold connections whose wake-up has been handled.
     has_new: bool,
     control: Arc<AcceptorControl<W>>,
     counters: Arc<CachePadded<WorkerCounters>>,
@@ -99,7 +99,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
             }
         }
         // New connections follow the events, because their tokens may have just been freed.
-        let has_room = self.has_new && self.take_new(poller, handler);
+        let took_any = self.has_new && self.take_new(poller, handler);
         if let Some(deadline) = self.shutdown_deadline() {
             self.table.shut_down(deadline, self.now);
             is_due = self.table.is_due(self.now);
@@ -107,7 +107,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         if is_due {
             self.table.expire(self.now);
         }
-        if self.table.take_closed() || has_room {
+        if self.table.take_closed() || took_any {
             self.control.notify_capacity();
         }
         Ok(())
@@ -141,10 +141,14 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         count > 0
     }
 
-    /// The deadline of a shutdown. A closed queue without one means that the acceptor has failed.
+    /// The deadline of a shutdown. A closed queue without one means that the acceptor has failed: then the
+    /// worker drains by itself.
     fn shutdown_deadline(&self) -> Option<Millis> {
         let requested = self.control.shutdown_deadline();
-        requested.or_else(|| self.receiver.is_closed().then_some(self.now))
+        requested.or_else(|| {
+            let deadline = self.now.saturating_add(self.table.drain_timeout());
+            self.receiver.is_closed().then_some(deadline)
+        })
     }
 }
 
@@ -457,13 +461,15 @@ mod tests {
     }
 
     #[test]
-    fn closed_queue_without_a_shutdown_ends_the_worker() {
+    fn closed_queue_without_a_shutdown_drains_and_ends_the_worker() {
         let mut harness = Harness::new();
-        harness.dispatch(0, 0);
+        harness.dispatch(0, 3);
         harness.dispatcher = None;
         harness.poller.then(&[Event::Wake], false);
-        assert_eq!(harness.tick(0), Some(0));
-        harness.tick(0);
+        assert_eq!(harness.tick(0), Some(8), "the client's EOF");
+        assert_eq!(*harness.answered.borrow(), [0]);
+        harness.tick(8);
+        assert_eq!(harness.stats().total().closed_for(CloseReason::Shutdown), 1);
         assert!(harness.worker.is_done());
     }
 }
