@@ -304,11 +304,11 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     /// as capacity becomes free; at the deadline it resets the rest.
     fn shut_down(&mut self, deadline: Millis) {
         self.resume();
+        self.accept_backlog();
         if deadline <= self.now {
             self.listeners.clear();
             self.reset_pending();
         }
-        self.accept_backlog();
         self.shutdown_deadline = Some(deadline);
         self.dispatch_pending();
         if !self.is_done() {
