@@ -67,12 +67,10 @@ mod program {
     const LIMIT_MEMORY: &str = "ulimit -v 300000";
     const WARNING: &str = "buffer memory may exceed the available memory: at most ";
 
-    /// Large buffers, so that few clients use much memory: what they hold in the kernel slows other tests down.
-    const BUFFERS: &str = "--buffer-size=1MiB";
-
-    /// Clients that send until nothing moves, and never read.
+    /// Clients that send more than fits into the server's buffers and the kernel's, and never read. It is not much
+    /// more: the kernel has one limit for the memory of all TCP connections, those of other tests included.
     fn never_readers(server: &Process, count: usize) -> Vec<Client> {
-        let bytes = random_bytes(3, 3 << 20);
+        let bytes = random_bytes(3, 600_000);
         let connect = |_| Client::connect_with_receive_buffer(server.address(), 4096);
         let clients: Vec<_> = (0..count).map(connect).collect();
         for _ in 0..2 {
@@ -87,7 +85,11 @@ mod program {
     #[test]
     fn out_of_memory_closes_only_the_connection_that_needs_it() {
         let mut command = program_after(LIMIT_MEMORY);
-        let server = Process::start(command.args(["--listen=127.0.0.1:0", "--workers=2", BUFFERS]));
+        let server = Process::start(command.args([
+            "--listen=127.0.0.1:0",
+            "--workers=2",
+            "--buffer-size=1MiB",
+        ]));
         let other = Client::connect(server.address());
         other.ping(b"before");
         let clients = never_readers(&server, 200);
@@ -194,10 +196,10 @@ mod program {
     #[test]
     fn memory_returns_to_the_system_after_a_peak() {
         const MAX_GROWTH: u64 = 10 << 20;
-        let server = Process::serve(&["--workers=2", BUFFERS]);
+        let server = Process::serve(&["--workers=2"]);
         let start = resident_memory(&server);
         for _ in 0..3 {
-            let clients = never_readers(&server, 100);
+            let clients = never_readers(&server, 500);
             wait_until("buffers are in use", || {
                 resident_memory(&server) > start + 2 * MAX_GROWTH
             });
