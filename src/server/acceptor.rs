@@ -389,11 +389,10 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use std::io::{Read, Write};
     use std::rc::Rc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::connection::Readiness;
-    use crate::server::dispatcher::Receiver;
+    use crate::server::dispatcher::{CountingWaker, Receiver};
     use crate::stats::{CloseReason, Stats};
 
     const EMFILE: i32 = 24;
@@ -474,21 +473,6 @@ mod tests {
 
         fn has_waiting_client(&self) -> bool {
             !self.accepts.borrow().is_empty()
-        }
-    }
-
-    #[derive(Clone, Default)]
-    struct CountingWaker(Arc<AtomicUsize>);
-
-    impl CountingWaker {
-        fn count(&self) -> usize {
-            self.0.load(Ordering::SeqCst)
-        }
-    }
-
-    impl Wake for CountingWaker {
-        fn wake(&self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 

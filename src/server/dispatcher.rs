@@ -177,6 +177,9 @@ impl<T> Drop for Receiver<T> {
 }
 
 #[cfg(test)]
+pub(crate) use tests::CountingWaker;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicUsize;
@@ -186,10 +189,10 @@ mod tests {
 
     /// Counts its wake-ups.
     #[derive(Clone, Default)]
-    struct CountingWaker(Arc<AtomicUsize>);
+    pub(crate) struct CountingWaker(Arc<AtomicUsize>);
 
     impl CountingWaker {
-        fn count(&self) -> usize {
+        pub(crate) fn count(&self) -> usize {
             self.0.load(Ordering::SeqCst)
         }
     }

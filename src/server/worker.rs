@@ -158,14 +158,13 @@ mod tests {
     use std::collections::VecDeque;
     use std::io::{ErrorKind, Read, Write};
     use std::rc::Rc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::connection::Readiness;
     use crate::connection::buffer::Pool;
     use crate::connection::table::Timeouts;
     use crate::handler::Echo;
-    use crate::server::dispatcher::Dispatcher;
+    use crate::server::dispatcher::{CountingWaker, Dispatcher};
     use crate::stats::{Counters, Stats};
 
     const TIMEOUTS: Timeouts = Timeouts {
@@ -218,21 +217,6 @@ mod tests {
         }
 
         fn abort(&mut self) {}
-    }
-
-    #[derive(Clone, Default)]
-    struct CountingWaker(Arc<AtomicUsize>);
-
-    impl CountingWaker {
-        fn count(&self) -> usize {
-            self.0.load(Ordering::SeqCst)
-        }
-    }
-
-    impl Wake for CountingWaker {
-        fn wake(&self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
     }
 
     /// The results of the polls to come: events, and whether there may be more. Then there are none.
