@@ -144,10 +144,11 @@
 //!    `flood_does_not_starve_other_connections`;
 //!    [`connection::table`](../src/echoserver/connection/table.rs.html):
 //!    `connection_with_used_budget_moves_to_the_back`.
-//! 3. **A short read has emptied the receive queue only if nothing else ended it early.** Two things
-//!    do: EOF, which arrives in one event with the last data, and TCP's urgent mark, at which every
-//!    read stops. After an event with either, reading continues until it would block. In all other
-//!    cases the second `recv` of each message, which would only return `EAGAIN`, is saved. Urgent bytes stay in the stream (`SO_OOBINLINE`).
+//! 3. **A short read of TCP proves that the receive queue is empty, except at EOF and at the urgent mark.**
+//!    EOF arrives in one event with the last data, and every read stops at the urgent mark. After an event
+//!    with either, reading continues until it would block. In all other cases the second `recv` of each
+//!    message, which would only return `EAGAIN`, is saved. Urgent bytes stay in the stream
+//!    (`SO_OOBINLINE`).
 //!    Tests: `tests/it/contract/complete.rs`: `eof_that_arrives_with_data_is_handled`;
 //!    `tests/it/contract/isolated.rs`: `urgent_bytes_and_bytes_after_them_come_back`;
 //!    [`connection`](../src/echoserver/connection.rs.html):
@@ -187,7 +188,7 @@
 //!    `client_that_never_closes_its_half_is_closed_after_a_timeout`; `tests/it/contract/complete.rs`:
 //!    `truncated_stream_is_a_reset`.
 //! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once, but
-//!     a batch of nothing but errors pauses. Lack of descriptors or memory pauses accepting, with growing
+//!     16 consecutive errors pause accepting. Lack of descriptors or memory pauses accepting, with growing
 //!     backoff, until a connection closes or a timer expires. With an edge-triggered listener the risk is
 //!     a lost wake-up, not a busy loop.
 //!     Tests: [`server::acceptor`](../src/echoserver/server/acceptor.rs.html):

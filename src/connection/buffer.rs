@@ -1,4 +1,4 @@
-//! A byte queue of fixed capacity, and a pool of them.
+//! A byte queue of fixed capacity, and a pool of such buffers.
 //!
 //! A buffer is contiguous: bytes are appended at the end and consumed from the front, and its data is
 //! always one slice. It never grows, so the memory of a server is bounded.

@@ -254,10 +254,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             return;
         }
         let status = connection.drive(&mut self.pool, &self.counters);
-        let extends = entry.deadline != NEVER && connection.take_progress();
+        let moves_deadline = entry.deadline != NEVER && connection.take_progress();
         let is_idle = matches!(status, Status::Idle) && connection.is_serving();
-        if extends || !is_idle {
-            self.after_drive(token, status, extends, now);
+        if moves_deadline || !is_idle {
+            self.after_drive(token, status, moves_deadline, now);
         }
     }
 
@@ -277,7 +277,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Acts on the status, the phase and the progress of a connection that was driven.
     #[inline(never)]
-    fn after_drive(&mut self, token: usize, status: Status, extends: bool, now: Millis) {
+    fn after_drive(&mut self, token: usize, status: Status, moves_deadline: bool, now: Millis) {
         let entry = &mut self.entries[token];
         match status {
             Status::Idle => {}
@@ -292,7 +292,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if phase != entry.phase {
             entry.phase = phase;
             self.set_deadline(token, now);
-        } else if extends && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_))) {
+        } else if moves_deadline
+            && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_)))
+        {
             // A lingering client that keeps sending is waited for only in a shutdown, which has a deadline.
             let deadline = self.deadline_of(phase, now);
             self.entries[token].deadline = deadline;
@@ -307,7 +309,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         // Progress up to now does not extend this deadline.
         entry.connection.take_progress();
         self.timers.set(deadline, token);
-        if self.timers.is_crowded(self.entries.len()) {
+        if self.timers.needs_rebuild(self.entries.len()) {
             let entries = self.entries.iter();
             self.timers
                 .rebuild(entries.map(|(token, entry)| (entry.deadline, token)));

@@ -7,10 +7,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Milliseconds since a moment chosen by the caller.
+/// Milliseconds: a duration, or the time since a fixed moment.
 pub(crate) type Millis = u64;
 
-/// Later than every deadline.
+/// No deadline.
 pub(crate) const NEVER: Millis = Millis::MAX;
 
 #[derive(Debug, Default)]
@@ -40,8 +40,9 @@ impl Timers {
         })
     }
 
-    /// Whether most timers can only be those of closed connections, if `open` connections have a deadline.
-    pub(crate) fn is_crowded(&self, open: usize) -> bool {
+    /// Whether there are many more timers than `open` connections: those of closed connections and of earlier
+    /// phases.
+    pub(crate) fn needs_rebuild(&self, open: usize) -> bool {
         self.heap.len() > 2 * open + 64
     }
 
@@ -77,7 +78,7 @@ mod tests {
         let mut timers = Timers::default();
         for at in 0..67 {
             timers.set(at, 0);
-            assert_eq!(timers.is_crowded(1), at == 66);
+            assert_eq!(timers.needs_rebuild(1), at == 66);
         }
         timers.rebuild([(7, 1), (NEVER, 2)].into_iter());
         assert_eq!(timers.pop_expired(NEVER), Some(1));

@@ -96,8 +96,8 @@ impl<T, W: Wake> Dispatcher<T, W> {
     /// Pushes `item` into the queue of the next worker that has room, without a notification: a batch ends
     /// with one call of [`notify`](Self::notify). Returns the item if no queue has room.
     ///
-    /// The turn passes to the worker after the one that was chosen. A full worker is thus skipped without
-    /// giving its share to its neighbour alone.
+    /// The next search starts after the worker that was chosen, so the share of a full worker is spread over
+    /// all others.
     pub(crate) fn try_dispatch(&mut self, mut item: T) -> Result<(), T> {
         for _ in 0..self.queues.len() {
             let queue = &self.queues[self.next];
