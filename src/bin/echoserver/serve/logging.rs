@@ -27,7 +27,7 @@ pub(crate) const TARGET: &str = "echoserver";
 const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// How long [`Log::finish`] waits while nothing is written.
-const STALL_TIMEOUT: Duration = Duration::from_millis(200);
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long [`Log::finish`] waits while lines are written slowly.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
