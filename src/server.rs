@@ -336,18 +336,14 @@ impl Server {
                 let counters = &handle.counters.workers[index];
                 let serve = move || {
                     let _guard = ShutdownOnDrop(handle);
+                    // `handle` keeps the waker alive: dropping it would remove its event from the poll.
                     let WorkerParts {
-                        mut poller,
-                        pool,
-                        waker,
+                        mut poller, pool, ..
                     } = parts;
                     let table = ConnectionTable::new(timeouts, pool, Arc::clone(counters), index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
-                    let served = worker.run(&mut poller, new_handler);
-                    // Dropping a waker removes its event from the poll, and the dispatcher wakes the worker last.
-                    drop(waker);
-                    served
+                    worker.run(&mut poller, new_handler)
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);

@@ -139,10 +139,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         timer.min(self.next_shutdown_step())
     }
 
-    /// When the shutdown stops reading, or ends. Without connections there is nothing to do.
+    /// When the shutdown stops reading, or ends.
     fn next_shutdown_step(&self) -> Millis {
         match self.shutdown {
-            _ if self.entries.is_empty() => NEVER,
             Shutdown::NotRequested => NEVER,
             Shutdown::Reading { deadline } => deadline.saturating_sub(self.timeouts.drain / 2),
             Shutdown::Sending { deadline } => deadline,
