@@ -165,7 +165,12 @@ fn serve(mut stream: &TcpStream, fault: Fault, over: &AtomicBool) -> io::Result<
 /// Reads and writes on threads of their own, with a queue of any length between them.
 fn serve_with_a_queue(mut stream: &TcpStream, drops_the_tail: bool) -> io::Result<()> {
     let (queue, pieces) = mpsc::channel::<Vec<u8>>();
-    thread::scope(|scope| {
+    if drops_the_tail {
+        // Otherwise the kernel may take the whole tail, and send it after all.
+        SockRef::from(stream).set_send_buffer_size(64 << 10)?;
+    }
+    // Moving the queue closes it when reading ends, which ends the writing thread.
+    thread::scope(move |scope| {
         scope.spawn(move || pieces.iter().try_for_each(|piece| stream.write_all(&piece)));
         let mut buffer = [0; 16 << 10];
         loop {
