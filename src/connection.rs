@@ -18,13 +18,15 @@
 //!   |   |                                                      ^
 //!   |   | shutdown                                             |
 //!   |   '------> Draining --read deadline--> DrainingRest      |
-//!   |               |                              |           |
-//!   |               | nothing left to read,        | same      |
-//!   | Close, panic, | output delivered             |           |
-//!   | buffer full,  '--------------.   .-----------'           |
-//!   | timeout                      v   v                       |
-//!   '------> Flushing --sent--> Lingering --EOF, deadline------'
-//!                         (write half shut down)
+//!   |               |                         |     |          |
+//!   |               | nothing left to read,   |     | more has |
+//!   | Close, panic, | output delivered        |same | arrived  |
+//!   | buffer full,  |                         |     v          |
+//!   | timeout       |                         | Refusing --EOF-+ (reset)
+//!   |               '--------------.   .------'     |          |
+//!   |                              v   v            |          |
+//!   '------> Flushing --sent--> Lingering <-deadline'          |
+//!                       (write half shut down) --EOF, deadline-'
 //! ```
 //!
 //! In a shutdown the process may end before the kernel has delivered what it holds, so the connection
@@ -118,6 +120,8 @@ pub(crate) const MAX_ROUNDS: usize = 64;
 pub(crate) enum Phase {
     /// Bytes are read, handled and sent.
     Serving,
+    /// Input is discarded while the client may end its stream.
+    Refusing,
     /// The last output is sent.
     Flushing,
     /// All output is sent; only the client's EOF is awaited. The reason is that of the coming close.
@@ -135,6 +139,10 @@ enum State {
     /// The same, until at least the given number of bytes was received in total. Data that arrives later is
     /// not answered.
     DrainingRest(u64),
+    /// More input has arrived than is answered in a shutdown. It is discarded, and the write half stays open
+    /// meanwhile: a client that ends its stream now must not take an EOF for the end of its answer, so the
+    /// connection is reset. A client that goes on sending gets the EOF at a deadline.
+    Refusing,
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Flushing(CloseReason),
     /// The write half is shut down. Input is read and discarded until EOF: closing a socket with unread
@@ -211,7 +219,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Stops reading and handling; the connection closes once `output` has been sent.
     pub(crate) fn close_after_flush(&mut self, reason: CloseReason) {
-        if self.is_serving() {
+        if self.is_serving() || self.state == State::Refusing {
             self.state = State::Flushing(reason);
             self.awaiting_input = true;
         }
@@ -251,16 +259,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     pub(crate) fn phase(&self) -> Phase {
         match self.state {
             State::Serving | State::Draining | State::DrainingRest(_) => Phase::Serving,
+            State::Refusing => Phase::Refusing,
             State::Flushing(_) => Phase::Flushing,
             State::Lingering(reason) => Phase::Lingering(reason),
         }
     }
 
-    /// Call this before dropping. A connection whose buffers still hold bytes is reset, so that the client can
-    /// tell a truncated stream from a complete one. Returns the number of buffered bytes.
+    /// Call this before dropping. A connection whose buffers still hold bytes, or that refuses input, is reset, so
+    /// that the client can tell a truncated stream from a complete one. Returns the number of buffered bytes.
     pub(crate) fn abort_if_incomplete(&mut self) -> usize {
         let buffered = self.buffered();
-        if buffered > 0 {
+        if buffered > 0 || self.state == State::Refusing {
             self.stream.abort();
         }
         buffered
@@ -411,11 +420,24 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         limit: u64,
         counters: &WorkerCounters,
     ) -> Result<Status, CloseReason> {
-        if self.shutting_down && !self.is_lingering() && !self.stream.is_delivered() {
-            return Ok(Status::Idle);
+        let ends_now = matches!(self.state, State::Refusing | State::Lingering(_));
+        if self.shutting_down && !ends_now {
+            // In this order: input that a closed window has held back arrives before the acknowledgement of
+            // the output after it.
+            if !self.stream.is_delivered() {
+                return Ok(Status::Idle);
+            }
+            if self.is_serving() && self.stream.unread() > 0 {
+                self.readiness.readable = true;
+                if matches!(self.state, State::DrainingRest(end) if self.bytes_in >= end) {
+                    self.state = State::Refusing;
+                }
+                return Ok(Status::Runnable);
+            }
         }
         let reason = match self.state {
             State::Lingering(reason) => reason,
+            State::Refusing => CloseReason::Shutdown,
             // The client has ended its half, so a close ends the stream cleanly.
             State::Flushing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
             State::Flushing(reason) => self.shutdown_write(reason)?,
@@ -436,10 +458,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(Status::Runnable)
     }
 
-    fn is_lingering(&self) -> bool {
-        matches!(self.state, State::Lingering(_))
-    }
-
     /// Whether nothing more is to be read and handled.
     #[cold]
     #[inline(never)]
@@ -448,7 +466,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             State::Serving => false,
             State::Draining => !self.readiness.readable,
             State::DrainingRest(end) => self.bytes_in >= end || !self.readiness.readable,
-            State::Flushing(_) | State::Lingering(_) => true,
+            State::Refusing | State::Flushing(_) | State::Lingering(_) => true,
         }
     }
 
@@ -569,8 +587,13 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     #[cold]
     #[inline(never)]
     fn on_eof(&mut self, input: &mut Buffer, counters: &WorkerCounters) -> Result<(), CloseReason> {
-        if let State::Lingering(reason) = self.state {
-            return Err(reason);
+        match self.state {
+            State::Lingering(reason) => return Err(reason),
+            State::Refusing => {
+                self.stream.abort();
+                return Err(CloseReason::DrainTimeout);
+            }
+            _ => {}
         }
         let reason = CloseReason::PeerClosed;
         discard(input, reason, counters);
@@ -1179,6 +1202,7 @@ mod tests {
             WriteCall(b"ab", Ok(2)),
             WOULD_BLOCK_READ,
             IsDelivered(true),
+            Unread(0),
             ShutdownWrite(Ok(())),
             WOULD_BLOCK_READ,
         ];
@@ -1202,8 +1226,28 @@ mod tests {
         ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
         assert_eq!(harness.connection.phase(), Phase::Serving);
-        let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        let calls = [
+            IsDelivered(true),
+            Unread(0),
+            ShutdownWrite(Ok(())),
+            WOULD_BLOCK_READ,
+        ];
         assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
+    }
+
+    #[test]
+    fn drain_reads_what_has_arrived_before_the_acknowledgement() {
+        let mut harness = Harness::new(Echo);
+        harness.connection.drain();
+        let calls = [WOULD_BLOCK_READ, IsDelivered(true), Unread(2)];
+        assert_eq!(harness.run(&calls), Status::Runnable);
+        let calls = [
+            ReadCall(Ok(b"ab")),
+            WriteCall(b"ab", Ok(2)),
+            IsDelivered(false),
+        ];
+        assert_eq!(harness.run(&calls), Status::Idle);
+        assert_eq!(harness.connection.phase(), Phase::Serving);
     }
 
     #[test]
@@ -1216,6 +1260,47 @@ mod tests {
         assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
     }
 
+    /// A draining connection whose read deadline has passed: four bytes were answered, and it refuses more.
+    fn refusing() -> Harness<Echo> {
+        let mut harness = Harness::new(Echo);
+        harness.run(&[]);
+        harness.connection.drain();
+        assert_eq!(harness.run(&used_budget()), Status::Runnable);
+        harness.script.0.borrow_mut().push_back(Unread(4));
+        harness.connection.stop_reading();
+        let calls = [
+            ReadCall(Ok(b"abcd")),
+            WriteCall(b"abcd", Ok(4)),
+            IsDelivered(true),
+            Unread(4),
+        ];
+        assert_eq!(harness.run(&calls), Status::Runnable);
+        let calls = [ReadCall(Ok(b"more")), WOULD_BLOCK_READ];
+        assert_eq!(harness.run(&calls), Status::Idle);
+        assert_eq!(harness.connection.phase(), Phase::Refusing);
+        assert_eq!(harness.discarded(CloseReason::Shutdown), 4);
+        harness
+    }
+
+    #[test]
+    fn client_that_goes_on_sending_after_the_read_deadline_gets_an_eof() {
+        let mut harness = refusing();
+        harness.connection.close_after_flush(CloseReason::Shutdown);
+        let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+        assert_eq!(harness.run(&calls), Status::Idle);
+        let lingering = Phase::Lingering(CloseReason::Shutdown);
+        assert_eq!(harness.connection.phase(), lingering);
+    }
+
+    #[test]
+    fn stream_that_ends_after_the_read_deadline_is_reset() {
+        let mut harness = refusing();
+        let calls = [ReadCall(Ok(b"rest")), EOF, Abort];
+        let status = harness.event(READ_CLOSED, &calls);
+        assert_eq!(status, Status::Closed(CloseReason::DrainTimeout));
+        assert_eq!(harness.discarded(CloseReason::Shutdown), 8);
+    }
+
     #[test]
     fn drain_after_the_read_deadline_answers_what_has_arrived() {
         let mut harness = Harness::new(Echo);
@@ -1224,18 +1309,19 @@ mod tests {
         assert_eq!(harness.run(&used_budget()), Status::Runnable);
         harness.script.0.borrow_mut().push_back(Unread(6));
         harness.connection.stop_reading();
-        let mut calls = vec![
+        let calls = [
             ReadCall(Ok(b"abcd")),
             WriteCall(b"abcd", Ok(4)),
             ReadCall(Ok(b"efgh")),
             WriteCall(b"efgh", Ok(4)),
             IsDelivered(true),
+            Unread(0),
             ShutdownWrite(Ok(())),
+            WOULD_BLOCK_READ,
         ];
-        calls.extend([ReadCall(Ok(b"more")); MAX_ROUNDS]);
-        assert_eq!(harness.run(&calls), Status::Runnable);
-        assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
-        assert_eq!(harness.discarded(CloseReason::Shutdown), 256);
+        assert_eq!(harness.run(&calls), Status::Idle);
+        let lingering = Phase::Lingering(CloseReason::Shutdown);
+        assert_eq!(harness.connection.phase(), lingering);
     }
 
     #[test]

@@ -70,7 +70,8 @@ pub struct Config {
     /// Default: none.
     pub idle_timeout: Option<Duration>,
     /// Time limit for a graceful shutdown; remaining connections are then reset. Data that arrives in its
-    /// second half, or after the server has ended its half of a connection, is not answered. Default: 5 s.
+    /// second half, or after the server has ended its half of a connection, is not answered; a client that ends
+    /// its stream with such data is reset. Default: 5 s.
     pub drain_timeout: Duration,
     /// Checks whether a client still exists after this time without a packet from it (TCP keepalive): six
     /// probes, 10 s apart, before the connection is closed. Default: 5 minutes; `None` turns it off.

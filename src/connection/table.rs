@@ -292,6 +292,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             entry.phase = phase;
             self.set_deadline(token, now);
         } else if moves_deadline
+            && phase != Phase::Refusing
             && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_)))
         {
             // A lingering client that keeps sending is waited for only in a shutdown, which has a deadline.
@@ -322,6 +323,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             Phase::Serving | Phase::Flushing if self.is_shutting_down() => None,
             Phase::Serving => self.timeouts.idle,
             Phase::Flushing => Some(self.timeouts.flush),
+            // Long enough for a client to send what a closed window has held back.
+            Phase::Refusing => Some(self.timeouts.linger.min(self.timeouts.drain / 8)),
         };
         timeout.map_or(NEVER, |timeout| deadline_after(now, timeout))
     }
@@ -353,8 +356,13 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// reset, because output or an unanswered part of the input is lost.
     fn expire_one(&mut self, token: usize, now: Millis) {
         let entry = &mut self.entries[token];
-        if let Phase::Lingering(reason) = entry.phase {
-            return self.close(token, reason, now);
+        match entry.phase {
+            Phase::Lingering(reason) => return self.close(token, reason, now),
+            Phase::Refusing => {
+                entry.connection.close_after_flush(CloseReason::Shutdown);
+                return self.drive(token, now);
+            }
+            Phase::Serving | Phase::Flushing => {}
         }
         // A connection in the run queue can make progress.
         if !entry.queued && entry.connection.buffered() == 0 {
@@ -445,7 +453,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         for (token, phase) in open {
             let reason = match phase {
                 Phase::Lingering(reason) => reason,
-                Phase::Serving | Phase::Flushing => CloseReason::DrainTimeout,
+                Phase::Serving | Phase::Refusing | Phase::Flushing => CloseReason::DrainTimeout,
             };
             self.close(token, reason, now);
         }

@@ -1,6 +1,6 @@
 //! The promises of the server, as checks of the kernel's state.
 
-use super::connection::{Close, ReadPolicy, SimConnection};
+use super::connection::{Close, ReadPolicy, Refusal, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Poller};
 use crate::connection::timers::Millis;
 use crate::stats::{CloseReason, Counter};
@@ -183,12 +183,12 @@ impl Kernel<'_> {
                 if eof { " and EOF" } else { "" }
             );
             self.fail(message);
-        } else if draining && connection.write_shutdown.is_none() {
+        } else if draining && connection.write_shutdown.is_none() && connection.refusal.is_none() {
             self.fail(format!(
                 "connection {id} is stalled: nothing is left to do, and the drain has not closed it"
             ));
         } else if connection.write_shutdown.is_none() && !connection.eof_reported {
-            let due = self.output_of(connection, connection.read);
+            let due = self.output_of(connection, connection.answered_input());
             let written = connection.written;
             self.check(written == due, || {
                 format!("connection {id} is stalled: {written} of {due} bytes of output written")
@@ -298,15 +298,23 @@ impl Kernel<'_> {
         }
     }
 
-    /// Checks that only data that had arrived by the middle of a shutdown is read in its second half.
+    /// Checks that only data that had arrived by the middle of a shutdown is answered in its second half. What is
+    /// read after that is refused, once everything before it is answered and delivered.
     pub(super) fn check_reading(&mut self, id: usize, count: usize) {
+        let is_second_half = self.pollers[self.current].stopped_reading.is_some();
         let connection = &self.connections[id];
-        let stopped = self.pollers[self.current].stopped_reading;
-        let is_second_half = stopped.is_some_and(|at| connection.registered_at < at);
-        let may_read = !is_second_half
+        let read = connection.read - count;
+        if !is_second_half
             || connection.write_shutdown.is_some()
-            || connection.read - count < connection.read_limit;
-        self.check(may_read, || {
+            || connection.refusal.is_some()
+            || connection.read_limit.is_none_or(|limit| read < limit)
+        {
+            return;
+        }
+        let due = self.output_of(connection, read);
+        let is_answered = connection.acknowledged == due || connection.reset_by_client;
+        self.connections[id].refusal = Some(Refusal { read });
+        self.check(is_answered, || {
             format!("connection {id} is read from in the second half of a shutdown")
         });
     }
@@ -388,6 +396,10 @@ impl Kernel<'_> {
             let problem = format!("{written} of {due} bytes of output were written");
             require(written == due, problem)?;
         }
+        let was_refused = connection.refusal.is_some() && connection.write_shutdown.is_none();
+        if was_refused && connection.eof_reported {
+            require(aborted, "its stream was cut without a reset")?;
+        }
         if aborted {
             let may_abort = matches!(
                 reason,
@@ -410,7 +422,9 @@ impl Kernel<'_> {
             CloseReason::Shutdown => self.check_drained(connection, close),
             CloseReason::IdleTimeout => self.check_timeout(draining, connection, close),
             CloseReason::DrainTimeout => {
-                require(self.has_expired(close.at), "the shutdown had not expired")
+                let cut = was_refused && connection.eof_reported;
+                let valid = cut || self.has_expired(close.at);
+                require(valid, "the shutdown had not expired")
             }
             CloseReason::Reset => require(connection.reset_reported, "the client did not reset it"),
             CloseReason::OutOfMemory => {
@@ -446,6 +460,8 @@ impl Kernel<'_> {
             require(read_all, "not all input before the shutdown was read")?;
             let problem = "input that an event had reported was not read";
             require(!shutdown.ignored_event, problem)?;
+            let problem = "input that had arrived before was not read";
+            require(!shutdown.ignored_input, problem)?;
         }
         self.check_lingered(connection, close)
     }

@@ -56,6 +56,15 @@ pub(super) struct WriteShutdown {
     pub(super) had_input: bool,
     /// An event had reported input that was not read.
     pub(super) ignored_event: bool,
+    /// Input had arrived before the server looked for it last, and was not read.
+    pub(super) ignored_input: bool,
+}
+
+/// The moment from which the server discards the input of a connection in a shutdown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal {
+    /// What the server had read before.
+    pub(super) read: usize,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +76,7 @@ pub(super) struct SimConnection {
     pub(super) input: Vec<u8>,
     pub(super) arrived: usize,
     /// What had arrived when the server stopped accepting new data in a shutdown.
-    pub(super) read_limit: usize,
+    pub(super) read_limit: Option<usize>,
     pub(super) read: usize,
     pub(super) receive_buffer_size: usize,
     /// When the oldest unread byte arrived, or the EOF, as a number of [`Kernel::sequence`].
@@ -115,6 +124,9 @@ pub(super) struct SimConnection {
     /// When the handler has returned [`Action::Close`](crate::Action::Close).
     pub(super) close_requested: Option<Millis>,
     pub(super) write_shutdown: Option<WriteShutdown>,
+    pub(super) refusal: Option<Refusal>,
+    /// When the server has last asked for the number of unread bytes, as a number of [`Kernel::sequence`].
+    pub(super) asked_unread: u64,
     pub(super) abort_requested: bool,
     /// When the server last read or wrote a byte, or was found in the run queue at its deadline.
     pub(super) last_activity: Millis,
@@ -231,12 +243,13 @@ impl SimConnection {
         !self.is_reset() && self.close_reason.is_none_or(clean_reason)
     }
 
-    /// How much of the input the server had read when it ended its half or closed the connection.
+    /// How much of the input the server had read when it ended its half, refused more or closed the connection.
     pub(super) fn answered_input(&self) -> usize {
-        match (self.write_shutdown, self.close) {
-            (Some(shutdown), _) => shutdown.read,
-            (None, Some(close)) => close.read,
-            (None, None) => self.read,
+        match (self.refusal, self.write_shutdown, self.close) {
+            (Some(refusal), _, _) => refusal.read,
+            (None, Some(shutdown), _) => shutdown.read,
+            (None, None, Some(close)) => close.read,
+            (None, None, None) => self.read,
         }
     }
 

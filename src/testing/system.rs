@@ -202,6 +202,8 @@ impl Stream for SimStream<'_> {
             read: connection.read,
             had_input: connection.had_input(sequence),
             ignored_event: connection.reported > connection.read,
+            ignored_input: connection.unread() > 0
+                && connection.unread_since <= connection.asked_unread,
         };
         let twice = connection.write_shutdown.replace(shutdown).is_some();
         kernel.check(!twice, || {
@@ -230,8 +232,13 @@ impl Stream for SimStream<'_> {
     fn unread(&self) -> u64 {
         let mut kernel = self.machine.enter();
         kernel.account(self.id, 0, 0);
+        let sequence = kernel.sequence;
+        let is_second_half = kernel.pollers[kernel.current].stopped_reading.is_some();
         let connection = &mut kernel.connections[self.id];
-        connection.read_limit = connection.arrived;
+        connection.asked_unread = sequence;
+        if !is_second_half || connection.read_limit.is_none() {
+            connection.read_limit = Some(connection.arrived);
+        }
         connection.unread() as u64
     }
 

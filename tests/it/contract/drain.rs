@@ -350,6 +350,41 @@ mod program {
         assert_eq!(total(&log, "discarded"), 0, "{log}");
     }
 
+    /// Sends until both kernels are full, and ends its half: the rest waits in the client's kernel.
+    fn client_with_more_than_has_arrived(server: &Process, bytes: &[u8]) -> (Client, usize) {
+        let client = Client::connect_with_receive_buffer(server.address(), 8 << 10);
+        let sent = client.send_until_stuck(bytes);
+        client.shutdown_write();
+        (client, sent)
+    }
+
+    #[test]
+    fn data_in_the_clients_kernel_is_answered() {
+        let server = Process::serve(&["--workers=1", "--drain-timeout=30s"]);
+        let bytes = random_bytes(7, 40 << 20);
+        let (client, sent) = client_with_more_than_has_arrived(&server, &bytes);
+        server.signal(Signal::TERM);
+        client.expect(&bytes[..sent]);
+        client.expect_eof();
+        drop(client);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "discarded"), 0, "{log}");
+    }
+
+    /// When the client reads, the server has stopped accepting new data.
+    #[test]
+    fn stream_that_is_cut_is_reset() {
+        let server = Process::serve(&["--workers=1", "--drain-timeout=4s"]);
+        let bytes = random_bytes(8, 40 << 20);
+        let (client, _) = client_with_more_than_has_arrived(&server, &bytes);
+        server.signal(Signal::TERM);
+        client.expect_slowly(&bytes[..250_000], 100_000);
+        client.expect_reset();
+        drop(client);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_drain_timeout"), 1, "{log}");
+    }
+
     /// The kernel has taken all of the output, and the server's buffers are empty.
     #[test]
     fn process_waits_until_the_kernel_has_delivered() {
