@@ -21,9 +21,6 @@
 //! | `-P 1` | 1.0 to 1.6 | 1.0 to 1.3 |
 //!
 //! Redis does much more for a request, so this compares event loops only.
-//!
-//! The file goes from the top down: the program, the handler, the commands, replies, the parser, and
-//! the store.
 
 use std::collections::HashMap;
 use std::env;
@@ -33,7 +30,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use echoserver::{Action, Buffer, Config, Handler, Server};
+use echoserver::{Action, Config, Context, Event, Handler, Output, Server};
 
 fn main() -> ExitCode {
     match serve() {
@@ -67,7 +64,8 @@ struct Resp<'a> {
 }
 
 impl Handler for Resp<'_> {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        let Context { input, output, .. } = context;
         let (consumed, action) = self.answer(input.data(), input.capacity(), output);
         input.consume(consumed);
         action
@@ -75,12 +73,15 @@ impl Handler for Resp<'_> {
 }
 
 impl Resp<'_> {
-    /// Executes the complete commands at the front of `bytes` while there is room for their replies.
-    /// Returns their length, and whether the connection stays open.
-    fn answer(&self, bytes: &[u8], max_command: usize, output: &mut Buffer) -> (usize, Action) {
+    /// Executes the complete commands at the front of `bytes` while there is room for their replies. Returns
+    /// their length and the action.
+    fn answer(&self, bytes: &[u8], max_command: usize, output: &mut Output<'_>) -> (usize, Action) {
         let mut words = Vec::new();
         let mut consumed = 0;
-        while consumed < bytes.len() && output.room() >= MAX_SMALL_REPLY {
+        while consumed < bytes.len() {
+            if output.room() < MAX_SMALL_REPLY {
+                return (consumed, Action::Flush);
+            }
             let length = match parse(&bytes[consumed..], &mut words) {
                 Ok(length) => length,
                 Err(ParseError::Incomplete) if bytes.len() - consumed < max_command => break,
@@ -97,7 +98,7 @@ impl Resp<'_> {
                 Reply::Pushed => consumed += length,
                 Reply::PushedLast => return (consumed + length, Action::Close),
                 // The next call has an empty output, and executes the command again.
-                Reply::NoRoom if !output.is_empty() => break,
+                Reply::NoRoom if !output.is_empty() => return (consumed, Action::Flush),
                 Reply::NoRoom => {
                     push_error(output, "the reply is too large");
                     consumed += length;
@@ -111,7 +112,7 @@ impl Resp<'_> {
     ///
     /// `output` has room for a small reply. A command with a larger reply must not change the store,
     /// because it is executed again if its reply does not fit.
-    fn execute(&self, words: &[&[u8]], output: &mut Buffer) -> Reply {
+    fn execute(&self, words: &[&[u8]], output: &mut Output<'_>) -> Reply {
         let Some((name, arguments)) = words.split_first() else {
             return Reply::Pushed;
         };
@@ -187,22 +188,22 @@ enum Reply {
 const MAX_SMALL_REPLY: usize = 128;
 
 /// Appends a line. `answer` has checked that there is room for a small reply.
-fn push_line(output: &mut Buffer, line: &str) -> Reply {
+fn push_line(output: &mut Output<'_>, line: &str) -> Reply {
     let pushed = output.push(line.as_bytes()) && output.push(b"\r\n");
     debug_assert!(pushed, "no room for {line}");
     Reply::Pushed
 }
 
-fn push_integer(output: &mut Buffer, value: i64) -> Reply {
+fn push_integer(output: &mut Output<'_>, value: i64) -> Reply {
     push_line(output, &format!(":{value}"))
 }
 
-fn push_error(output: &mut Buffer, message: impl Display) -> Reply {
+fn push_error(output: &mut Output<'_>, message: impl Display) -> Reply {
     push_line(output, &format!("-ERR {message}"))
 }
 
 /// Appends a bulk string, which can have any length, if all of it fits.
-fn push_bulk(output: &mut Buffer, bytes: &[u8]) -> Reply {
+fn push_bulk(output: &mut Output<'_>, bytes: &[u8]) -> Reply {
     let length_digits = bytes.len().checked_ilog10().unwrap_or(0) as usize + 1;
     if output.room() < 1 + length_digits + 2 + bytes.len() + 2 {
         return Reply::NoRoom;
@@ -253,7 +254,7 @@ fn take_bulk<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], ParseError> {
         return Err(ParseError::Invalid(format!("expected '$', got '{got}'")));
     };
     let length =
-        number(digits, Buffer::MAX_CAPACITY).ok_or_else(|| invalid("invalid bulk length"))?;
+        number(digits, Config::MAX_BUFFER_SIZE).ok_or_else(|| invalid("invalid bulk length"))?;
     let (bulk, after) = rest
         .split_at_checked(length)
         .ok_or(ParseError::Incomplete)?;

@@ -1,26 +1,24 @@
 //! A small line protocol: answers each line in upper case, and closes the connection on `quit`.
 //!
-//! Start it with `cargo run --example upper`, then connect with `telnet localhost 5555`.
-use echoserver::{Action, Buffer, Config, Handler, Server};
+//! Start it with `cargo run --example upper`, then connect with `telnet localhost 5555`. Ctrl-C ends it.
+use echoserver::{Action, Config, Context, Event, Handler, Server};
 
 /// The handler of one connection. It needs no state.
 struct Upper;
 
 impl Handler for Upper {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        // An incomplete line stays in `input`; the next call sees it again with more bytes.
-        while let Some(end) = input.data().iter().position(|&byte| byte == b'\n') {
-            let line = &mut input.data_mut()[..=end];
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        // An incomplete line stays in `input`, and so does one whose answer does not fit.
+        while let Some(line) = context.input.line() {
             if line.trim_ascii() == b"quit" {
                 return Action::Close;
             }
             line.make_ascii_uppercase();
-            // Appends the whole line or nothing. A line that does not fit stays in `input`, and
-            // `process` is called again after `output` has been sent.
-            if !output.push(line) {
-                break;
+            let length = line.len();
+            if !context.output.push(line) {
+                return Action::Flush;
             }
-            input.consume(end + 1);
+            context.input.consume(length);
         }
         Action::Continue
     }
@@ -32,6 +30,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         listen: vec![address.parse()?],
         ..Config::default()
     })?;
+    let handle = server.handle();
+    ctrlc::set_handler(move || handle.shut_down())?;
     println!("listening on {}", server.addresses()[0]);
     server.run(|_peer| Upper)?;
     Ok(())

@@ -7,14 +7,14 @@
 //! Readiness is only a hint. State changes are based on the results of system calls. The one exception
 //! is the short read: see [`Readiness::read_until_would_block`].
 //!
-//! Pending output blocks input: while a write would block, the connection neither reads nor calls its
-//! handler. The client's data then stays in the kernel's receive buffer, the TCP window closes, and
-//! backpressure reaches the client. Memory per connection is therefore bounded by the two buffers, and
-//! an echo never copies a byte from one to the other.
+//! Pending output blocks input: while a write would block, the connection does not read. The client's data
+//! then stays in the kernel's receive buffer, the TCP window closes, and backpressure reaches the client.
+//! Memory per connection is therefore bounded by the two buffers, and an echo never copies a byte from one to
+//! the other.
 //!
 //! ```text
-//!            EOF and output sent (in a shutdown: delivered)
-//!  Serving ------------------------------------------------> closed
+//!             EOF            handler is done, output sent (in a shutdown: delivered)
+//!  Serving ----------> Ended ----------------------------------> closed
 //!   |   |                                                      ^
 //!   |   | shutdown                                             |
 //!   |   '------> Draining --read deadline--> DrainingRest      |
@@ -32,22 +32,28 @@
 //! In a shutdown the process may end before the kernel has delivered what it holds, so the connection
 //! stays open until the peer has acknowledged all output ([`Stream::is_delivered`]).
 //!
-//! The handler can close a draining connection as well, and EOF while draining closes it once its output is
-//! delivered. A reset or another error closes the connection from any state. Deadlines belong to the
+//! The handler can close a draining connection as well, and EOF ends it as it ends a serving one. A reset or
+//! another error closes the connection from any state. Deadlines belong to the
 //! [table](crate::connection::table).
 
 pub(crate) mod buffer;
 pub(crate) mod table;
 pub(crate) mod timers;
+pub(crate) mod waker;
 
 use std::any::Any;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::thread;
 
+use crossbeam_utils::CachePadded;
+
 use crate::connection::buffer::{Buffer, Buffers, Pool};
-use crate::handler::{Action, Handler};
+use crate::connection::timers::{Millis, NEVER};
+use crate::connection::waker::{WakeQueue, Waker};
+use crate::handler::{Action, Context, Event, Handler, Input, Output};
 use crate::stats::{CloseReason, WorkerCounters};
 
 /// A bidirectional byte stream whose write half can be shut down on its own.
@@ -120,6 +126,8 @@ pub(crate) const MAX_ROUNDS: usize = 64;
 pub(crate) enum Phase {
     /// Bytes are read, handled and sent.
     Serving,
+    /// All output is sent, and the handler has announced more.
+    Waiting,
     /// Input is discarded while the client may end its stream.
     Refusing,
     /// The last output is sent.
@@ -139,6 +147,8 @@ enum State {
     /// The same, until at least the given number of bytes was received in total. Data that arrives later is
     /// not answered.
     DrainingRest(u64),
+    /// The client has ended its half. The handler may still have output to append.
+    Ended,
     /// More input has arrived than is answered in a shutdown. It is discarded, and the write half stays open
     /// meanwhile: a client that ends its stream now must not take an EOF for the end of its answer, so the
     /// connection is reset. A client that goes on sending gets the EOF at a deadline.
@@ -150,18 +160,104 @@ enum State {
     Lingering(CloseReason),
 }
 
+/// The event that the handler waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// [`Event::Open`], the first call.
+    Open,
+    /// New input.
+    Input,
+    /// [`Event::Sent`], for which only output that is pending has to be sent.
+    Sent,
+    /// New input, a wake-up or a timer: an answer is still to come.
+    Answer,
+}
+
+/// What a connection without pending output does next.
+enum Step {
+    Call(Event),
+    Read,
+    /// All further progress requires an event.
+    Wait,
+    /// Nothing more is to be read and handled.
+    Finish,
+}
+
+/// What a connection has only once its handler has asked for it.
+#[derive(Debug)]
+pub(crate) struct Extras {
+    pub(crate) waker: Option<Waker>,
+    /// When the handler's timer expires, or [`NEVER`].
+    pub(crate) timer: Millis,
+    /// The time of the connection's entry among the [timers](crate::connection::timers), or [`NEVER`].
+    pub(crate) armed: Millis,
+    /// Calls of the handler that are due.
+    timer_is_due: bool,
+    wake_is_due: bool,
+}
+
+impl Default for Extras {
+    fn default() -> Self {
+        Self {
+            waker: None,
+            timer: NEVER,
+            armed: NEVER,
+            timer_is_due: false,
+            wake_is_due: false,
+        }
+    }
+}
+
+/// What the connections of a worker share.
+#[derive(Debug)]
+pub(crate) struct Resources {
+    pub(crate) pool: Pool,
+    pub(crate) wakes: WakeQueue,
+    pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
+    /// The connection that is driven.
+    pub(crate) token: usize,
+    /// The time of the current tick.
+    pub(crate) now: Millis,
+}
+
+impl Resources {
+    pub(crate) fn new(
+        pool: Pool,
+        wakes: WakeQueue,
+        counters: Arc<CachePadded<WorkerCounters>>,
+    ) -> Self {
+        Self {
+            pool,
+            wakes,
+            counters,
+            token: 0,
+            now: 0,
+        }
+    }
+}
+
+/// One call to [`Connection::drive`].
+struct Turn<'a> {
+    /// The budget is used when [`Connection::transferred`] has reached this.
+    limit: u64,
+    counters: &'a WorkerCounters,
+    wakes: &'a WakeQueue,
+    token: usize,
+    now: Millis,
+}
+
 #[derive(Debug)]
 pub(crate) struct Connection<S, H> {
     stream: S,
     handler: H,
     /// Present only while they hold bytes.
     buffers: Option<Box<Buffers>>,
+    extras: Option<Box<Extras>>,
     bytes_in: u64,
     bytes_out: u64,
     state: State,
     readiness: Readiness,
-    /// The handler needs no call until new input arrives.
-    awaiting_input: bool,
+    wait: Wait,
     /// A byte was read or written since the last [`Connection::take_progress`].
     progress: bool,
     /// The server shuts down: the connection closes only after its output is delivered.
@@ -175,6 +271,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             stream,
             handler,
             buffers: None,
+            extras: None,
             bytes_in: 0,
             bytes_out: 0,
             state: State::Serving,
@@ -182,7 +279,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 writable: true,
                 ..Readiness::default()
             },
-            awaiting_input: false,
+            wait: Wait::Open,
             progress: false,
             shutting_down: false,
         }
@@ -221,8 +318,27 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     pub(crate) fn close_after_flush(&mut self, reason: CloseReason) {
         if self.is_serving() || self.state == State::Refusing {
             self.state = State::Flushing(reason);
-            self.awaiting_input = true;
         }
+    }
+
+    /// Has the handler called with [`Event::Wake`] or [`Event::Timer`] when the connection is driven next.
+    pub(crate) fn request_call(&mut self, event: Event) {
+        let extras = self.extras.get_or_insert_default();
+        match event {
+            Event::Timer => (extras.timer, extras.timer_is_due) = (NEVER, true),
+            _ => extras.wake_is_due = true,
+        }
+    }
+
+    /// Whether `waker` is of this connection, and not of an earlier one with the same token.
+    pub(crate) fn owns(&self, waker: &Waker) -> bool {
+        let extras = self.extras.as_ref();
+        let own = extras.and_then(|extras| extras.waker.as_ref());
+        own.is_some_and(|own| own.is_same(waker))
+    }
+
+    pub(crate) fn extras_mut(&mut self) -> Option<&mut Extras> {
+        self.extras.as_deref_mut()
     }
 
     /// Bytes in both buffers.
@@ -248,28 +364,46 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_in + self.bytes_out
     }
 
-    /// Whether the connection is in [`Phase::Serving`].
+    /// Whether the connection is in the state of most connections most of the time: it serves, its handler waits
+    /// for nothing but input and has neither a waker nor a timer.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.awaits_input() && self.extras.is_none()
+    }
+
+    fn awaits_input(&self) -> bool {
+        matches!(self.state, State::Serving) && matches!(self.wait, Wait::Input)
+    }
+
+    /// Whether the handler can be called.
     pub(crate) fn is_serving(&self) -> bool {
         matches!(
             self.state,
-            State::Serving | State::Draining | State::DrainingRest(_)
+            State::Serving | State::Draining | State::DrainingRest(_) | State::Ended
         )
     }
 
     pub(crate) fn phase(&self) -> Phase {
         match self.state {
-            State::Serving | State::Draining | State::DrainingRest(_) => Phase::Serving,
             State::Refusing => Phase::Refusing,
             State::Flushing(_) => Phase::Flushing,
             State::Lingering(reason) => Phase::Lingering(reason),
+            _ if self.wait == Wait::Answer && !self.has_output() => Phase::Waiting,
+            _ => Phase::Serving,
         }
     }
 
-    /// Call this before dropping. A connection whose buffers still hold bytes, or that refuses input, is reset, so
-    /// that the client can tell a truncated stream from a complete one. Returns the number of buffered bytes.
+    fn has_output(&self) -> bool {
+        let buffers = self.buffers.as_ref();
+        buffers.is_some_and(|buffers| !buffers.output.is_empty())
+    }
+
+    /// Call this before dropping. A connection is reset if its buffers still hold bytes, an answer is still to come
+    /// or it refuses input, so that the client can tell a truncated stream from a complete one. Returns the number
+    /// of buffered bytes.
     pub(crate) fn abort_if_incomplete(&mut self) -> usize {
         let buffered = self.buffered();
-        if buffered > 0 || self.state == State::Refusing {
+        let is_unanswered = self.is_serving() && self.wait == Wait::Answer;
+        if buffered > 0 || is_unanswered || self.state == State::Refusing {
             self.stream.abort();
         }
         buffered
@@ -277,18 +411,27 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Transfers bytes until a call would block or the [budget](BUDGET) is used.
     #[inline(always)]
-    pub(crate) fn drive(&mut self, pool: &mut Pool, counters: &WorkerCounters) -> Status {
+    pub(crate) fn drive(&mut self, resources: &mut Resources) -> Status {
+        let turn = Turn {
+            limit: self.transferred() + BUDGET as u64,
+            counters: &resources.counters,
+            wakes: &resources.wakes,
+            token: resources.token,
+            now: resources.now,
+        };
+        let pool = &mut resources.pool;
         if let Some(buffers) = self.buffers.take() {
-            return self.drive_with(buffers, pool, counters);
+            return self.drive_with(buffers, pool, &turn);
         }
-        let limit = self.transferred() + BUDGET as u64;
-        let status = self
-            .serve_or_finish(pool.scratch(), limit, counters)
-            .unwrap_or_else(Status::Closed);
+        let result = match self.extras {
+            None => self.serve_or_finish(pool.scratch(), &turn),
+            Some(_) => self.advance(pool.scratch(), &turn),
+        };
+        let status = result.unwrap_or_else(Status::Closed);
         if pool.is_scratch_clean() {
             return status;
         }
-        self.retain_scratch(status, pool, counters)
+        self.retain_scratch(status, pool, turn.counters)
     }
 
     /// [`drive`](Self::drive) for a connection that has retained its buffers.
@@ -297,19 +440,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         &mut self,
         mut buffers: Box<Buffers>,
         pool: &mut Pool,
-        counters: &WorkerCounters,
+        turn: &Turn<'_>,
     ) -> Status {
         let before = buffers.len();
-        let status = self
-            .advance(&mut buffers, counters)
-            .unwrap_or_else(Status::Closed);
-        counters.buffered.adjust(before, buffers.len());
+        let result = self.advance(&mut buffers, turn);
+        turn.counters.buffered.adjust(before, buffers.len());
         if buffers.is_empty() {
             pool.recycle(buffers);
         } else {
             self.buffers = Some(buffers);
         }
-        status
+        result.unwrap_or_else(Status::Closed)
     }
 
     /// Retains the scratch buffers, which hold bytes. Without memory for their replacement, the connection
@@ -337,34 +478,51 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Runs the state machine, pending output first. `Err` is the reason to close at once.
-    #[inline(always)]
-    fn advance(
-        &mut self,
-        buffers: &mut Buffers,
-        counters: &WorkerCounters,
-    ) -> Result<Status, CloseReason> {
-        let limit = self.transferred() + BUDGET as u64;
-        self.flush(&mut buffers.output, limit, counters)?;
+    /// Runs the state machine: sends pending output, makes the calls of the handler that are due, then serves.
+    /// `Err` is the reason to close at once.
+    #[inline(never)]
+    fn advance(&mut self, buffers: &mut Buffers, turn: &Turn<'_>) -> Result<Status, CloseReason> {
+        self.flush(&mut buffers.output, turn)?;
+        self.make_due_calls(buffers, turn)?;
         if !buffers.output.is_empty() {
             return Ok(self.pending_output());
         }
-        if self.transferred() >= limit {
+        if self.transferred() >= turn.limit {
             return Ok(Status::Runnable);
         }
-        self.serve_or_finish(buffers, limit, counters)
+        self.serve_or_finish(buffers, turn)
+    }
+
+    /// Calls the handler for its timer and its waker.
+    fn make_due_calls(
+        &mut self,
+        buffers: &mut Buffers,
+        turn: &Turn<'_>,
+    ) -> Result<(), CloseReason> {
+        let Some(extras) = &mut self.extras else {
+            return Ok(());
+        };
+        let timer = mem::take(&mut extras.timer_is_due).then_some(Event::Timer);
+        let wake = mem::take(&mut extras.wake_is_due).then_some(Event::Wake);
+        for event in timer.into_iter().chain(wake) {
+            let is_done = self.state == State::Ended && self.wait == Wait::Input;
+            if self.is_serving() && !is_done {
+                self.process(event, buffers, turn);
+                self.flush(&mut buffers.output, turn)?;
+            }
+        }
+        Ok(())
     }
 
     #[inline(always)]
     fn serve_or_finish(
         &mut self,
         buffers: &mut Buffers,
-        limit: u64,
-        counters: &WorkerCounters,
+        turn: &Turn<'_>,
     ) -> Result<Status, CloseReason> {
-        match self.serve(buffers, limit, counters)? {
+        match self.serve(buffers, turn)? {
             Some(status) => Ok(status),
-            None => self.finish(&mut buffers.input, limit, counters),
+            None => self.finish(&mut buffers.input, turn),
         }
     }
 
@@ -373,33 +531,58 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn serve(
         &mut self,
         buffers: &mut Buffers,
-        limit: u64,
-        counters: &WorkerCounters,
+        turn: &Turn<'_>,
     ) -> Result<Option<Status>, CloseReason> {
         for _ in 0..MAX_ROUNDS {
-            if self.awaiting_input {
-                if !matches!(self.state, State::Serving) && self.is_served() {
-                    return Ok(None);
-                }
-                if !self.receive(&mut buffers.input, limit, counters)? {
-                    let served = self.state != State::Serving;
-                    return Ok(if served { None } else { Some(Status::Idle) });
-                }
-            }
-            self.process(buffers, counters);
-            self.flush(&mut buffers.output, limit, counters)?;
+            let step = match self.awaits_input() {
+                true => Step::Read,
+                false => self.next_step(&buffers.input),
+            };
+            let event = match step {
+                Step::Call(event) => event,
+                Step::Read => match self.receive(&mut buffers.input, turn)? {
+                    Some(event) => event,
+                    None if self.awaits_input() => return Ok(Some(Status::Idle)),
+                    None => continue,
+                },
+                Step::Wait => return Ok(Some(Status::Idle)),
+                Step::Finish => return Ok(None),
+            };
+            self.process(event, buffers, turn);
+            self.flush(&mut buffers.output, turn)?;
             if !buffers.output.is_empty() {
                 return Ok(Some(self.pending_output()));
             }
-            let is_waiting = self.awaiting_input && !self.readiness.readable;
-            if is_waiting && matches!(self.state, State::Serving) {
+            if self.awaits_input() && !self.readiness.readable {
                 return Ok(Some(Status::Idle));
             }
-            if self.transferred() >= limit {
+            if self.transferred() >= turn.limit {
                 break;
             }
         }
         Ok(Some(Status::Runnable))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn next_step(&self, input: &Buffer) -> Step {
+        let may_read = match self.state {
+            State::Serving | State::Draining => true,
+            State::DrainingRest(end) => self.bytes_in < end,
+            State::Ended => false,
+            State::Refusing | State::Flushing(_) | State::Lingering(_) => return Step::Finish,
+        };
+        match self.wait {
+            Wait::Open => Step::Call(Event::Open),
+            Wait::Sent => Step::Call(Event::Sent),
+            Wait::Input | Wait::Answer
+                if may_read && self.readiness.readable && input.room() > 0 =>
+            {
+                Step::Read
+            }
+            Wait::Input if self.state != State::Serving => Step::Finish,
+            Wait::Input | Wait::Answer => Step::Wait,
+        }
     }
 
     /// The status of a connection with pending output: either a write would block or the budget is used.
@@ -414,12 +597,12 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// shuts the write half down, then discards input until EOF.
     #[cold]
     #[inline(never)]
-    fn finish(
-        &mut self,
-        input: &mut Buffer,
-        limit: u64,
-        counters: &WorkerCounters,
-    ) -> Result<Status, CloseReason> {
+    fn finish(&mut self, input: &mut Buffer, turn: &Turn<'_>) -> Result<Status, CloseReason> {
+        if self.state == State::Ended {
+            // What is left is an unfinished message.
+            discard(input, CloseReason::PeerClosed, turn.counters);
+            self.state = State::Flushing(CloseReason::PeerClosed);
+        }
         let ends_now = matches!(self.state, State::Refusing | State::Lingering(_));
         if self.shutting_down && !ends_now {
             // In this order: input that a closed window has held back arrives before the acknowledgement of
@@ -441,33 +624,21 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             // The client has ended its half, so a close ends the stream cleanly.
             State::Flushing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
             State::Flushing(reason) => self.shutdown_write(reason)?,
-            State::Serving | State::Draining | State::DrainingRest(_) => {
+            State::Serving | State::Draining | State::DrainingRest(_) | State::Ended => {
                 self.shutdown_write(CloseReason::Shutdown)?
             }
         };
-        discard(input, reason, counters);
+        discard(input, reason, turn.counters);
         for _ in 0..MAX_ROUNDS {
-            if !self.receive(input, limit, counters)? {
+            if self.receive(input, turn)?.is_none() {
                 return Ok(Status::Idle);
             }
-            discard(input, reason, counters);
-            if self.transferred() >= limit {
+            discard(input, reason, turn.counters);
+            if self.transferred() >= turn.limit {
                 break;
             }
         }
         Ok(Status::Runnable)
-    }
-
-    /// Whether nothing more is to be read and handled.
-    #[cold]
-    #[inline(never)]
-    fn is_served(&self) -> bool {
-        match self.state {
-            State::Serving => false,
-            State::Draining => !self.readiness.readable,
-            State::DrainingRest(end) => self.bytes_in >= end || !self.readiness.readable,
-            State::Refusing | State::Flushing(_) | State::Lingering(_) => true,
-        }
     }
 
     fn shutdown_write(&mut self, reason: CloseReason) -> Result<CloseReason, CloseReason> {
@@ -481,97 +652,104 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Sends `output` until all of it is sent, a write would block or the budget is used.
     #[inline(always)]
-    fn flush(
-        &mut self,
-        output: &mut Buffer,
-        limit: u64,
-        counters: &WorkerCounters,
-    ) -> Result<(), CloseReason> {
+    fn flush(&mut self, output: &mut Buffer, turn: &Turn<'_>) -> Result<(), CloseReason> {
         while !output.is_empty() && self.readiness.writable {
             match output.flush_into(&mut self.stream, BUDGET) {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
                     self.progress = true;
-                    counters.bytes_out.add(count as u64);
+                    turn.counters.bytes_out.add(count as u64);
                 }
                 Err(error) => self.readiness.writable = can_retry_now(&error)?,
             }
-            if !output.is_empty() && self.transferred() >= limit {
+            if !output.is_empty() && self.transferred() >= turn.limit {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Calls the handler. The caller has sent all output.
+    /// Calls the handler.
     #[inline(always)]
-    fn process(&mut self, buffers: &mut Buffers, counters: &WorkerCounters) {
-        let Buffers { input, output } = buffers;
-        let before = input.len();
-        output.clear_overflow();
+    fn process(&mut self, event: Event, buffers: &mut Buffers, turn: &Turn<'_>) {
+        let (before, unsent) = (buffers.len(), buffers.output.len());
+        let mut context = Context {
+            input: Input(&mut buffers.input),
+            output: Output(&mut buffers.output),
+            extras: &mut self.extras,
+            wakes: turn.wakes,
+            token: turn.token,
+            now: turn.now,
+        };
+        let handler = &mut self.handler;
         // After a panic the handler is never called again, only dropped.
-        let action = catch_unwind(AssertUnwindSafe(|| self.handler.process(input, output)));
-        let took_all = input.is_empty() && !output.overflowed();
-        if took_all && output.len() == before && matches!(action, Ok(Action::Continue)) {
-            // The case of an echo.
-            self.awaiting_input = true;
+        let action = catch_unwind(AssertUnwindSafe(|| handler.process(event, &mut context)));
+        let is_echo = buffers.input.is_empty() && buffers.output.len() == before;
+        if is_echo && matches!(action, Ok(Action::Continue)) {
+            self.wait = Wait::Input;
         } else {
-            self.after_process(action, before, buffers, counters);
+            let generated = &turn.counters.bytes_generated;
+            generated.adjust(before, buffers.len());
+            self.after_process(action, unsent, buffers, turn.counters);
         }
     }
 
-    /// Decides from the result of `process` whether to call it again, and counts generated bytes.
+    /// Acts on the result of a call of the handler, before which `unsent` bytes were in `output`.
     #[inline(never)]
     fn after_process(
         &mut self,
         action: thread::Result<Action>,
-        before: usize,
+        unsent: usize,
         buffers: &mut Buffers,
         counters: &WorkerCounters,
     ) {
         let Buffers { input, output } = buffers;
-        let (left, made) = (input.len(), output.len());
-        counters.bytes_generated.adjust(before, left + made);
+        let has_ended = self.state == State::Ended;
+        self.wait = Wait::Input;
         match action {
-            Ok(Action::Continue) => {
-                let (idle, overflowed) = (left == before && made == 0, output.overflowed());
-                self.awaiting_input = idle || (left == 0 && !overflowed && made <= before);
-                if idle && (overflowed || input.room() == 0) {
-                    // A message larger than the input buffer, or an answer larger than the output buffer.
-                    self.close_after_flush(CloseReason::BufferFull);
-                }
+            Ok(Action::Continue) if input.room() == 0 && !has_ended => {
+                self.close_after_flush(CloseReason::BufferFull);
             }
+            Ok(Action::Flush) if output.is_empty() => {
+                self.close_after_flush(CloseReason::BufferFull);
+            }
+            Ok(Action::Continue) => {}
+            Ok(Action::Flush) => self.wait = Wait::Sent,
+            Ok(Action::Pending) => self.wait = Wait::Answer,
+            // After the client's EOF, a close and no further answer are the same.
+            Ok(Action::Close) if has_ended => {}
             Ok(Action::Close) => self.close_after_flush(CloseReason::Handler),
             Err(panic) => {
                 // Already reported by the panic hook. Discard the partial output.
                 dispose(panic);
-                discard(output, CloseReason::Panic, counters);
+                let partial = output.len().saturating_sub(unsent);
+                counters.discarded[CloseReason::Panic as usize].add(partial as u64);
+                output.truncate(unsent);
                 self.close_after_flush(CloseReason::Panic);
             }
         }
     }
 
-    /// Reads once if the stream may be readable; returns whether bytes arrived. The caller ensures that
-    /// budget is left.
+    /// Reads once if the stream may be readable. Returns the event for the handler: there are new bytes, or the
+    /// client has ended its half. The caller ensures that there is room and that budget is left.
     #[inline(always)]
     fn receive(
         &mut self,
         input: &mut Buffer,
-        limit: u64,
-        counters: &WorkerCounters,
-    ) -> Result<bool, CloseReason> {
+        turn: &Turn<'_>,
+    ) -> Result<Option<Event>, CloseReason> {
         while self.readiness.readable {
-            let max = (limit - self.transferred()) as usize;
+            let max = (turn.limit - self.transferred()) as usize;
             match input.fill_from(&mut self.stream, max) {
-                Ok((0, _)) => self.on_eof(input, counters)?,
+                Ok((0, _)) => return self.on_eof().map(Some),
                 Ok((count, is_short)) => {
                     self.bytes_in += count as u64;
                     self.progress = true;
-                    counters.bytes_in.add(count as u64);
+                    turn.counters.bytes_in.add(count as u64);
                     let drained = is_short && self.stream.short_read_means_drained();
                     self.readiness.readable = !drained || self.readiness.read_until_would_block;
-                    return Ok(true);
+                    return Ok(Some(Event::Input));
                 }
                 Err(error) => {
                     self.readiness.readable = can_retry_now(&error)?;
@@ -579,30 +757,25 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 }
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    /// Handles the client's EOF. All input before it is handled and its output sent; what is left in
-    /// `input` is an unfinished message. `Err` is the reason to close at once.
+    /// Handles the client's EOF. `Err` is the reason to close at once.
     #[cold]
     #[inline(never)]
-    fn on_eof(&mut self, input: &mut Buffer, counters: &WorkerCounters) -> Result<(), CloseReason> {
+    fn on_eof(&mut self) -> Result<Event, CloseReason> {
         match self.state {
-            State::Lingering(reason) => return Err(reason),
+            State::Lingering(reason) => Err(reason),
             State::Refusing => {
                 self.stream.abort();
-                return Err(CloseReason::DrainTimeout);
+                Err(CloseReason::DrainTimeout)
             }
-            _ => {}
+            _ => {
+                self.readiness.readable = false;
+                self.state = State::Ended;
+                Ok(Event::Eof)
+            }
         }
-        let reason = CloseReason::PeerClosed;
-        discard(input, reason, counters);
-        if !self.shutting_down {
-            return Err(reason);
-        }
-        self.readiness.readable = false;
-        self.state = State::Flushing(reason);
-        Ok(())
     }
 }
 
@@ -650,6 +823,15 @@ mod tests {
 
     use super::*;
     use crate::handler::Echo;
+
+    impl Resources {
+        /// Resources with buffers of this many bytes, whose wakers wake no worker.
+        pub(crate) fn for_tests(buffer_size: usize) -> Self {
+            let (wakes, _no_worker) = WakeQueue::new(|| {});
+            let pool = Pool::new(buffer_size).expect("memory for a test");
+            Self::new(pool, wakes, Arc::default())
+        }
+    }
 
     /// An expected call of the stream and its result.
     #[derive(Clone, Copy, Debug)]
@@ -753,8 +935,7 @@ mod tests {
     struct Harness<H> {
         connection: Connection<Scripted, H>,
         script: Scripted,
-        pool: Pool,
-        counters: WorkerCounters,
+        resources: Resources,
     }
 
     impl<H: Handler> Harness<H> {
@@ -763,15 +944,14 @@ mod tests {
             Self {
                 connection: Connection::new(script.clone(), handler),
                 script,
-                pool: Pool::new(4).unwrap(),
-                counters: WorkerCounters::default(),
+                resources: Resources::for_tests(4),
             }
         }
 
         /// Drives the connection, which must make exactly these calls.
         fn run(&mut self, calls: &[Call]) -> Status {
             self.script.0.borrow_mut().extend(calls);
-            let status = self.connection.drive(&mut self.pool, &self.counters);
+            let status = self.connection.drive(&mut self.resources);
             let left = self.script.0.take();
             assert!(left.is_empty(), "calls not made: {left:?}");
             status
@@ -783,26 +963,30 @@ mod tests {
         }
 
         fn discarded(&self, reason: CloseReason) -> u64 {
-            self.counters.discarded[reason as usize].get()
+            self.resources.counters.discarded[reason as usize].get()
         }
     }
 
     /// A handler made from a function.
     struct FnHandler<F>(F);
 
-    impl<F: FnMut(&mut Buffer, &mut Buffer) -> Action> Handler for FnHandler<F> {
-        fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-            (self.0)(input, output)
+    impl<F: FnMut(Event, &mut Context<'_>) -> Action> Handler for FnHandler<F> {
+        fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+            (self.0)(event, context)
         }
     }
 
+    fn handler<F: FnMut(Event, &mut Context<'_>) -> Action>(process: F) -> FnHandler<F> {
+        FnHandler(process)
+    }
+
     /// Consumes one byte of the first input, answers and closes.
-    fn close_with_bye(input: &mut Buffer, output: &mut Buffer) -> Action {
-        if input.is_empty() {
+    fn close_with_bye(event: Event, context: &mut Context<'_>) -> Action {
+        if event == Event::Open {
             return Action::Continue;
         }
-        input.consume(1);
-        assert!(output.push(b"bye"));
+        context.input.consume(1);
+        assert!(context.output.push(b"bye"));
         Action::Close
     }
 
@@ -820,8 +1004,8 @@ mod tests {
             !harness.connection.take_progress(),
             "progress is reported once"
         );
-        assert_eq!(harness.counters.bytes_in.get(), 9);
-        assert_eq!(harness.counters.bytes_out.get(), 9);
+        assert_eq!(harness.resources.counters.bytes_in.get(), 9);
+        assert_eq!(harness.resources.counters.bytes_out.get(), 9);
     }
 
     #[test]
@@ -878,7 +1062,7 @@ mod tests {
         ];
         assert_eq!(harness.event(READABLE, &stuck), Status::Idle);
         assert_eq!(harness.connection.buffered(), 3);
-        assert_eq!(harness.counters.buffered.get(), 3);
+        assert_eq!(harness.resources.counters.buffered.get(), 3);
         assert_eq!(harness.event(READ_CLOSED, &[]), Status::Idle);
         let unstuck = [WriteCall(b"bcd", Ok(3)), EOF];
         assert_eq!(
@@ -889,11 +1073,11 @@ mod tests {
 
     #[test]
     fn eof_waits_for_pending_output() {
-        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
+        let mut harness = Harness::new(handler(|_, context| {
             // Answers twice the input.
-            if output.push(&input.data().repeat(2)) {
-                input.clear();
-            }
+            let bytes = context.input.data().repeat(2);
+            assert!(context.output.push(&bytes));
+            context.input.consume(bytes.len() / 2);
             Action::Continue
         }));
         let calls = [
@@ -1032,9 +1216,9 @@ mod tests {
             let stream = Endless::default();
             let mut connection = Connection::new(stream.clone(), Echo);
             connection.add_readiness(READABLE);
-            let mut pool = Pool::new(buffer_size).unwrap();
+            let mut resources = Resources::for_tests(buffer_size);
             for turn in 1..=3 {
-                let status = connection.drive(&mut pool, &WorkerCounters::default());
+                let status = connection.drive(&mut resources);
                 assert_eq!(status, Status::Runnable, "{buffer_size}");
                 assert!(
                     connection.bytes_in() <= turn * BUDGET as u64,
@@ -1052,15 +1236,15 @@ mod tests {
     #[test]
     fn budget_limits_the_sends_of_a_handler_without_input() {
         let stream = Endless::default();
-        let fill = FnHandler(|_: &mut Buffer, output: &mut Buffer| {
-            let bytes = vec![7; output.room()];
-            assert!(output.push(&bytes));
-            Action::Continue
+        let fill = handler(|_, context| {
+            let bytes = vec![7; context.output.room()];
+            assert!(context.output.push(&bytes));
+            Action::Flush
         });
         let mut connection = Connection::new(stream, fill);
-        let mut pool = Pool::new(16 << 20).unwrap();
+        let mut resources = Resources::for_tests(16 << 20);
         for turn in 1..=3 {
-            let status = connection.drive(&mut pool, &WorkerCounters::default());
+            let status = connection.drive(&mut resources);
             assert_eq!(status, Status::Runnable);
             assert_eq!(connection.bytes_out(), turn * BUDGET as u64);
         }
@@ -1068,15 +1252,12 @@ mod tests {
 
     #[test]
     fn greeting_is_sent_before_any_input() {
-        let mut greeted = false;
-        let mut harness = Harness::new(FnHandler(|_: &mut Buffer, output: &mut Buffer| {
-            if !greeted {
-                greeted = output.push(b"hi");
-            }
+        let mut harness = Harness::new(handler(|event, context| {
+            assert!(event != Event::Open || context.output.push(b"hi"));
             Action::Continue
         }));
         assert_eq!(harness.run(&[WriteCall(b"hi", Ok(2))]), Status::Idle);
-        assert_eq!(harness.counters.bytes_generated.get(), 2);
+        assert_eq!(harness.resources.counters.bytes_generated.get(), 2);
     }
 
     #[test]
@@ -1116,12 +1297,12 @@ mod tests {
 
     #[test]
     fn handler_panic_closes_the_connection() {
-        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
-            assert!(output.push(b"h"));
-            assert!(input.is_empty(), "deliberate panic");
-            output.clear();
+        let mut harness = Harness::new(handler(|_, context| {
+            assert!(context.output.push(b"h"));
+            assert!(context.input.is_empty(), "deliberate panic");
             Action::Continue
         }));
+        harness.run(&[WriteCall(b"h", Ok(1))]);
         // No reset, which could destroy answers in flight.
         let calls = [ReadCall(Ok(b"ab")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
@@ -1134,8 +1315,7 @@ mod tests {
 
     #[test]
     fn message_larger_than_the_buffer_closes_the_connection() {
-        let mut harness =
-            Harness::new(FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue));
+        let mut harness = Harness::new(handler(|_, _| Action::Continue));
         assert_eq!(
             harness.event(READABLE, &[ReadCall(Ok(b"abc"))]),
             Status::Idle
@@ -1151,9 +1331,12 @@ mod tests {
 
     #[test]
     fn answer_larger_than_the_buffer_closes_the_connection() {
-        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
-            assert!(input.is_empty() || !output.push(b"too long"));
-            Action::Continue
+        let mut harness = Harness::new(handler(|event, context| {
+            assert!(event == Event::Open || !context.output.push(b"too long"));
+            match event {
+                Event::Open => Action::Continue,
+                _ => Action::Flush,
+            }
         }));
         let calls = [ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
@@ -1164,33 +1347,217 @@ mod tests {
     }
 
     #[test]
-    fn overflow_mark_does_not_affect_the_next_connection() {
-        let mut harness = Harness::new(FnHandler(|input: &mut Buffer, output: &mut Buffer| {
-            if input.is_empty() || output.push(b"too long") {
-                return Action::Continue;
+    fn handler_that_flushes_is_called_when_its_output_is_sent() {
+        let mut left = 3;
+        let mut harness = Harness::new(handler(move |event, context| {
+            assert_eq!(event == Event::Open, left == 3, "{event:?}");
+            // Checks the room itself, so that no push is ever refused.
+            while left > 0 && context.output.room() >= 3 {
+                assert!(context.output.push(b"abc"));
+                left -= 1;
             }
-            Action::Close
+            match left {
+                0 => Action::Continue,
+                _ => Action::Flush,
+            }
         }));
-        harness.event(READABLE, &[ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), EOF]);
-        let other = Scripted::default();
-        let silent = FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
-        let mut other = Connection::new(other, silent);
-        let status = other.drive(&mut harness.pool, &harness.counters);
-        assert_eq!(status, Status::Idle, "with the same buffers");
+        assert_eq!(harness.run(&[WriteCall(b"abc", Ok(3)); 3]), Status::Idle);
     }
 
     #[test]
-    fn handler_that_generated_output_is_called_again() {
-        let mut left = 3;
-        let mut harness = Harness::new(FnHandler(move |_: &mut Buffer, output: &mut Buffer| {
-            // Checks the room itself, so that no push is ever refused.
-            while left > 0 && output.room() >= 3 {
-                assert!(output.push(b"abc"));
-                left -= 1;
-            }
+    fn handler_that_continues_is_called_for_input_only() {
+        let mut calls = 0;
+        let mut harness = Harness::new(handler(|event, context| {
+            calls += 1;
+            assert!(event == Event::Open || context.output.push(b"abc"));
             Action::Continue
         }));
-        assert_eq!(harness.run(&[WriteCall(b"abc", Ok(3)); 3]), Status::Idle);
+        let script = [ReadCall(Ok(b"a")), WriteCall(b"abc", Ok(3))];
+        assert_eq!(harness.event(READABLE, &script), Status::Idle);
+        assert_eq!(harness.event(WRITABLE, &[]), Status::Idle);
+        drop(harness);
+        assert_eq!(calls, 2);
+    }
+
+    /// A handler that does as the test says, and the events that it has seen.
+    #[derive(Clone)]
+    struct Puppet(Rc<RefCell<Strings>>);
+
+    struct Strings {
+        output: &'static [u8],
+        action: Action,
+        events: Vec<Event>,
+    }
+
+    impl Puppet {
+        fn new() -> Self {
+            Self(Rc::new(RefCell::new(Strings {
+                output: b"",
+                action: Action::Continue,
+                events: Vec::new(),
+            })))
+        }
+
+        /// Determines what the next calls append and return.
+        fn set(&self, output: &'static [u8], action: Action) {
+            let mut strings = self.0.borrow_mut();
+            (strings.output, strings.action) = (output, action);
+        }
+
+        fn take_events(&self) -> Vec<Event> {
+            mem::take(&mut self.0.borrow_mut().events)
+        }
+    }
+
+    impl Handler for Puppet {
+        fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+            let mut strings = self.0.borrow_mut();
+            strings.events.push(event);
+            assert!(context.output.push(strings.output), "deliberate panic");
+            if strings.action != Action::Pending {
+                let len = context.input.len();
+                context.input.consume(len);
+            }
+            strings.action
+        }
+    }
+
+    /// A connection whose handler waits for an answer to the input `a`.
+    fn with_a_pending_answer() -> (Harness<Puppet>, Puppet) {
+        let puppet = Puppet::new();
+        let mut harness = Harness::new(puppet.clone());
+        harness.run(&[]);
+        puppet.set(b"", Action::Pending);
+        let status = harness.event(READABLE, &[ReadCall(Ok(b"a"))]);
+        assert_eq!(status, Status::Idle);
+        assert_eq!(puppet.take_events(), [Event::Open, Event::Input]);
+        assert_eq!(harness.connection.phase(), Phase::Waiting);
+        (harness, puppet)
+    }
+
+    #[test]
+    fn pending_answer_keeps_the_connection_open_after_eof() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        assert_eq!(harness.event(READ_CLOSED, &[EOF]), Status::Idle);
+        assert_eq!(puppet.take_events(), [Event::Eof]);
+        assert_eq!(harness.connection.phase(), Phase::Waiting);
+        puppet.set(b"part", Action::Pending);
+        harness.connection.request_call(Event::Wake);
+        assert_eq!(harness.run(&[WriteCall(b"part", Ok(4))]), Status::Idle);
+        puppet.set(b"rest", Action::Continue);
+        harness.connection.request_call(Event::Timer);
+        let status = harness.run(&[WriteCall(b"rest", Ok(4))]);
+        assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+        assert_eq!(puppet.take_events(), [Event::Wake, Event::Timer]);
+    }
+
+    #[test]
+    fn pending_answer_keeps_the_connection_open_in_a_drain() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        harness.connection.drain();
+        assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
+        assert_eq!(harness.connection.phase(), Phase::Waiting);
+        puppet.set(b"yes", Action::Continue);
+        harness.connection.request_call(Event::Wake);
+        let calls = [
+            WriteCall(b"yes", Ok(3)),
+            IsDelivered(true),
+            Unread(0),
+            ShutdownWrite(Ok(())),
+            WOULD_BLOCK_READ,
+        ];
+        assert_eq!(harness.run(&calls), Status::Idle);
+        let lingering = Phase::Lingering(CloseReason::Shutdown);
+        assert_eq!(harness.connection.phase(), lingering);
+    }
+
+    #[test]
+    fn connection_with_a_pending_answer_is_reset_when_it_is_closed() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        puppet.set(b"", Action::Continue);
+        harness.connection.request_call(Event::Wake);
+        harness.run(&[]);
+        assert_eq!(harness.connection.abort_if_incomplete(), 0, "answered");
+        puppet.set(b"", Action::Pending);
+        harness.connection.request_call(Event::Wake);
+        harness.run(&[]);
+        harness.script.0.borrow_mut().push_back(Abort);
+        assert_eq!(harness.connection.abort_if_incomplete(), 0);
+        assert!(harness.script.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn full_input_stops_reading_while_an_answer_is_pending() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        // The handler leaves everything in a buffer of four bytes.
+        let status = harness.event(READABLE, &[ReadCall(Ok(b"bcd"))]);
+        assert_eq!(status, Status::Idle);
+        assert_eq!(harness.event(READABLE, &[]), Status::Idle, "no room");
+        puppet.set(b"yes", Action::Continue);
+        harness.connection.request_call(Event::Wake);
+        let calls = [
+            WriteCall(b"yes", Ok(3)),
+            ReadCall(Ok(b"e")),
+            WriteCall(b"yes", Ok(3)),
+        ];
+        assert_eq!(harness.run(&calls), Status::Idle);
+        let events = [Event::Input, Event::Wake, Event::Input];
+        assert_eq!(puppet.take_events(), events);
+    }
+
+    #[test]
+    fn wake_up_calls_the_handler_while_output_is_pending() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        puppet.set(b"ab", Action::Continue);
+        harness.connection.request_call(Event::Wake);
+        let status = harness.run(&[WriteCall(b"ab", Err(WOULD_BLOCK))]);
+        assert_eq!(status, Status::Idle);
+        assert_eq!(harness.connection.phase(), Phase::Serving);
+        harness.connection.request_call(Event::Wake);
+        assert_eq!(harness.run(&[]), Status::Idle);
+        let status = harness.event(WRITABLE, &[WriteCall(b"abab", Ok(4))]);
+        assert_eq!(status, Status::Idle);
+        assert_eq!(puppet.take_events(), [Event::Wake, Event::Wake]);
+    }
+
+    #[test]
+    fn panic_keeps_the_output_of_earlier_calls() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        puppet.set(b"abc", Action::Pending);
+        harness.connection.request_call(Event::Wake);
+        harness.run(&[WriteCall(b"abc", Err(WOULD_BLOCK))]);
+        // The second answer does not fit.
+        harness.connection.request_call(Event::Wake);
+        assert_eq!(harness.run(&[]), Status::Idle);
+        let calls = [
+            WriteCall(b"abc", Ok(3)),
+            ShutdownWrite(Ok(())),
+            WOULD_BLOCK_READ,
+        ];
+        assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
+        let lingering = Phase::Lingering(CloseReason::Panic);
+        assert_eq!(harness.connection.phase(), lingering);
+    }
+
+    #[test]
+    fn closing_connection_calls_its_handler_no_more() {
+        let (mut harness, puppet) = with_a_pending_answer();
+        puppet.set(b"", Action::Close);
+        harness.connection.request_call(Event::Wake);
+        harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
+        harness.connection.request_call(Event::Wake);
+        assert_eq!(harness.run(&[]), Status::Idle);
+        assert_eq!(puppet.take_events(), [Event::Wake]);
+    }
+
+    #[test]
+    fn close_after_eof_is_the_end_of_the_client() {
+        let puppet = Puppet::new();
+        let mut harness = Harness::new(puppet.clone());
+        harness.run(&[]);
+        puppet.set(b"bye", Action::Close);
+        let status = harness.event(READ_CLOSED, &[EOF, WriteCall(b"bye", Ok(3))]);
+        assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
     }
 
     #[test]
@@ -1337,7 +1704,7 @@ mod tests {
 
     #[test]
     fn unfinished_message_is_discarded_at_eof() {
-        let wait = FnHandler(|_: &mut Buffer, _: &mut Buffer| Action::Continue);
+        let wait = handler(|_, _| Action::Continue);
         let mut harness = Harness::new(wait);
         let status = harness.event(READ_CLOSED, &[ReadCall(Ok(b"a")), EOF]);
         assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
@@ -1356,9 +1723,7 @@ mod tests {
 
     #[test]
     fn panic_of_a_panic_payload_is_contained() {
-        let mut harness = Harness::new(FnHandler(|_: &mut Buffer, _: &mut Buffer| -> Action {
-            std::panic::panic_any(PanicTwice)
-        }));
+        let mut harness = Harness::new(handler(|_, _| std::panic::panic_any(PanicTwice)));
         let calls = [ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         harness.connection.add_readiness(READABLE);
         assert_eq!(harness.run(&calls), Status::Idle);

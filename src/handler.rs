@@ -1,43 +1,264 @@
 //! The protocol interface: one [`Handler`] per connection, which works on bytes only.
 
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use crate::connection::Extras;
 use crate::connection::buffer::Buffer;
+use crate::connection::timers::{Millis, NEVER, millis};
+use crate::connection::waker::{WakeQueue, Waker};
 
 /// A protocol implementation. One value per connection, created on accept and dropped on close.
 ///
-/// A handler consumes bytes from the front of `input` and appends its answer to `output`. It has no
-/// access to the socket: reading, writing, scheduling and closing are done for it.
+/// A handler consumes bytes from the front of [`input`](Context::input) and appends its answer to
+/// [`output`](Context::output). It has no access to the socket: reading, writing, scheduling and closing are
+/// done for it.
 ///
-/// A handler must not block, because its worker serves many other connections on the same thread. It has
-/// no timers and cannot send without being called.
+/// ```text
+///             Open      Input, Sent, Timer, Wake
+///   accept ---------> open ---------------.
+///                      | ^                |
+///                      | '----------------'
+///          Close,      |
+///          a limit     | Eof      Sent, Timer, Wake
+///            .---------+----> ended ------.
+///            |                 | ^        |
+///            |                 | '--------'  while Flush or Pending is returned
+///            v                 v
+///        output is sent, the connection is closed, the handler is dropped
+/// ```
+///
+/// A handler must not block, because its worker serves many other connections on the same thread. Slow work
+/// belongs into a [`WorkQueue`](crate::WorkQueue); its result comes back with a [`Waker`].
 pub trait Handler {
-    /// Called once when the connection opens, with an empty `input` (the place of a greeting), then when
-    /// input has arrived, and after `output` was sent. `output` is always empty at the start of a call.
-    ///
-    /// * An unfinished message is left in `input`; the next call sees it again with more bytes appended.
-    /// * An answer that does not fit is left for the next call. After all output was sent, `process` is
-    ///   called again without new input if the last call consumed or appended something and left input, if
-    ///   an append did not fit, or if it appended more bytes than it consumed. A call that neither
-    ///   consumes nor appends anything is repeated only when input arrives.
-    /// * Both buffers hold at most the server's `buffer_size` bytes. A message that fills `input`
-    ///   and is not consumed, or an answer that does not fit into an empty `output`, closes the connection
-    ///   ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
-    /// * What is left in `input` at the client's EOF is discarded.
+    /// Called for each [`Event`]. The [`Action`] that it returns replaces that of the call before.
     ///
     /// # Panics
     ///
-    /// A panic ends this connection ([`CloseReason::Panic`](crate::CloseReason::Panic)) and no other. The
-    /// handler is dropped without being called again.
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action;
+    /// A panic ends this connection ([`CloseReason::Panic`](crate::CloseReason::Panic)) and no other. What the
+    /// call has appended is discarded, and the handler is dropped without being called again.
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action;
 }
 
-/// What the server does with the connection after [`Handler::process`].
+/// Why a handler is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The connection has opened. This is the first call. Both buffers are empty; a greeting is appended now.
+    Open,
+    /// Bytes have arrived at the end of `input`, which holds them and what earlier calls have left. `output` is
+    /// empty: while output is pending, the server does not read.
+    Input,
+    /// The output of a call that returned [`Action::Flush`] has been sent. `output` is empty.
+    Sent,
+    /// The client has ended its half of the connection, so no more input arrives. `input` holds an unfinished
+    /// message, if any, which is discarded when the connection closes; `output` is empty. The connection closes
+    /// when its handler returns [`Action::Continue`] in this call or in a later one.
+    Eof,
+    /// The timer that [`Context::set_timer`] has set has expired. Both buffers can hold bytes.
+    Timer,
+    /// The connection's [`Waker`] was used, at least once since the last call with this event. Both buffers can
+    /// hold bytes.
+    Wake,
+}
+
+/// What the server does after [`Handler::process`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Keep the connection open.
+    /// Wait for the next event. What is left in `input` is an unfinished message.
+    ///
+    /// If it fills `input` completely, no event can finish it, and the connection is closed
+    /// ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
     Continue,
-    /// Send the contents of `output`, then close the connection. Input that was not consumed is
-    /// discarded.
+    /// Send all of `output`, then call the handler with [`Event::Sent`], without waiting for input. For an
+    /// answer that does not fit into `output`, and for one that is sent in parts.
+    ///
+    /// With an empty `output` there is nothing to send: an answer that does not fit then is larger than the
+    /// whole buffer, and the connection is closed
+    /// ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
+    Flush,
+    /// An answer is still to come, in a call for [`Event::Wake`], [`Event::Timer`] or [`Event::Input`].
+    ///
+    /// Until then the connection is not closed by the client's EOF, by an idle timeout (unless the client does not
+    /// accept pending output) or by a shutdown before its deadline. Input is still read, until `input` is full.
+    Pending,
+    /// Send all of `output`, then close the connection. Input that was not consumed is discarded.
     Close,
+}
+
+/// A handler's view of its connection during one call.
+pub struct Context<'a> {
+    /// Bytes from the client.
+    pub input: Input<'a>,
+    /// Bytes to the client.
+    pub output: Output<'a>,
+    pub(crate) extras: &'a mut Option<Box<Extras>>,
+    pub(crate) wakes: &'a WakeQueue,
+    pub(crate) token: usize,
+    pub(crate) now: Millis,
+}
+
+impl Context<'_> {
+    /// Sets the connection's timer: after this time the handler is called once with [`Event::Timer`]. A
+    /// connection has one timer; a new time replaces the old one, and `None` stops it.
+    ///
+    /// The resolution is a millisecond, rounded up. Time is counted from the start of the worker's tick, so the
+    /// call can come early by the duration of one tick, and late by as much. Data that has arrived before
+    /// the timer expires is handled first, also after a pause of the process.
+    pub fn set_timer(&mut self, timeout: Option<Duration>) {
+        match timeout {
+            Some(timeout) => {
+                let at = self.now.saturating_add(millis(timeout));
+                self.extras.get_or_insert_default().timer = at.min(NEVER - 1);
+            }
+            None => {
+                if let Some(extras) = self.extras {
+                    extras.timer = NEVER;
+                }
+            }
+        }
+    }
+
+    /// Returns a waker for this connection, which other threads can use to have its handler called with
+    /// [`Event::Wake`]. The first call allocates it; later calls return clones.
+    #[must_use]
+    pub fn waker(&mut self) -> Waker {
+        let waker = &mut self.extras.get_or_insert_default().waker;
+        let waker = waker.get_or_insert_with(|| self.wakes.waker(self.token));
+        waker.clone()
+    }
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("input", &self.input)
+            .field("output", &self.output)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The bytes that have arrived and were not consumed, at most the server's
+/// [`buffer_size`](crate::Config::buffer_size). They are contiguous.
+#[derive(Debug)]
+pub struct Input<'a>(pub(crate) &'a mut Buffer);
+
+impl Input<'_> {
+    /// Returns the bytes.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        self.0.data()
+    }
+
+    /// Returns the bytes, to be changed in place.
+    #[must_use]
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        self.0.data_mut()
+    }
+
+    /// Returns the number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the largest number of bytes that the buffer can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Removes the first `count` bytes.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are fewer bytes.
+    pub fn consume(&mut self, count: usize) {
+        self.0.consume(count);
+    }
+
+    /// Returns the first line with its line feed, or `None` if no whole line has arrived. It is not consumed.
+    #[must_use]
+    pub fn line(&mut self) -> Option<&mut [u8]> {
+        let end = self.data().iter().position(|&byte| byte == b'\n')?;
+        Some(&mut self.data_mut()[..=end])
+    }
+
+    /// Returns the first frame with its header, or `None` if no whole frame has arrived. It is not consumed.
+    ///
+    /// A frame is the length of its contents in four bytes, the most significant first, and the contents. One that
+    /// does not fit into the buffer never arrives completely.
+    #[must_use]
+    pub fn frame(&mut self) -> Option<&mut [u8]> {
+        let (header, _) = self.data().split_first_chunk()?;
+        let length = u32::from_be_bytes(*header) as usize;
+        self.data_mut().get_mut(..length.checked_add(4)?)
+    }
+}
+
+/// The bytes that are to be sent, at most the server's [`buffer_size`](crate::Config::buffer_size).
+#[derive(Debug)]
+pub struct Output<'a>(pub(crate) &'a mut Buffer);
+
+impl Output<'_> {
+    /// Appends all of `bytes` if they fit, otherwise nothing. Returns whether they fit.
+    ///
+    /// After `false`, return [`Action::Flush`] to be called again once `output` is empty.
+    #[must_use = "if this is false, nothing was appended"]
+    pub fn push(&mut self, bytes: &[u8]) -> bool {
+        self.0.push(bytes)
+    }
+
+    /// Moves as many bytes as fit from the front of `input` to the end of this buffer, and returns their number.
+    ///
+    /// If this buffer is empty, the buffers swap their storage and no byte is copied.
+    pub fn append(&mut self, input: &mut Input<'_>) -> usize {
+        self.0.append(input.0)
+    }
+
+    /// Returns how many more bytes fit.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.0.room()
+    }
+
+    /// Returns the number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the largest number of bytes that the buffer can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+}
+
+/// Lets `write!` append to the output.
+///
+/// A write that does not fit is truncated and fails. To append an answer whole or not at all, format
+/// it elsewhere and [`push`](Output::push) it, or check [`room`](Output::room) first.
+impl Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(self.0.push_some(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The echo protocol: sends every byte back.
@@ -45,8 +266,45 @@ pub enum Action {
 pub struct Echo;
 
 impl Handler for Echo {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        output.append(input);
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        context.output.append(&mut context.input);
         Action::Continue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffer(bytes: &[u8]) -> Buffer {
+        let mut buffer = Buffer::new(16).unwrap();
+        assert!(buffer.push(bytes));
+        buffer
+    }
+
+    #[test]
+    fn line_ends_with_its_line_feed() {
+        let mut bytes = buffer(b"ab\n\nrest");
+        let mut input = Input(&mut bytes);
+        assert_eq!(input.line().unwrap(), b"ab\n");
+        input.consume(3);
+        assert_eq!(input.line().unwrap(), b"\n");
+        input.consume(1);
+        assert_eq!(input.line(), None);
+    }
+
+    #[test]
+    fn frame_is_complete_or_absent() {
+        let mut bytes = buffer(b"\0\0\0\x02ab\0\0\0\0\0\0\0");
+        let mut input = Input(&mut bytes);
+        assert_eq!(input.frame().unwrap(), b"\0\0\0\x02ab");
+        input.consume(6);
+        assert_eq!(input.frame().unwrap(), b"\0\0\0\0");
+        input.consume(4);
+        assert_eq!(input.frame(), None, "half a header");
+        let mut bytes = buffer(b"\0\0\0\x02a");
+        assert_eq!(Input(&mut bytes).frame(), None, "half a frame");
+        let mut bytes = buffer(b"\xff\xff\xff\xff--");
+        assert_eq!(Input(&mut bytes).frame(), None, "longer than the buffer");
     }
 }

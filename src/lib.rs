@@ -16,50 +16,160 @@
 //!
 //! # Writing a server
 //!
-//! This is a complete server that answers every line in upper case. It depends on this crate only.
+//! **Echo.** A [`Handler`] is one value per connection. It is called for each [`Event`], takes bytes from the front of
+//! [`input`](Context::input), appends bytes to [`output`](Context::output), and returns an [`Action`]: what the
+//! server does next.
+//!
+//! ```no_run
+//! use echoserver::{Action, Config, Context, Event, Handler, Server};
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+//!         context.output.append(&mut context.input);
+//!         Action::Continue
+//!     }
+//! }
+//!
+//! fn main() -> std::io::Result<()> {
+//!     let server = Server::bind(Config::default())?;
+//!     server.run(|_peer| Echo)?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! **Lines.** A message arrives in pieces, and several can arrive at once. A handler therefore loops over the
+//! complete messages and leaves an unfinished one in `input`; the next call sees it again with more bytes
+//! appended. An answer that does not fit into `output` is left as well: [`Action::Flush`] has the handler called
+//! again when `output` is empty. While output is pending, the server does not read from that client: this is
+//! backpressure. The complete server:
 //!
 //! ```no_run
 #![doc = include_str!("../examples/upper.rs")]
 //! ```
 //!
-//! * [`Handler::process`] is called when its connection opens and whenever there is new input. It
-//!   consumes what it can use from the front of `input` ([`data`](Buffer::data),
-//!   [`consume`](Buffer::consume)) and appends its answer to `output` ([`push`](Buffer::push), or
-//!   [`write!`]).
-//! * **A message arrives in pieces**, and several can arrive at once. An unfinished message stays in
-//!   `input`, and the next call sees it again with more bytes appended. A handler therefore loops over
-//!   the complete messages.
-//! * **An answer that does not fit** is left for the next call, which follows when all of `output` has
-//!   been sent. Leave its message in `input` too, or remember its effect in the handler. A client that
-//!   does not read its answers is then no longer read from: this is backpressure.
-//! * **An answer longer than the whole buffer** never fits. Send it in parts and keep the progress in
-//!   the handler, or refuse it: an answer that an empty `output` cannot hold closes the connection.
-//! * **A message larger than [`Config::buffer_size`]** cannot be buffered as a whole. When it fills
-//!   `input`, its connection is closed ([`CloseReason::BufferFull`]), unless the handler consumes it in
-//!   parts, or answers with an error and [`Action::Close`].
-//! * **A greeting** is pushed in the first call, in which `input` is empty. **To refuse** a client,
-//!   return [`Action::Close`] from that call. **To send a last message**, push it and return
-//!   [`Action::Close`].
+//! **Frames.** Binary protocols put a length before each message. A frame must fit into
+//! [`Config::buffer_size`]; one that fills `input` and is not consumed closes its connection
+//! ([`CloseReason::BufferFull`]). Here each frame is answered with a frame of its reversed contents:
+//!
+//! ```
+//! # use echoserver::{Action, Context, Event, Handler};
+//! struct Reverse;
+//!
+//! impl Handler for Reverse {
+//!     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+//!         while let Some(frame) = context.input.frame() {
+//!             let length = frame.len();
+//!             if context.output.room() < length {
+//!                 return Action::Flush;
+//!             }
+//!             frame[4..].reverse();
+//!             let _fits = context.output.push(frame);
+//!             context.input.consume(length);
+//!         }
+//!         if event == Event::Eof && !context.input.is_empty() {
+//!             log::info!("a client has ended within a frame");
+//!         }
+//!         Action::Continue
+//!     }
+//! }
+//! ```
+//!
+//! **Jobs.** Slow work must not block the event loop. A [`WorkQueue`] runs it on threads of its own, and a [`Waker`]
+//! brings the connection back when it is done. Until then the handler returns [`Action::Pending`], so that neither
+//! the client's EOF, an idle timeout nor a shutdown closes the connection before its answer:
+//!
+//! ```no_run
+//! # use std::io;
+//! # use std::num::NonZeroUsize;
+//! # use std::sync::mpsc::{Receiver, Sender, channel};
+//! # use std::time::Duration;
+//! # use echoserver::{Action, Config, Context, Event, Handler, Server, Waker, WorkQueue};
+//! struct Job {
+//!     line: Vec<u8>,
+//!     answer: Sender<Vec<u8>>,
+//!     waker: Waker,
+//! }
+//!
+//! fn run(job: Job) {
+//!     let answer = job.line; // Here: a database, a file, a computation.
+//!     let _connection_is_closed = job.answer.send(answer);
+//!     job.waker.wake();
+//! }
+//!
+//! struct Slow<'a> {
+//!     queue: &'a WorkQueue<Job>,
+//!     answer: Option<Receiver<Vec<u8>>>,
+//! }
+//!
+//! impl Handler for Slow<'_> {
+//!     fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+//!         loop {
+//!             if let Some(answer) = &self.answer {
+//!                 let Ok(answer) = answer.try_recv() else {
+//!                     return Action::Pending; // Woken for another reason, or new input.
+//!                 };
+//!                 if !context.output.push(&answer) {
+//!                     return Action::Close; // Longer than the buffer: the output is empty here.
+//!                 }
+//!                 self.answer = None;
+//!                 return Action::Flush; // The next line when this answer is sent.
+//!             }
+//!             let Some(line) = context.input.line() else {
+//!                 return Action::Continue;
+//!             };
+//!             let (length, line) = (line.len(), line.to_vec());
+//!             let (sender, receiver) = channel();
+//!             let job = Job { line, answer: sender, waker: context.waker() };
+//!             if self.queue.try_push(job).is_err() {
+//!                 // The queue is full. Leave the line in the input, and try again later.
+//!                 context.set_timer(Some(Duration::from_millis(10)));
+//!                 return Action::Pending;
+//!             }
+//!             context.input.consume(length);
+//!             self.answer = Some(receiver);
+//!         }
+//!     }
+//! }
+//!
+//! fn main() -> io::Result<()> {
+//!     let queue = WorkQueue::new(NonZeroUsize::new(4).unwrap(), 100, run)?;
+//!     let server = Server::bind(Config::default())?;
+//!     server.run(|_peer| Slow { queue: &queue, answer: None })?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! More that protocols need:
+//!
+//! * **A greeting** is appended in the first call, for [`Event::Open`]. **To refuse** a client, return
+//!   [`Action::Close`] from that call. **To send a last message**, append it and return [`Action::Close`].
+//! * **An answer longer than the whole buffer** is sent in parts: append what fits, keep the progress in the handler
+//!   and return [`Action::Flush`].
+//! * **A message that depends on time** is sent when the timer expires: [`Context::set_timer`].
+//! * **A message from another connection** goes through shared state: put it where the other handler finds it, and
+//!   use that connection's [`Waker`].
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
 //!   atomic, because the workers run in parallel. The closure also receives the [`Peer`].
 //! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
 //!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
 //!   returns the counters.
+//! * **To test a handler**, run it in `testing::simulate`, with the feature `testing`.
 //!
-//! The repository's `examples/resp_server.rs` is a larger protocol, a server for `redis-cli` and
-//! `redis-benchmark`; `examples/checksum.rs` uses a [`WorkQueue`] without a server.
+//! The repository's `examples/` have larger servers: `resp_server.rs` for `redis-cli` and `redis-benchmark`,
+//! `digest_server.rs` with jobs, and `chat.rs` with wakers and timers.
 //!
 //! # Limits of a handler
 //!
-//! * **It cannot send without being called.** It is called when its connection opens, when input arrives and
-//!   after its output was sent, and at no other time: there are no timers and no messages between
-//!   connections. A chat server needs another library.
 //! * **It must not block.** Its worker serves many other connections, which would all wait. A lock held
-//!   for a moment does no harm; a database query does.
+//!   for a moment does no harm; a database query does: use a [`WorkQueue`].
 //! * **It has no access to its socket**: it can neither set socket options nor learn how the connection
-//!   was closed.
+//!   was closed. Its drop tells that it was.
 //! * **It sees at most one buffer of input at a time**, unless it stores more elsewhere.
+//! * **It cannot refuse input while its output is sent**, and it needs not: the server does not read then.
+//! * **It cannot open connections.** A proxy needs another library, or blocking sockets on a [`WorkQueue`].
 //! * **A panic closes only its own connection**; data that it shares must tolerate that. (With
 //!   `panic = "abort"` a panic ends the process.)
 //!
@@ -78,8 +188,8 @@
 //!
 //! A connection stays with its worker, and so do its bytes. If the socket accepts the output at once, one
 //! function call receives, processes and sends, without an allocation. An echo swaps the storage of the
-//! two buffers and copies nothing. A call to drive a connection ends as *idle* (wait for an event), *runnable* (the budget is
-//! used: the connection moves to the back of the run queue, and the next poll does not sleep) or
+//! two buffers and copies nothing. A call to drive a connection ends as *idle* (wait for an event), *runnable*
+//! (the budget is used: the connection moves to the back of the run queue, and the next poll does not sleep) or
 //! *closed*, with a [`CloseReason`] that is counted.
 //!
 //! # Modules
@@ -94,9 +204,10 @@
 //! | `server::poller` | a poll and a clock; the simulation replaces it | connections |
 //! | `connection::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
 //! | `connection::timers` | when to look at a deadline | connections |
+//! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups | connections |
 //! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | I/O |
-//! | `handler` | [`Handler`], [`Action`], [`Echo`] | sockets |
+//! | `handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
 //! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only its traits |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
 //! | `stats` | counters with one writer each | everything else |
@@ -118,7 +229,7 @@
 //!    registers a connection's socket once, for all events, edge-triggered, and never changes the
 //!    registration.
 //! 4. **The table** drives connections whose budget was used in the last tick, then those with an event,
-//!    then new ones. It also decides how long the worker may sleep: not at all while a connection is
+//!    then a bounded number of those that were woken, then new ones. It also decides how long the worker may sleep: not at all while a connection is
 //!    runnable, and otherwise until the next deadline.
 //! 5. **A connection** transfers bytes until a call would block. An event means only that a call may
 //!    succeed; state changes follow from the results of system calls.
@@ -179,7 +290,9 @@
 //!    Tests: [`server::dispatcher`](../src/echoserver/server/dispatcher.rs.html):
 //!    `item_is_in_the_queue_before_the_notification`,
 //!    `item_pushed_while_the_queue_is_emptied_notifies_again`, `batch_notifies_each_worker_once`,
-//!    `drop_closes_the_queues_without_losing_items`.
+//!    `drop_closes_the_queues_without_losing_items`;
+//!    [`connection::waker`](../src/echoserver/connection/waker.rs.html):
+//!    `wake_up_after_a_look_into_the_queue_notifies_again`.
 //! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the
 //!    server ends a connection, it shuts its write half down, discards input until EOF or a deadline,
 //!    and then closes. When it must abandon output, it resets on purpose (`SO_LINGER` 0), so that the
@@ -239,8 +352,8 @@ mod stats;
 pub mod testing;
 mod work_queue;
 
-pub use connection::buffer::Buffer;
-pub use handler::{Action, Echo, Handler};
+pub use connection::waker::Waker;
+pub use handler::{Action, Context, Echo, Event, Handler, Input, Output};
 pub use net::address::{Address, AddressError};
 pub use peer::Peer;
 pub use server::{Config, Handle, Server};

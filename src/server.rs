@@ -17,12 +17,14 @@ use mio::Waker;
 
 use self::acceptor::Acceptor;
 use self::control::AcceptorControl;
-use self::dispatcher::Dispatcher;
+use self::dispatcher::{Dispatcher, Wake};
 use self::poller::{Clock, MioPoller};
 use self::worker::Worker;
+use crate::connection::Resources;
 use crate::connection::buffer::{Buffer, Buffers, Pool};
-use crate::connection::table::{ConnectionTable, Timeouts, millis};
-use crate::connection::timers::NEVER;
+use crate::connection::table::{ConnectionTable, Timeouts};
+use crate::connection::timers::{NEVER, millis};
+use crate::connection::waker::WakeQueue;
 use crate::error::with_context;
 use crate::handler::Handler;
 use crate::net::address::Address;
@@ -57,7 +59,7 @@ pub struct Config {
     /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog.
     /// Default: 10,000.
     pub max_connections: usize,
-    /// Buffer limit per connection and direction in bytes, from 1 to [`Buffer::MAX_CAPACITY`].
+    /// Buffer limit per connection and direction in bytes, from 1 to [`Config::MAX_BUFFER_SIZE`].
     /// Default: 64 KiB.
     pub buffer_size: usize,
     /// Maximum connections that wait in the kernel to be accepted; the system can impose a lower
@@ -85,6 +87,9 @@ impl Config {
     /// The maximum number of workers.
     pub const MAX_WORKERS: usize = 1024;
 
+    /// The largest buffer size in bytes: 1 GiB.
+    pub const MAX_BUFFER_SIZE: usize = Buffer::MAX_CAPACITY;
+
     /// Returns the maximum number of bytes in buffers: two buffers for each connection, in whole pages, and
     /// the spare buffers of the workers. The kernel's socket buffers are not included.
     #[must_use]
@@ -107,7 +112,7 @@ impl Config {
                 self.workers,
                 Self::MAX_WORKERS
             )
-        } else if self.buffer_size == 0 || self.buffer_size > Buffer::MAX_CAPACITY {
+        } else if self.buffer_size == 0 || self.buffer_size > Self::MAX_BUFFER_SIZE {
             format!(
                 "buffer size of {} bytes is not between 1 byte and 1 GiB",
                 self.buffer_size
@@ -339,9 +344,13 @@ impl Server {
                     let _guard = ShutdownOnDrop(handle);
                     // `handle` keeps the waker alive: dropping it would remove its event from the poll.
                     let WorkerParts {
-                        mut poller, pool, ..
+                        mut poller,
+                        pool,
+                        waker,
                     } = parts;
-                    let table = ConnectionTable::new(timeouts, pool, Arc::clone(counters), index);
+                    let (wake_queue, wake_ups) = WakeQueue::new(move || Wake::wake(&waker));
+                    let resources = Resources::new(pool, wake_queue, Arc::clone(counters));
+                    let table = ConnectionTable::new(timeouts, resources, wake_ups, index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
                     worker.run(&mut poller, new_handler)
@@ -467,7 +476,7 @@ mod tests {
         let connections = one_byte.max_memory() - one_byte.max_spare_memory();
         assert_eq!(connections, 10 * 2 * 4096);
         let largest = Config {
-            buffer_size: Buffer::MAX_CAPACITY,
+            buffer_size: Config::MAX_BUFFER_SIZE,
             max_connections: usize::MAX,
             ..config()
         };

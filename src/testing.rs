@@ -13,12 +13,13 @@
 //! Acceptor, workers and everything between this kernel and the handler are the code that serves real
 //! sockets.
 //!
-//! When a schedule fails, the simulation looks for a shorter version that still fails, then panics with
-//! the seed and the last events. These commands run one schedule again, and a million schedules:
+//! When a schedule fails, the simulation looks for a shorter version that still fails, then panics with the last
+//! events, calls of handlers included, and the command that runs the schedule again. These commands run the
+//! simulations, and each of them with a million schedules:
 //!
 //! ```text
-//! SIMULATION_SEED=81 cargo test simulation
-//! SIMULATION_SCHEDULES=1000000 cargo test --release simulation
+//! cargo test --release --lib simulation
+//! SIMULATION_SCHEDULES=1000000 cargo test --release --lib simulation
 //! ```
 
 mod checks;
@@ -29,6 +30,7 @@ mod random;
 mod simulation;
 mod system;
 
+use std::cmp::Reverse;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,8 +52,13 @@ const MAX_TRACE: usize = 100;
 /// `vocabulary` is empty, clients send random bytes. The simulated buffers are at least as large as
 /// the largest message and the largest answer to one.
 ///
-/// `model` maps an input to the whole output expected for it. A longer input must not change earlier
-/// output: the output for an input starts with the output for every prefix of that input.
+/// `model` maps an input to the whole output expected for it, where the second argument tells whether the client
+/// has ended its half after it. A longer input must not change earlier output: the output for an input starts
+/// with the output for every prefix of that input, and so does the output after the end.
+///
+/// A handler that has asked for a [waker](crate::Context::waker) is woken at random times, and again until it no longer
+/// returns [`Action::Pending`](crate::Action::Pending). A handler that hands work to other threads is therefore
+/// simulated without them: its answers are ready when it is woken.
 ///
 /// The simulation checks that
 ///
@@ -66,24 +73,25 @@ const MAX_TRACE: usize = 100;
 ///
 /// ```
 /// use echoserver::testing::simulate;
-/// use echoserver::{Action, Buffer, Handler};
+/// use echoserver::{Action, Context, Event, Handler};
 ///
 /// /// Answers each line with its length.
 /// struct LineLength;
 ///
 /// impl Handler for LineLength {
-///     fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-///         while let Some(length) = input.data().iter().position(|&byte| byte == b'\n') {
-///             if !output.push(format!("{length}\n").as_bytes()) {
-///                 break; // Called again when the output has been sent.
+///     fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+///         while let Some(line) = context.input.line() {
+///             let length = line.len();
+///             if !context.output.push(format!("{}\n", length - 1).as_bytes()) {
+///                 return Action::Flush;
 ///             }
-///             input.consume(length + 1);
+///             context.input.consume(length);
 ///         }
 ///         Action::Continue
 ///     }
 /// }
 ///
-/// fn model(input: &[u8]) -> Vec<u8> {
+/// fn model(input: &[u8], _ended: bool) -> Vec<u8> {
 ///     let lines = input.split_inclusive(|&byte| byte == b'\n');
 ///     let whole = lines.filter(|line| line.ends_with(b"\n"));
 ///     whole.flat_map(|line| format!("{}\n", line.len() - 1).into_bytes()).collect()
@@ -98,10 +106,10 @@ const MAX_TRACE: usize = 100;
 pub fn simulate<H: Handler>(
     handler: impl Fn() -> H + Sync,
     vocabulary: &[&[u8]],
-    model: impl Fn(&[u8]) -> Vec<u8> + Sync,
+    model: impl Fn(&[u8], bool) -> Vec<u8> + Sync,
     schedules: u64,
 ) {
-    let required_size = |message: &&[u8]| message.len().max(model(message).len());
+    let required_size = |message: &&[u8]| message.len().max(model(message, true).len());
     let scenario = Scenario {
         handler: &handler,
         vocabulary,
@@ -210,42 +218,114 @@ fn report<H: Handler>(scenario: &Scenario<'_, H>, seed: u64) -> ! {
     let Err(Failure { message, trace }) = run_schedule(scenario, seed, bounds, true) else {
         panic!("seed {seed} fails only sometimes: does the handler or its model use randomness?");
     };
+    let test = thread::current();
+    let test = test.name().unwrap_or("simulation");
+    let trace = fold_repeats(&trace);
     let skipped = trace.len().saturating_sub(MAX_TRACE);
     panic!(
-        "{message}\n\nRun it again with SIMULATION_SEED={seed}. Last events:\n{}\n",
+        "{message}\n\nRun it again with:\nSIMULATION_SEED={seed} cargo test {test}\n\nLast events:\n{}\n",
         trace[skipped..].join("\n")
     );
 }
 
+/// Replaces repetitions of up to [`MAX_PERIOD`] lines by their number. The times of the events do not count.
+fn fold_repeats(trace: &[String]) -> Vec<String> {
+    const MAX_PERIOD: usize = 8;
+    let event = |index: usize| trace[index].split_once(" ms ").map(|(_, event)| event);
+    let mut folded = Vec::new();
+    let mut at = 0;
+    while at < trace.len() {
+        let repeats_of = |period: usize| {
+            let same =
+                (at + period..trace.len()).take_while(|&line| event(line) == event(line - period));
+            same.count() / period
+        };
+        let best =
+            (1..=MAX_PERIOD).max_by_key(|&period| (repeats_of(period) * period, Reverse(period)));
+        let period = best.unwrap_or(1);
+        let repeats = repeats_of(period);
+        folded.extend_from_slice(&trace[at..(at + period).min(trace.len())]);
+        if repeats > 1 {
+            folded.push(format!(
+                "           ... the last {period} lines {repeats} times more"
+            ));
+            at += repeats * period;
+        }
+        at += period;
+    }
+    folded
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::connection::buffer::Buffer;
-    use crate::handler::{Action, Echo};
+    use crate::handler::{Action, Context, Echo, Event};
 
     const SCHEDULES: u64 = 2000;
 
     #[test]
+    fn repeats_in_a_trace_are_folded() {
+        let lines = |events: &str| -> Vec<String> {
+            let lines = events.chars().enumerate();
+            lines
+                .map(|(time, event)| format!("{time:>6} ms  {event}"))
+                .collect()
+        };
+        let folded = fold_repeats(&lines("xababababyzz"));
+        let shown: Vec<_> = folded.iter().map(|line| line[11..].trim()).collect();
+        assert_eq!(
+            shown,
+            [
+                "x",
+                "a",
+                "b",
+                "... the last 2 lines 3 times more",
+                "y",
+                "z",
+                "z"
+            ]
+        );
+    }
+
+    #[test]
+    fn failure_names_the_command_and_shows_the_bytes() {
+        let wrong_model = |input: &[u8], _| input.to_ascii_uppercase();
+        let failure = catch_unwind(|| simulate(|| Echo, &[b"a"], wrong_model, 100));
+        let message = failure.expect_err("it must fail");
+        let message = message.downcast_ref::<String>().expect("it is formatted");
+        for part in [
+            r#"expected "A"#,
+            r#"written "a"#,
+            "Input: the handler consumes",
+            " cargo test testing::tests::failure_names_the_command_and_shows_the_bytes\n",
+        ] {
+            assert!(message.contains(part), "{part:?} is not in: {message}");
+        }
+    }
+
+    #[test]
     fn simulation_of_echo() {
-        simulate(|| Echo, &[], <[u8]>::to_vec, SCHEDULES);
+        simulate(|| Echo, &[], |input, _| input.to_vec(), SCHEDULES);
     }
 
     /// Answers each byte with zero to three copies of it, depending on its value.
     struct Repeat;
 
     impl Handler for Repeat {
-        fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-            while let Some(&byte) = input.data().first() {
-                if !output.push(&repeat(&[byte])) {
-                    break;
+        fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+            while let Some(&byte) = context.input.data().first() {
+                if !context.output.push(&repeat(&[byte], false)) {
+                    return Action::Flush;
                 }
-                input.consume(1);
+                context.input.consume(1);
             }
             Action::Continue
         }
     }
 
-    fn repeat(input: &[u8]) -> Vec<u8> {
+    fn repeat(input: &[u8], _ended: bool) -> Vec<u8> {
         let copies = |&byte: &u8| std::iter::repeat_n(byte, usize::from(byte % 4));
         input.iter().flat_map(copies).collect()
     }
@@ -257,24 +337,23 @@ mod tests {
         simulate(|| Repeat, &vocabulary, repeat, SCHEDULES);
     }
 
-    /// Sends a greeting, echoes whole lines, and closes after the line `quit`.
-    #[derive(Default)]
-    struct Lines {
-        greeted: bool,
-    }
+    /// Sends a greeting, echoes whole lines, closes after the line `quit`, and says farewell to a client that ends.
+    struct Lines;
 
     impl Handler for Lines {
-        fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-            if !self.greeted {
-                self.greeted = output.push(b"hi\n");
+        fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+            if event == Event::Open {
+                assert!(context.output.push(b"hi\n"));
             }
-            while let Some(end) = input.data().iter().position(|&byte| byte == b'\n') {
-                let line = &input.data()[..=end];
-                if !output.push(line) {
-                    break;
+            if event == Event::Eof {
+                assert!(context.output.push(b"bye\n"));
+            }
+            while let Some(line) = context.input.line() {
+                if !context.output.push(line) {
+                    return Action::Flush;
                 }
-                let quit = line == b"quit\n";
-                input.consume(end + 1);
+                let (length, quit) = (line.len(), line == b"quit\n");
+                context.input.consume(length);
                 if quit {
                     return Action::Close;
                 }
@@ -283,15 +362,18 @@ mod tests {
         }
     }
 
-    fn lines(input: &[u8]) -> Vec<u8> {
+    fn lines(input: &[u8], ended: bool) -> Vec<u8> {
         let mut output = b"hi\n".to_vec();
         for line in input.split_inclusive(|&byte| byte == b'\n') {
             if line.ends_with(b"\n") {
                 output.extend_from_slice(line);
             }
             if line == b"quit\n" {
-                break;
+                return output;
             }
+        }
+        if ended {
+            output.extend_from_slice(b"bye\n");
         }
         output
     }
@@ -299,6 +381,53 @@ mod tests {
     #[test]
     fn simulation_of_a_handler_that_greets_and_closes() {
         let vocabulary: [&[u8]; 4] = [b"\n", b"hello\n", b"a longer line\n", b"quit\n"];
-        simulate(Lines::default, &vocabulary, lines, SCHEDULES);
+        simulate(|| Lines, &vocabulary, lines, SCHEDULES);
+    }
+
+    /// Answers each byte later: an even one when it is woken, an odd one when its timer expires.
+    #[derive(Default)]
+    struct Later {
+        waits_for: Option<Event>,
+    }
+
+    impl Handler for Later {
+        fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+            match self.waits_for {
+                Some(waits_for) if waits_for == event => {}
+                Some(Event::Sent) => return Action::Flush,
+                Some(_) => return Action::Pending,
+                None => {}
+            }
+            if self.waits_for.is_some() {
+                let Some(byte) = context.input.data().first().copied() else {
+                    unreachable!("the byte is still there")
+                };
+                if !context.output.push(&[byte]) {
+                    // The same event again, after the output was sent.
+                    self.waits_for = Some(Event::Sent);
+                    return Action::Flush;
+                }
+                context.input.consume(1);
+                self.waits_for = None;
+            }
+            match context.input.data().first() {
+                None => return Action::Continue,
+                Some(byte) if byte % 2 == 0 => {
+                    let _made_for_the_simulation = context.waker();
+                    self.waits_for = Some(Event::Wake);
+                }
+                Some(&byte) => {
+                    let timeout = Duration::from_millis(u64::from(byte % 8));
+                    context.set_timer(Some(timeout));
+                    self.waits_for = Some(Event::Timer);
+                }
+            }
+            Action::Pending
+        }
+    }
+
+    #[test]
+    fn simulation_of_a_handler_that_answers_later() {
+        simulate(Later::default, &[], |input, _| input.to_vec(), SCHEDULES);
     }
 }

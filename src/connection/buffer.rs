@@ -20,88 +20,53 @@ use std::mem;
 use memmap2::MmapMut;
 
 /// A queue of bytes with a fixed capacity.
-///
-/// ```
-/// use echoserver::Buffer;
-///
-/// let mut buffer = Buffer::with_capacity(8);
-/// assert!(buffer.push(b"hello"));
-/// assert!(!buffer.push(b"world"), "appends all of it or nothing, and has room for three bytes");
-/// buffer.consume(4);
-/// assert_eq!(buffer.data(), b"o");
-/// assert_eq!(buffer.room(), 7);
-/// ```
-pub struct Buffer {
+pub(crate) struct Buffer {
     storage: MmapMut,
     // The data is `storage[start..end]`. Both are 0 while it is empty, so `is_empty` reads `end` only.
     start: usize,
     end: usize,
-    /// An append did not fit since [`Buffer::clear_overflow`].
-    overflowed: bool,
 }
 
 impl Buffer {
     /// The largest capacity, in bytes: 1 GiB.
-    pub const MAX_CAPACITY: usize = 1 << 30;
+    pub(crate) const MAX_CAPACITY: usize = 1 << 30;
 
-    /// Creates an empty buffer that holds at most `capacity` bytes.
-    ///
-    /// # Panics
-    ///
-    /// Panics if `capacity` exceeds [`Buffer::MAX_CAPACITY`], or if the memory is not available.
-    #[must_use]
-    pub fn with_capacity(capacity: usize) -> Self {
-        Self::try_with_capacity(capacity)
-            .unwrap_or_else(|error| panic!("cannot allocate a buffer of {capacity} bytes: {error}"))
-    }
-
-    /// [`with_capacity`](Self::with_capacity) that fails where the memory is not available.
-    pub(crate) fn try_with_capacity(capacity: usize) -> io::Result<Self> {
-        assert!(
-            capacity <= Self::MAX_CAPACITY,
-            "buffer capacity of {capacity} bytes exceeds the limit of 1 GiB"
-        );
+    /// Creates an empty buffer that holds at most `capacity` bytes. Fails if the memory is not available.
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         Ok(Self {
             storage: MmapMut::map_anon(capacity)?,
             start: 0,
             end: 0,
-            overflowed: false,
         })
     }
 
     /// Returns the bytes in the buffer, oldest first.
-    #[must_use]
-    pub fn data(&self) -> &[u8] {
+    pub(crate) fn data(&self) -> &[u8] {
         &self.storage[self.start..self.end]
     }
 
     /// Returns the bytes in the buffer, to be changed in place.
-    #[must_use]
-    pub fn data_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn data_mut(&mut self) -> &mut [u8] {
         &mut self.storage[self.start..self.end]
     }
 
     /// Returns the number of bytes in the buffer.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.end - self.start
     }
 
     /// Returns whether the buffer holds no bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.end == 0
     }
 
     /// Returns the largest number of bytes the buffer can hold.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.storage.len()
     }
 
     /// Returns how many more bytes fit.
-    #[must_use]
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.capacity() - self.len()
     }
 
@@ -110,7 +75,7 @@ impl Buffer {
     /// # Panics
     ///
     /// Panics if the buffer holds fewer bytes.
-    pub fn consume(&mut self, count: usize) {
+    pub(crate) fn consume(&mut self, count: usize) {
         let len = self.len();
         assert!(count <= len, "cannot consume {count} bytes of {len}");
         if count == len {
@@ -121,29 +86,43 @@ impl Buffer {
     }
 
     /// Removes all bytes.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.start = 0;
         self.end = 0;
     }
 
     /// Appends all of `bytes` if they fit, otherwise nothing. Returns whether they fit.
     #[must_use = "if this is false, nothing was appended"]
-    pub fn push(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         let fits = bytes.len() <= self.room();
         if fits {
             self.extend(bytes);
         }
-        self.overflowed |= !fits;
         fits
+    }
+
+    /// Appends as many of `bytes` as fit; returns their number.
+    pub(crate) fn push_some(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.room());
+        self.extend(&bytes[..count]);
+        count
+    }
+
+    /// Removes bytes from the end, so that at most the first `count` are left.
+    pub(crate) fn truncate(&mut self, count: usize) {
+        match count {
+            0 => self.clear(),
+            _ => self.end = self.end.min(self.start + count),
+        }
     }
 
     /// Moves as many bytes as fit from the front of `other` to the end of this buffer, and returns
     /// their number.
     ///
-    /// If this buffer is empty and both have the same capacity, they swap their storage and no byte is
-    /// copied.
-    pub fn append(&mut self, other: &mut Buffer) -> usize {
-        if self.is_empty() && self.capacity() == other.capacity() {
+    /// If this buffer is empty, they swap their storage and no byte is copied. Both must have the same capacity.
+    pub(crate) fn append(&mut self, other: &mut Buffer) -> usize {
+        debug_assert_eq!(self.capacity(), other.capacity());
+        if self.is_empty() {
             mem::swap(&mut self.storage, &mut other.storage);
             (self.start, self.end) = (other.start, other.end);
             other.clear();
@@ -154,21 +133,9 @@ impl Buffer {
 
     #[inline(never)]
     fn append_copy(&mut self, other: &mut Buffer) -> usize {
-        let count = other.len().min(self.room());
-        self.extend(&other.data()[..count]);
+        let count = self.push_some(other.data());
         other.consume(count);
-        self.overflowed |= !other.is_empty();
         count
-    }
-
-    /// Resets [`overflowed`](Self::overflowed).
-    pub(crate) fn clear_overflow(&mut self) {
-        self.overflowed = false;
-    }
-
-    /// Returns whether an append did not fit since the last [`clear_overflow`](Self::clear_overflow).
-    pub(crate) fn overflowed(&self) -> bool {
-        self.overflowed
     }
 
     /// Makes one read of at most `max` bytes. Returns the number of bytes, where 0 means EOF or no room, and
@@ -215,23 +182,6 @@ impl Buffer {
     }
 }
 
-/// Lets `write!` append to the buffer.
-///
-/// A write that does not fit is truncated and fails. To append an answer whole or not at all, format
-/// it elsewhere and [`push`](Buffer::push) it, or check [`room`](Buffer::room) first.
-impl Write for Buffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(self.room());
-        self.extend(&bytes[..count]);
-        self.overflowed |= count < bytes.len();
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer({} of {} bytes)", self.len(), self.capacity())
@@ -259,8 +209,8 @@ impl Buffers {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         Ok(Box::new(Self {
-            input: Buffer::try_with_capacity(capacity)?,
-            output: Buffer::try_with_capacity(capacity)?,
+            input: Buffer::new(capacity)?,
+            output: Buffer::new(capacity)?,
         }))
     }
 
@@ -325,10 +275,9 @@ impl Pool {
         &mut self.scratch
     }
 
-    /// Returns whether the scratch buffers are empty and have the pool's capacity. A handler can
-    /// replace a buffer by one of its own.
+    /// Returns whether the scratch buffers are empty.
     pub(crate) fn is_scratch_clean(&self) -> bool {
-        self.scratch.is_empty() && self.has_pool_capacity(&self.scratch)
+        self.scratch.is_empty()
     }
 
     /// Takes the scratch buffers with their contents, and puts empty ones in their place.
@@ -346,13 +295,9 @@ impl Pool {
 
     /// Takes back empty buffers: keeps them as spare ones, or frees them at the limit.
     pub(crate) fn recycle(&mut self, buffers: Box<Buffers>) {
-        if self.spare.len() < self.max_spare && self.has_pool_capacity(&buffers) {
+        if self.spare.len() < self.max_spare {
             self.spare.push(buffers);
         }
-    }
-
-    fn has_pool_capacity(&self, buffers: &Buffers) -> bool {
-        buffers.input.capacity() == self.capacity && buffers.output.capacity() == self.capacity
     }
 }
 
@@ -361,7 +306,7 @@ mod tests {
     use super::*;
 
     fn filled(capacity: usize, bytes: &[u8]) -> Buffer {
-        let mut buffer = Buffer::with_capacity(capacity);
+        let mut buffer = Buffer::new(capacity).unwrap();
         assert!(buffer.push(bytes));
         buffer
     }
@@ -388,7 +333,7 @@ mod tests {
 
     #[test]
     fn append_swaps_into_an_empty_buffer() {
-        let (mut from, mut to) = (filled(4, b"abc"), Buffer::with_capacity(4));
+        let (mut from, mut to) = (filled(4, b"abc"), Buffer::new(4).unwrap());
         let storage = from.data().as_ptr();
         assert_eq!(to.append(&mut from), 3);
         assert_eq!(to.data().as_ptr(), storage, "swapped, not copied");
@@ -408,13 +353,24 @@ mod tests {
     }
 
     #[test]
-    fn append_respects_a_smaller_capacity() {
-        let (mut from, mut to) = (filled(8, b"abcdefgh"), Buffer::with_capacity(2));
-        assert_eq!(to.append(&mut from), 2);
-        assert_eq!(
-            (to.data(), from.data(), to.capacity()),
-            (&b"ab"[..], &b"cdefgh"[..], 2)
-        );
+    fn push_some_appends_what_fits() {
+        let mut buffer = filled(4, b"ab");
+        buffer.consume(1);
+        assert_eq!(buffer.push_some(b"cdef"), 3);
+        assert_eq!(buffer.data(), b"bcde");
+        assert_eq!(buffer.push_some(b"f"), 0);
+    }
+
+    #[test]
+    fn truncate_keeps_the_front() {
+        let mut buffer = filled(4, b"abcd");
+        buffer.consume(1);
+        buffer.truncate(4);
+        assert_eq!(buffer.data(), b"bcd");
+        buffer.truncate(2);
+        assert_eq!(buffer.data(), b"bc");
+        buffer.truncate(0);
+        assert!(buffer.is_empty());
     }
 
     #[test]
@@ -455,42 +411,9 @@ mod tests {
     }
 
     #[test]
-    fn write_appends_what_fits() {
-        let mut buffer = Buffer::with_capacity(5);
-        assert!(write!(buffer, "{}", 123).is_ok());
-        assert!(write!(buffer, "{}", 4567).is_err(), "truncated");
-        assert_eq!(buffer.data(), b"12345");
-    }
-
-    #[test]
     #[should_panic(expected = "cannot consume 3 bytes of 2")]
     fn consume_checks_its_bound() {
         filled(4, b"ab").consume(3);
-    }
-
-    #[test]
-    #[should_panic(expected = "exceeds the limit")]
-    fn capacity_is_bounded() {
-        drop(Buffer::with_capacity(Buffer::MAX_CAPACITY + 1));
-    }
-
-    #[test]
-    fn overflow_is_reported_until_cleared() {
-        let mut buffer = filled(4, b"abc");
-        assert!(!buffer.overflowed());
-        assert!(!buffer.push(b"de"));
-        assert!(buffer.overflowed());
-        buffer.clear_overflow();
-        assert!(!buffer.overflowed());
-        assert_eq!(buffer.append(&mut filled(4, b"de")), 1);
-        assert!(buffer.overflowed());
-        buffer.clear_overflow();
-        assert_eq!(buffer.write(b"f").unwrap(), 0);
-        assert!(buffer.overflowed());
-        buffer.clear_overflow();
-        buffer.clear();
-        assert_eq!(buffer.write(b"fghi").unwrap(), 4);
-        assert!(!buffer.overflowed(), "it fits exactly");
     }
 
     #[test]
@@ -510,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn pool_keeps_a_bounded_number_of_its_own_capacity() {
+    fn pool_keeps_a_bounded_number() {
         let capacity = Pool::MAX_SPARE_BYTES / 8;
         assert_eq!(
             Pool::max_bytes(capacity),
@@ -520,17 +443,7 @@ mod tests {
         let mut pool = Pool::new(capacity).unwrap();
         for _ in 0..6 {
             pool.recycle(Buffers::new(capacity).unwrap());
-            let mut other_capacity = Buffers::new(capacity).unwrap();
-            other_capacity.output = Buffer::with_capacity(capacity - 1);
-            pool.recycle(other_capacity);
         }
         assert_eq!(pool.spare.len(), 4);
-        assert!(
-            pool.spare
-                .iter()
-                .all(|buffers| buffers.output.capacity() == capacity)
-        );
-        pool.scratch().input = Buffer::with_capacity(0);
-        assert!(!pool.is_scratch_clean());
     }
 }

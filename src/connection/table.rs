@@ -11,23 +11,24 @@
 //! A connection has one deadline. Its cause follows from the [phase](Phase): the idle timeout, the timeout
 //! of a flush, or the wait for the client's EOF. Progress moves the deadline without touching the
 //! [timers](Timers), so nothing is scheduled per message. In a shutdown there is no idle and no flush
-//! timeout: its own deadline and the wait for EOF remain.
+//! timeout: its own deadline and the wait for EOF remain. A timer of the handler comes before the deadline or
+//! after it, and moves as freely.
 
 use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Duration;
 
-use crossbeam_utils::CachePadded;
 use slab::Slab;
 
-use crate::connection::buffer::Pool;
 use crate::connection::timers::{Millis, NEVER, Timers};
-use crate::connection::{Connection, Phase, Readiness, Status, Stream, dispose};
-use crate::handler::Handler;
+use crate::connection::waker::WakeReceiver;
+use crate::connection::{Connection, Phase, Readiness, Resources, Status, Stream, dispose};
+use crate::handler::{Event, Handler};
 use crate::peer::Peer;
-use crate::stats::{CloseReason, WorkerCounters};
+use crate::stats::CloseReason;
+
+/// Wake-ups per tick, so that many at once do not delay the events of sockets.
+const MAX_WAKES: usize = 128;
 
 /// Timeouts of each connection of a worker. Deadlines are up to an eighth later, so that one wake-up
 /// serves many connections.
@@ -42,11 +43,6 @@ pub(crate) struct Timeouts {
     pub(crate) linger: Millis,
     /// Time limit of a shutdown. In its second half only data that had arrived before is read.
     pub(crate) drain: Millis,
-}
-
-/// Converts to milliseconds, rounded up so that no deadline is early.
-pub(crate) fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
 }
 
 /// `timeout` after `now`, rounded up to a multiple of an eighth of the timeout.
@@ -70,6 +66,28 @@ struct Entry<S, H> {
     queued: bool,
 }
 
+impl<S: Stream, H: Handler> Entry<S, H> {
+    /// When the handler's timer expires, or [`NEVER`].
+    fn handler_timer(&mut self) -> Millis {
+        let extras = self.connection.extras_mut();
+        extras.map_or(NEVER, |extras| extras.timer)
+    }
+
+    /// When to look at the connection next.
+    fn next_timer(&mut self) -> Millis {
+        self.deadline.min(self.handler_timer())
+    }
+
+    /// Notes that a timer is set for the time that this returns.
+    fn arm(&mut self) -> Millis {
+        let at = self.next_timer();
+        if let Some(extras) = self.connection.extras_mut() {
+            extras.armed = at;
+        }
+        at
+    }
+}
+
 /// How far a shutdown has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shutdown {
@@ -90,10 +108,12 @@ pub(crate) struct ConnectionTable<S, H> {
     /// Tokens of runnable connections (see [`Entry::queued`]), and some of connections that were closed.
     run_queue: VecDeque<usize>,
     timers: Timers,
-    pool: Pool,
+    wakes: WakeReceiver,
+    /// The queue of wake-ups may not be empty, although its notification has been handled.
+    has_wakes: bool,
+    resources: Resources,
     timeouts: Timeouts,
     shutdown: Shutdown,
-    counters: Arc<CachePadded<WorkerCounters>>,
     /// A connection was closed since the last [`ConnectionTable::take_closed`].
     closed: bool,
     /// The worker's index, for the log.
@@ -103,18 +123,19 @@ pub(crate) struct ConnectionTable<S, H> {
 impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     pub(crate) fn new(
         timeouts: Timeouts,
-        pool: Pool,
-        counters: Arc<CachePadded<WorkerCounters>>,
+        resources: Resources,
+        wakes: WakeReceiver,
         worker: usize,
     ) -> Self {
         Self {
             entries: Slab::new(),
             run_queue: VecDeque::new(),
             timers: Timers::default(),
-            pool,
+            wakes,
+            has_wakes: false,
+            resources,
             timeouts,
             shutdown: Shutdown::NotRequested,
-            counters,
             closed: false,
             worker,
         }
@@ -122,7 +143,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// How long the worker may sleep; `None` means until the next event.
     pub(crate) fn poll_timeout(&self, now: Millis) -> Option<Millis> {
-        if !self.run_queue.is_empty() {
+        if !self.run_queue.is_empty() || self.has_wakes {
             return Some(0);
         }
         let next = self.next_deadline();
@@ -178,7 +199,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         open: impl FnOnce(&mut S, &Peer, usize) -> Result<H, CloseReason>,
     ) {
         self.reserve_slot();
-        self.counters.assigned.add(1);
+        self.resources.counters.assigned.add(1);
         let slot = self.entries.vacant_entry();
         let token = slot.key();
         // Contain panics from the handler factory too.
@@ -252,12 +273,46 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if entry.queued {
             return;
         }
-        let status = connection.drive(&mut self.pool, &self.counters);
+        (self.resources.token, self.resources.now) = (token, now);
+        let status = connection.drive(&mut self.resources);
         let moves_deadline = entry.deadline != NEVER && connection.take_progress();
-        let is_idle = matches!(status, Status::Idle) && connection.is_serving();
-        if moves_deadline || !is_idle {
+        let is_idle = matches!(status, Status::Idle) && connection.is_plain();
+        if moves_deadline || !is_idle || !matches!(entry.phase, Phase::Serving) {
             self.after_drive(token, status, moves_deadline, now);
         }
+    }
+
+    /// Marks that connections may have been woken.
+    pub(crate) fn on_wake(&mut self) {
+        self.has_wakes = true;
+    }
+
+    /// Calls the handlers of a bounded number of connections that were woken.
+    pub(crate) fn run_wakes(&mut self, now: Millis) {
+        if !mem::take(&mut self.has_wakes) {
+            return;
+        }
+        self.wakes.clear_notified();
+        for _ in 0..MAX_WAKES {
+            let Some(waker) = self.wakes.take() else {
+                return;
+            };
+            let token = waker.token();
+            if self
+                .entries
+                .get(token)
+                .is_some_and(|entry| entry.connection.owns(&waker))
+            {
+                self.call(token, Event::Wake, now);
+            }
+        }
+        self.has_wakes = true;
+    }
+
+    /// Has the handler of a connection called, unless it is in the run queue, which calls it in its turn.
+    fn call(&mut self, token: usize, event: Event, now: Millis) {
+        self.entries[token].connection.request_call(event);
+        self.drive(token, now);
     }
 
     /// Drives a connection without new readiness.
@@ -281,7 +336,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         match status {
             Status::Idle => {}
             Status::Runnable => {
-                self.counters.yields.add(1);
+                self.resources.counters.yields.add(1);
                 entry.queued = true;
                 self.run_queue.push_back(token);
             }
@@ -290,14 +345,18 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let phase = entry.connection.phase();
         if phase != entry.phase {
             entry.phase = phase;
-            self.set_deadline(token, now);
-        } else if moves_deadline
+            return self.set_deadline(token, now);
+        }
+        if moves_deadline
             && phase != Phase::Refusing
             && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_)))
         {
             // A lingering client that keeps sending is waited for only in a shutdown, which has a deadline.
             let deadline = self.deadline_of(phase, now);
             self.entries[token].deadline = deadline;
+        }
+        if self.entries[token].connection.extras_mut().is_some() {
+            self.arm(token);
         }
     }
 
@@ -308,11 +367,21 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         entry.deadline = deadline;
         // Progress up to now does not extend this deadline.
         entry.connection.take_progress();
-        self.timers.set(deadline, token);
+        self.arm(token);
         if self.timers.needs_rebuild(self.entries.len()) {
-            let entries = self.entries.iter();
+            let entries = self.entries.iter_mut();
             self.timers
-                .rebuild(entries.map(|(token, entry)| (entry.deadline, token)));
+                .rebuild(entries.map(|(token, entry)| (entry.arm(), token)));
+        }
+    }
+
+    /// Sets a timer for a connection's deadline or its handler's timer, unless there is one already.
+    fn arm(&mut self, token: usize) {
+        let entry = &mut self.entries[token];
+        let extras = entry.connection.extras_mut();
+        let armed = extras.map_or(NEVER, |extras| extras.armed);
+        if entry.next_timer() < armed {
+            self.timers.set(entry.arm(), token);
         }
     }
 
@@ -321,6 +390,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let timeout = match phase {
             Phase::Lingering(_) => Some(self.timeouts.linger),
             Phase::Serving | Phase::Flushing if self.is_shutting_down() => None,
+            Phase::Waiting => None,
             Phase::Serving => self.timeouts.idle,
             Phase::Flushing => Some(self.timeouts.flush),
             // Long enough for a client to send what a closed window has held back.
@@ -335,13 +405,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// has nothing to report about it.
     pub(crate) fn expire(&mut self, now: Millis) {
         while let Some(token) = self.timers.pop_expired(now) {
-            let Some(entry) = self.entries.get(token) else {
-                continue;
-            };
-            match entry.deadline <= now {
-                true => self.expire_one(token, now),
-                false => self.timers.set(entry.deadline, token),
-            }
+            self.on_timer(token, now);
         }
         let is_reading = matches!(self.shutdown, Shutdown::Reading { .. });
         if is_reading && self.next_shutdown_step() <= now {
@@ -349,6 +413,30 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
         if self.next_shutdown_step() <= now {
             self.close_all(now);
+        }
+    }
+
+    /// Looks at a connection whose timer has expired: its handler's timer, its deadline, both or neither.
+    fn on_timer(&mut self, token: usize, now: Millis) {
+        let Some(entry) = self.entries.get_mut(token) else {
+            return;
+        };
+        if let Some(extras) = entry.connection.extras_mut() {
+            if extras.armed > now {
+                // An older one; the current one is still to come.
+                return;
+            }
+            extras.armed = NEVER;
+        }
+        if entry.handler_timer() <= now {
+            self.call(token, Event::Timer, now);
+        }
+        let Some(entry) = self.entries.get(token) else {
+            return;
+        };
+        match entry.deadline <= now {
+            true => self.expire_one(token, now),
+            false => self.arm(token),
         }
     }
 
@@ -362,7 +450,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 entry.connection.close_after_flush(CloseReason::Shutdown);
                 return self.drive(token, now);
             }
-            Phase::Serving | Phase::Flushing => {}
+            Phase::Serving | Phase::Waiting | Phase::Flushing => {}
         }
         // A connection in the run queue can make progress.
         if !entry.queued && entry.connection.buffered() == 0 {
@@ -391,7 +479,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             opened,
             ..
         } = self.entries.remove(token);
-        let counters = &self.counters;
+        let counters = &self.resources.counters;
         let discarded = connection.abort_if_incomplete();
         counters.buffered.adjust(discarded, 0);
         counters.discarded[reason as usize].add(discarded as u64);
@@ -410,7 +498,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Counted last, so that the descriptor is closed before the count is visible.
     fn count_close(&mut self, reason: CloseReason) {
-        self.counters.closed[reason as usize].add(1);
+        self.resources.counters.closed[reason as usize].add(1);
         self.closed = true;
     }
 
@@ -453,7 +541,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         for (token, phase) in open {
             let reason = match phase {
                 Phase::Lingering(reason) => reason,
-                Phase::Serving | Phase::Refusing | Phase::Flushing => CloseReason::DrainTimeout,
+                Phase::Serving | Phase::Waiting | Phase::Refusing | Phase::Flushing => {
+                    CloseReason::DrainTimeout
+                }
             };
             self.close(token, reason, now);
         }
@@ -465,12 +555,19 @@ mod tests {
     use std::cell::RefCell;
     use std::io::{self, ErrorKind, Read, Write};
     use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use crossbeam_utils::CachePadded;
 
     use super::*;
-    use crate::connection::buffer::Buffer;
+    use crate::connection::buffer::Pool;
+    use crate::connection::waker::WakeQueue;
     use crate::connection::{BUDGET, MAX_ROUNDS};
-    use crate::handler::{Action, Echo};
+    use crate::handler::{Action, Context, Echo};
     use crate::stats::Counters;
+    use crate::stats::WorkerCounters;
 
     const TIMEOUTS: Timeouts = Timeouts {
         idle: None,
@@ -478,6 +575,24 @@ mod tests {
         linger: 80,
         drain: 1000,
     };
+
+    impl<S: Stream, H: Handler> ConnectionTable<S, H> {
+        /// A table with buffers of this many bytes, and the number of times that its worker was woken.
+        pub(crate) fn for_tests(
+            timeouts: Timeouts,
+            buffer_size: usize,
+            counters: &Arc<CachePadded<WorkerCounters>>,
+        ) -> (Self, Arc<AtomicUsize>) {
+            let wake_ups = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&wake_ups);
+            let (wakes, receiver) = WakeQueue::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            let pool = Pool::new(buffer_size).expect("memory for a test");
+            let resources = Resources::new(pool, wakes, Arc::clone(counters));
+            (Self::new(timeouts, resources, receiver, 0), wake_ups)
+        }
+    }
 
     /// The size of the buffers, and of each read.
     const CHUNK: usize = 512;
@@ -567,9 +682,9 @@ mod tests {
     impl<H: Handler> Harness<H> {
         fn new(timeouts: Timeouts) -> Self {
             let counters = Arc::new(Counters::new(1));
-            let pool = Pool::new(CHUNK).unwrap();
+            let (table, _) = ConnectionTable::for_tests(timeouts, CHUNK, &counters.workers[0]);
             Self {
-                table: ConnectionTable::new(timeouts, pool, Arc::clone(&counters.workers[0]), 0),
+                table,
                 counters,
                 log: Log::default(),
                 room: Rc::new(RefCell::new(usize::MAX)),
@@ -806,8 +921,8 @@ mod tests {
     struct Refuse;
 
     impl Handler for Refuse {
-        fn process(&mut self, _: &mut Buffer, output: &mut Buffer) -> Action {
-            assert!(output.push(b"no"));
+        fn process(&mut self, _: Event, context: &mut Context<'_>) -> Action {
+            assert!(context.output.push(b"no"));
             Action::Close
         }
     }
@@ -901,8 +1016,8 @@ mod tests {
     struct PanicOnDrop;
 
     impl Handler for PanicOnDrop {
-        fn process(&mut self, input: &mut Buffer, _: &mut Buffer) -> Action {
-            assert!(input.is_empty(), "deliberate panic");
+        fn process(&mut self, _: Event, context: &mut Context<'_>) -> Action {
+            assert!(context.input.is_empty(), "deliberate panic");
             Action::Continue
         }
     }
@@ -999,11 +1114,199 @@ mod tests {
         assert_eq!(harness.table.poll_timeout(0), None);
     }
 
+    /// A handler that does what the test says, and counts its calls by event.
+    type Calls = Rc<RefCell<Vec<Event>>>;
+
+    struct FnHandler<F>(F, Calls);
+
+    impl<F: FnMut(Event, &mut Context<'_>) -> Action> Handler for FnHandler<F> {
+        fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+            if event != Event::Open {
+                self.1.borrow_mut().push(event);
+            }
+            (self.0)(event, context)
+        }
+    }
+
+    /// A table with one connection whose handler does what `process` says.
+    fn with_handler<F: FnMut(Event, &mut Context<'_>) -> Action>(
+        timeouts: Timeouts,
+        process: F,
+    ) -> (Harness<FnHandler<F>>, Calls) {
+        let mut harness = Harness::new(timeouts);
+        let calls = Calls::default();
+        harness.register(0, 'h', 0, |_| Ok(FnHandler(process, Rc::clone(&calls))));
+        (harness, calls)
+    }
+
     #[test]
-    fn durations_round_up() {
-        assert_eq!(millis(Duration::ZERO), 0);
-        assert_eq!(millis(Duration::from_nanos(1)), 1);
-        assert_eq!(millis(Duration::from_millis(7)), 7);
-        assert_eq!(millis(Duration::MAX), NEVER);
+    fn timer_of_a_handler_expires_on_time_and_once() {
+        let (mut harness, calls) = with_handler(with_idle_timeout(800), |event, context| {
+            if event == Event::Open {
+                context.set_timer(Some(Duration::from_millis(50)));
+            }
+            Action::Continue
+        });
+        assert_eq!(harness.table.poll_timeout(0), Some(50));
+        harness.tick(49, &[]);
+        assert_eq!(*calls.borrow(), []);
+        harness.tick(50, &[]);
+        assert_eq!(*calls.borrow(), [Event::Timer]);
+        assert_eq!(
+            harness.table.poll_timeout(50),
+            Some(750),
+            "the idle timeout"
+        );
+        harness.tick(799, &[]);
+        assert_eq!(*calls.borrow(), [Event::Timer]);
+        harness.tick(800, &[]);
+        assert_eq!(harness.phase(0), Phase::Lingering(CloseReason::IdleTimeout));
+    }
+
+    #[test]
+    fn moving_the_timer_of_a_handler_sets_no_further_one() {
+        let (mut harness, calls) = with_handler(TIMEOUTS, |_, context| {
+            context.set_timer(Some(Duration::from_millis(50)));
+            Action::Continue
+        });
+        for now in 1..40 {
+            harness.table.call(0, Event::Wake, now);
+        }
+        calls.borrow_mut().clear();
+        harness.tick(50, &[]);
+        assert_eq!(*calls.borrow(), [], "it was moved to 89");
+        assert_eq!(harness.table.poll_timeout(50), Some(39));
+        harness.tick(89, &[]);
+        assert_eq!(*calls.borrow(), [Event::Timer]);
+        let mut timers = 0;
+        while harness.table.timers.pop_expired(NEVER).is_some() {
+            timers += 1;
+        }
+        assert_eq!(timers, 1);
+    }
+
+    #[test]
+    fn earlier_timer_of_a_handler_replaces_a_later_one() {
+        let mut timeout = 100;
+        let (mut harness, calls) = with_handler(TIMEOUTS, move |event, context| {
+            if event != Event::Timer {
+                context.set_timer(Some(Duration::from_millis(timeout)));
+                timeout = 10;
+            }
+            Action::Continue
+        });
+        harness.table.call(0, Event::Wake, 0);
+        harness.tick(10, &[]);
+        harness.tick(100, &[]);
+        assert_eq!(*calls.borrow(), [Event::Wake, Event::Timer]);
+        assert_eq!(harness.table.poll_timeout(100), None);
+    }
+
+    #[test]
+    fn stopped_timer_of_a_handler_does_not_expire() {
+        let (mut harness, calls) = with_handler(TIMEOUTS, |event, context| {
+            let timeout = (event == Event::Open).then_some(Duration::from_millis(10));
+            context.set_timer(timeout);
+            Action::Continue
+        });
+        harness.table.call(0, Event::Wake, 0);
+        harness.tick(10, &[]);
+        assert_eq!(*calls.borrow(), [Event::Wake]);
+        assert_eq!(harness.table.poll_timeout(10), None);
+    }
+
+    #[test]
+    fn idle_timeout_begins_when_the_answer_was_given() {
+        let (mut harness, _) = with_handler(with_idle_timeout(800), |event, _| match event {
+            Event::Wake => Action::Continue,
+            _ => Action::Pending,
+        });
+        assert_eq!(harness.phase(0), Phase::Waiting);
+        harness.tick(10_000, &[]);
+        assert_eq!(harness.phase(0), Phase::Waiting);
+        assert_eq!(harness.table.poll_timeout(10_000), None);
+        harness.table.call(0, Event::Wake, 10_000);
+        harness.tick(10_799, &[]);
+        assert_eq!(harness.phase(0), Phase::Serving);
+        harness.tick(10_800, &[]);
+        assert_eq!(harness.phase(0), Phase::Lingering(CloseReason::IdleTimeout));
+    }
+
+    #[test]
+    fn pending_answer_whose_output_is_stuck_expires() {
+        let (mut harness, _) = with_handler(with_idle_timeout(80), |event, context| {
+            assert!(event == Event::Open || context.output.push(b"part"));
+            Action::Pending
+        });
+        *harness.room.borrow_mut() = 0;
+        harness.table.call(0, Event::Wake, 1000);
+        assert_eq!(harness.phase(0), Phase::Serving);
+        harness.tick(1080, &[]);
+        assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+        assert_eq!(harness.calls("abort"), ['h']);
+    }
+
+    /// Many connections that were woken, beside one with input.
+    #[test]
+    fn wake_ups_per_tick_are_bounded() {
+        const COUNT: usize = 3 * MAX_WAKES;
+        let mut harness = Harness::new(TIMEOUTS);
+        let calls = Calls::default();
+        let wakers = Rc::new(RefCell::new(Vec::new()));
+        for _ in 0..COUNT {
+            let wakers = Rc::clone(&wakers);
+            let process = move |event, context: &mut Context<'_>| {
+                if event == Event::Open {
+                    wakers.borrow_mut().push(context.waker());
+                }
+                Action::Continue
+            };
+            let calls = Rc::clone(&calls);
+            harness.register(0, 'w', 0, |_| Ok(FnHandler(process, calls)));
+        }
+        for waker in wakers.borrow().iter().rev() {
+            waker.wake();
+            waker.wake();
+        }
+        harness.table.on_wake();
+        for tick in 1..=4 {
+            harness.table.run_wakes(0);
+            assert_eq!(calls.borrow().len(), COUNT.min(tick * MAX_WAKES));
+            let is_done = tick == 4;
+            let timeout = harness.table.poll_timeout(0);
+            assert_eq!(timeout, (!is_done).then_some(0));
+        }
+    }
+
+    #[test]
+    fn waker_of_an_earlier_connection_does_nothing() {
+        fn make_waker(_: Event, context: &mut Context<'_>) -> Action {
+            let _made = context.waker();
+            Action::Continue
+        }
+        let calls = Calls::default();
+        let mut harness = Harness::new(TIMEOUTS);
+        let mut wakers = Vec::new();
+        for at in 0..2 {
+            harness.register(at, 'w', 0, |token| {
+                assert_eq!(token, 0, "the token is reused");
+                Ok(FnHandler(make_waker, Rc::clone(&calls)))
+            });
+            let extras = harness.table.entries[0].connection.extras_mut();
+            wakers.extend(extras.and_then(|extras| extras.waker.clone()));
+            if at == 0 {
+                wakers[0].wake();
+                harness.table.close(0, CloseReason::PeerClosed, 0);
+            }
+        }
+        harness.table.on_wake();
+        harness.table.run_wakes(0);
+        assert_eq!(*calls.borrow(), []);
+        for waker in &wakers {
+            waker.wake();
+        }
+        harness.table.on_wake();
+        harness.table.run_wakes(0);
+        assert_eq!(*calls.borrow(), [Event::Wake], "of the new one");
     }
 }

@@ -6,12 +6,18 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 /// Milliseconds: a duration, or the time since a fixed moment.
 pub(crate) type Millis = u64;
 
 /// No deadline.
 pub(crate) const NEVER: Millis = Millis::MAX;
+
+/// Converts to milliseconds, rounded up so that no deadline is early.
+pub(crate) fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
@@ -71,6 +77,14 @@ mod tests {
         assert_eq!(timers.pop_expired(20), Some(2));
         assert_eq!(timers.pop_expired(20), None);
         assert_eq!(timers.next(), Some(30));
+    }
+
+    #[test]
+    fn durations_round_up() {
+        assert_eq!(millis(Duration::ZERO), 0);
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+        assert_eq!(millis(Duration::from_millis(7)), 7);
+        assert_eq!(millis(Duration::MAX), NEVER);
     }
 
     #[test]

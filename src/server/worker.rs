@@ -74,7 +74,8 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     }
 
     /// Runs one tick: waits for events, then drives the connections that have used their budget in the last
-    /// tick, those with an event and new ones, and expires those whose deadline has passed.
+    /// tick, those with an event, those that were woken and new ones, and expires those whose deadline has
+    /// passed.
     ///
     /// Before anything expires, all events that the kernel already knows of are handled. A client is
     /// therefore not judged by the time for which this process was stopped, or busy.
@@ -98,6 +99,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
                 }
             }
         }
+        self.table.run_wakes(self.now);
         // New connections follow the events, because their tokens may have just been freed.
         let took_any = self.has_new && self.take_new(poller, handler);
         if let Some(deadline) = self.shutdown_deadline() {
@@ -117,7 +119,10 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     fn handle_events<P: Poller<S>>(&mut self, poller: &P) {
         for event in poller.events() {
             match event {
-                Event::Wake => self.has_new = true,
+                Event::Wake => {
+                    self.has_new = true;
+                    self.table.on_wake();
+                }
                 Event::Ready(token, readiness) => self.table.on_ready(token, readiness, self.now),
             }
         }
@@ -161,7 +166,6 @@ mod tests {
 
     use super::*;
     use crate::connection::Readiness;
-    use crate::connection::buffer::Pool;
     use crate::connection::table::Timeouts;
     use crate::handler::Echo;
     use crate::server::dispatcher::{CountingWaker, Dispatcher};
@@ -291,8 +295,7 @@ mod tests {
             let (dispatcher, mut receivers) = Dispatcher::new(1000, [CountingWaker::default()]);
             let waker = CountingWaker::default();
             let control = Arc::new(AcceptorControl::new(waker.clone(), []));
-            let pool = Pool::new(16).unwrap();
-            let table = ConnectionTable::new(TIMEOUTS, pool, Arc::clone(&own), 0);
+            let (table, _) = ConnectionTable::for_tests(TIMEOUTS, 16, &own);
             let receiver = receivers.remove(0);
             Self {
                 worker: Worker::new(table, receiver, Arc::clone(&control), own),

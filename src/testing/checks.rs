@@ -1,6 +1,6 @@
 //! The promises of the server, as checks of the kernel's state.
 
-use super::connection::{Close, ReadPolicy, Refusal, SimConnection};
+use super::connection::{Close, ClosePolicy, ReadPolicy, Refusal, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Poller};
 use crate::connection::timers::Millis;
 use crate::stats::{CloseReason, Counter};
@@ -96,6 +96,7 @@ impl Kernel<'_> {
             }
             open += 1;
             self.check_deadline(thread, id);
+            self.check_timer(thread, id);
             self.check_served(id);
             if may_sleep {
                 self.check_idle(thread, id);
@@ -137,6 +138,7 @@ impl Kernel<'_> {
         match (connection.write_shutdown, connection.close_requested) {
             (Some(shutdown), _) => Some(shutdown.at + latest(timeouts.linger)),
             (None, Some(at)) => Some(connection.last_activity.max(at) + latest(timeouts.flush)),
+            (None, None) if connection.is_waiting() => None,
             (None, None) => timeouts
                 .idle
                 .map(|timeout| connection.last_activity + latest(timeout)),
@@ -168,11 +170,32 @@ impl Kernel<'_> {
         });
     }
 
+    /// Checks that the handler is called when its timer expires, and that its worker does not sleep beyond it.
+    fn check_timer(&mut self, thread: usize, id: usize) {
+        let poller = &self.pollers[thread];
+        let connection = &self.connections[id];
+        let Some(timer) = connection.timer.filter(|_| connection.calls_handler()) else {
+            return;
+        };
+        // A connection in the run queue is called in its next turn.
+        let called = poller.now < timer || connection.used_budget;
+        let at = timer + poller.tick_length;
+        let is_armed = self.is_ready(thread) || poller.wake_at.is_some_and(|wake_at| wake_at <= at);
+        self.check(called && is_armed, || {
+            format!("the timer of connection {id}, {timer} ms, has not called its handler")
+        });
+    }
+
     /// Checks what must hold for a connection when its worker would sleep until the next event.
     fn check_idle(&mut self, thread: usize, id: usize) {
         let draining = self.pollers[thread].draining;
         let connection = &self.connections[id];
-        if connection.blocked {
+        let is_called = !connection.is_woken || !connection.calls_handler();
+        self.check(is_called, || {
+            format!("connection {id} was woken, and its handler was not called")
+        });
+        let connection = &self.connections[id];
+        if connection.blocked || connection.is_pending() {
             return;
         }
         if connection.is_readable() {
@@ -187,7 +210,7 @@ impl Kernel<'_> {
             self.fail(format!(
                 "connection {id} is stalled: nothing is left to do, and the drain has not closed it"
             ));
-        } else if connection.write_shutdown.is_none() && !connection.eof_reported {
+        } else if connection.write_shutdown.is_none() {
             let due = self.output_of(connection, connection.answered_input());
             let written = connection.written;
             self.check(written == due, || {
@@ -198,9 +221,10 @@ impl Kernel<'_> {
 
     /// Returns how many bytes the model answers to the first `read` bytes of a client.
     fn output_of(&self, connection: &SimConnection, read: usize) -> usize {
-        match read == connection.input.len() {
+        let will_end = connection.close_policy == ClosePolicy::HalfClose;
+        match read == connection.input.len() && connection.ended == will_end {
             true => connection.expected.len(),
-            false => (self.model)(&connection.input[..read]).len(),
+            false => (self.model)(&connection.input[..read], connection.ended).len(),
         }
     }
 
@@ -392,7 +416,7 @@ impl Kernel<'_> {
         let aborted = connection.abort_requested;
         let ended = connection.eof_reported || connection.write_shutdown.is_some();
         let was_served = !connection.registration_failed && !connection.reset_by_client;
-        if was_served && (!close.reset || ended) {
+        if was_served && (!close.reset || (ended && !aborted)) {
             let problem = format!("{written} of {due} bytes of output were written");
             require(written == due, problem)?;
         }

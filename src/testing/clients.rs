@@ -5,14 +5,16 @@ use super::kernel::{Kernel, Source};
 
 impl Kernel<'_> {
     /// Connects a client that will send `input` to a random listener.
-    pub(super) fn connect(&mut self, input: Vec<u8>, expected: Vec<u8>) {
+    pub(super) fn connect(&mut self, input: Vec<u8>) {
         let listener = self.rng.below(self.listeners.len());
         let backlog = &self.listeners[listener];
         if !backlog.open || backlog.waiting.len() >= self.parameters.backlog as usize {
             return;
         }
         self.act();
-        let connection = SimConnection::new(&mut self.rng, input, expected, self.sequence);
+        let mut connection = SimConnection::new(&mut self.rng, input, self.sequence);
+        let ends = connection.close_policy == ClosePolicy::HalfClose;
+        connection.expected = (self.model)(&connection.input, ends);
         let id = self.connections.len();
         self.record(|| {
             format!(
@@ -44,7 +46,7 @@ impl Kernel<'_> {
             return;
         }
         let id = self.rng.below(self.connections.len());
-        match self.rng.below(10) {
+        match self.rng.below(11) {
             0..4 => self.send(id),
             4..6 => {
                 let max = self.rng.up_to(self.connections[id].client_buffer_size);
@@ -57,6 +59,7 @@ impl Kernel<'_> {
                     self.receive(id, max);
                 }
             }
+            9 => self.wake_handler(id),
             _ => match self.connections[id].close_policy {
                 ClosePolicy::Reset if self.rng.one_in(4) => self.reset(id),
                 ClosePolicy::HalfClose => self.half_close(id),
@@ -93,6 +96,35 @@ impl Kernel<'_> {
                 ClosePolicy::Reset | ClosePolicy::KeepOpen => {}
             }
         }
+    }
+
+    /// Uses the waker of a connection, if its handler has asked for one.
+    fn wake_handler(&mut self, id: usize) {
+        let connection = &mut self.connections[id];
+        let Some(waker) = connection.waker.clone() else {
+            return;
+        };
+        connection.is_woken = true;
+        self.record(|| format!("the handler of client {id} is woken"));
+        waker.wake();
+    }
+
+    /// Wakes every handler that has announced an answer, and advances the clock to the next timer of one. Returns
+    /// whether there was one.
+    pub(super) fn wake_pending_handlers(&mut self) -> bool {
+        let pending = |connection: &SimConnection| connection.is_pending();
+        for id in 0..self.connections.len() {
+            if pending(&self.connections[id]) {
+                self.wake_handler(id);
+            }
+        }
+        let timed = |connection: &&SimConnection| pending(connection) && connection.timer.is_some();
+        let workers = self.connections.iter().filter(timed);
+        let workers = workers.filter_map(|connection| connection.registered);
+        let wake_up = |(worker, _): (usize, usize)| self.pollers[worker].wake_at;
+        let next = workers.filter_map(wake_up).min();
+        self.now = self.now.max(next.unwrap_or(0));
+        next.is_some()
     }
 
     fn send(&mut self, id: usize) {

@@ -8,6 +8,8 @@
 use super::random::Rng;
 use crate::connection::Readiness;
 use crate::connection::timers::Millis;
+use crate::connection::waker::Waker;
+use crate::handler::Action;
 use crate::stats::CloseReason;
 
 /// How a client ends its connection after it has sent everything.
@@ -118,10 +120,24 @@ pub(super) struct SimConnection {
     pub(super) registered_at: Millis,
     pub(super) in_ready_list: bool,
     pub(super) eof_reported: bool,
+    /// The EOF was reported while the handler could still answer.
+    pub(super) ended: bool,
+    /// The handler was called for it.
+    pub(super) end_handled: bool,
     pub(super) reset_reported: bool,
     /// What had arrived by the last event that the worker has handled.
     pub(super) reported: usize,
-    /// When the handler has returned [`Action::Close`](crate::Action::Close).
+    /// What the handler has returned last, `None` before its first call.
+    pub(super) action: Option<Action>,
+    /// How many bytes the handler has consumed and appended.
+    pub(super) consumed: usize,
+    pub(super) appended: usize,
+    /// When the handler's timer expires.
+    pub(super) timer: Option<Millis>,
+    pub(super) waker: Option<Waker>,
+    /// The waker was used, and the handler was not called since.
+    pub(super) is_woken: bool,
+    /// When the handler has returned [`Action::Close`].
     pub(super) close_requested: Option<Millis>,
     pub(super) write_shutdown: Option<WriteShutdown>,
     pub(super) refusal: Option<Refusal>,
@@ -145,7 +161,7 @@ pub(super) struct SimConnection {
 }
 
 impl SimConnection {
-    pub(super) fn new(rng: &mut Rng, input: Vec<u8>, expected: Vec<u8>, connected: u64) -> Self {
+    pub(super) fn new(rng: &mut Rng, input: Vec<u8>, connected: u64) -> Self {
         const READ_POLICIES: [ReadPolicy; 6] = [
             ReadPolicy::Immediately,
             ReadPolicy::Immediately,
@@ -164,7 +180,6 @@ impl SimConnection {
                 ClosePolicy::KeepOpen,
                 ClosePolicy::Reset,
             ]),
-            expected,
             send_buffer_size: rng.choose(&[1, 5, 40, 300, 2000]),
             client_buffer_size: rng.choose(&[1, 5, 40, 300]),
             max_unsent: rng.choose(&[1, 10, 2000, 2000]),
@@ -225,6 +240,29 @@ impl SimConnection {
 
     pub(super) fn is_open(&self) -> bool {
         self.close.is_none()
+    }
+
+    /// Whether the handler can be called.
+    pub(super) fn calls_handler(&self) -> bool {
+        let is_done =
+            self.end_handled && matches!(self.action, Some(Action::Continue | Action::Close));
+        let is_closing = self.close_requested.is_some() || self.write_shutdown.is_some();
+        self.is_open() && !is_done && !is_closing && self.refusal.is_none()
+    }
+
+    /// Whether the handler has announced an answer.
+    pub(super) fn is_pending(&self) -> bool {
+        self.calls_handler() && self.action == Some(Action::Pending)
+    }
+
+    /// Whether the handler has announced an answer, and left so much input that no more can be read.
+    pub(super) fn is_full(&self, buffer_size: usize) -> bool {
+        self.is_pending() && self.read - self.consumed == buffer_size
+    }
+
+    /// Whether all output is written and the handler has announced more.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_pending() && self.written == self.appended
     }
 
     /// Whether either side has reset the connection.

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::connection::SimConnection;
 use super::random::Rng;
@@ -136,6 +137,8 @@ pub(super) struct Turn {
 #[derive(Debug, Default)]
 pub(super) struct Poller {
     ready: VecDeque<Source>,
+    /// Set when a connection of the worker is woken.
+    pub(super) woken: Arc<AtomicBool>,
     /// When the poll that the thread waits in times out.
     pub(super) wake_at: Option<Millis>,
     pub(super) ended: bool,
@@ -188,7 +191,7 @@ pub(super) struct Kernel<'a> {
     pub(super) bytes_read: u64,
     pub(super) bytes_written: u64,
     pub(super) counters: Arc<Counters>,
-    pub(super) model: &'a dyn Fn(&[u8]) -> Vec<u8>,
+    pub(super) model: &'a dyn Fn(&[u8], bool) -> Vec<u8>,
     /// The first failed check.
     pub(super) failure: Option<String>,
     /// What happened so far, if it is to be recorded.
@@ -201,7 +204,7 @@ impl<'a> Kernel<'a> {
     pub(super) fn new(
         rng: Rng,
         parameters: Parameters,
-        model: &'a dyn Fn(&[u8]) -> Vec<u8>,
+        model: &'a dyn Fn(&[u8], bool) -> Vec<u8>,
         counters: Arc<Counters>,
         trace: bool,
     ) -> Self {
@@ -294,7 +297,8 @@ impl<'a> Kernel<'a> {
     pub(super) fn is_ready(&self, thread: usize) -> bool {
         let poller = &self.pollers[thread];
         let timed_out = poller.wake_at.is_some_and(|at| at <= self.now);
-        !poller.ended && (timed_out || !poller.ready.is_empty())
+        let woken = poller.woken.load(Ordering::Relaxed);
+        !poller.ended && (timed_out || woken || !poller.ready.is_empty())
     }
 
     /// Runs a poll of a thread that does not sleep any longer. Returns whether more events may be pending.
@@ -306,6 +310,9 @@ impl<'a> Kernel<'a> {
     ) -> bool {
         batch.clear();
         self.pollers[thread].new_connections = 0;
+        if self.pollers[thread].woken.swap(false, Ordering::Relaxed) {
+            self.wake(thread);
+        }
         if !self.is_ready(thread) && timeout != Some(0) {
             // On Linux, only a poll that sleeps is interrupted.
             self.record(|| format!("thread {thread}: poll is interrupted"));
@@ -418,9 +425,16 @@ impl<'a> Kernel<'a> {
             && let Some((id, arrived)) = event.connection
             && readiness.readable
         {
+            let buffer_size = self.parameters.buffer_size;
             let connection = &mut self.connections[id];
             connection.reported = connection.reported.max(arrived);
-            if event.must_serve && !connection.blocked {
+            // A handler that has announced an answer can leave its input unread.
+            let is_limited = connection
+                .read_limit
+                .is_some_and(|limit| limit <= connection.read);
+            let may_wait =
+                connection.is_pending() && (is_limited || connection.is_full(buffer_size));
+            if event.must_serve && connection.is_readable() && !connection.blocked && !may_wait {
                 connection.ticks_unserved.get_or_insert(0);
             }
         }

@@ -6,15 +6,19 @@
 use std::cell::{OnceCell, RefCell, RefMut};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown};
 use super::random::Rng;
 use super::system::{
     Machine, Register, SimListener, SimPoller, SimStream, SimWaker, Threads, client_of,
 };
-use crate::connection::buffer::{Buffer, OUT_OF_MEMORY, Pool};
+use crate::connection::Resources;
+use crate::connection::buffer::{OUT_OF_MEMORY, Pool};
 use crate::connection::table::ConnectionTable;
-use crate::handler::{Action, Handler};
+use crate::connection::timers::NEVER;
+use crate::connection::waker::WakeQueue;
+use crate::handler::{Action, Context, Event, Handler};
 use crate::peer::Peer;
 use crate::server::acceptor::Acceptor;
 use crate::server::control::AcceptorControl;
@@ -26,7 +30,7 @@ use crate::stats::Counters;
 pub(super) struct Scenario<'a, H> {
     pub(super) handler: &'a (dyn Fn() -> H + Sync),
     pub(super) vocabulary: &'a [&'a [u8]],
-    pub(super) model: &'a (dyn Fn(&[u8]) -> Vec<u8> + Sync),
+    pub(super) model: &'a (dyn Fn(&[u8], bool) -> Vec<u8> + Sync),
     /// The smallest buffer that holds every message and its answer.
     pub(super) min_buffer_size: usize,
 }
@@ -105,20 +109,84 @@ struct ObservedHandler<'a, H> {
 }
 
 impl<H: Handler> Handler for ObservedHandler<'_, H> {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        let action = self.handler.process(input, output);
-        let (mut kernel, id) = (self.machine.kernel.borrow_mut(), self.id);
-        let now = kernel.pollers[kernel.current].now;
-        let connection = &mut kernel.connections[id];
-        let is_closing =
-            connection.close_requested.is_some() || connection.write_shutdown.is_some();
-        if action == Action::Close {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        self.machine
+            .kernel
+            .borrow_mut()
+            .begin_call(self.id, event, context);
+        let before = (context.input.len(), context.output.len());
+        let action = self.handler.process(event, context);
+        let consumed = before.0 - context.input.len();
+        let appended = context.output.len() - before.1;
+        let mut kernel = self.machine.kernel.borrow_mut();
+        kernel.end_call(self.id, event, context, action, (consumed, appended));
+        action
+    }
+}
+
+impl Kernel<'_> {
+    /// Checks that a call of a handler is due, and what its buffers hold.
+    fn begin_call(&mut self, id: usize, event: Event, context: &Context<'_>) {
+        let now = self.pollers[self.current].now;
+        let connection = &mut self.connections[id];
+        let is_due = match event {
+            Event::Open => connection.action.is_none(),
+            Event::Input => connection.read > connection.consumed,
+            Event::Sent => connection.action == Some(Action::Flush),
+            Event::Eof => connection.ended,
+            Event::Timer => connection.timer.take().is_some_and(|timer| timer <= now),
+            Event::Wake => connection.waker.is_some(),
+        };
+        if event == Event::Wake {
+            connection.is_woken = false;
+        }
+        if connection.is_waiting() {
+            connection.last_activity = now;
+        }
+        let can_have_output = matches!(event, Event::Timer | Event::Wake);
+        let calls_handler = connection.calls_handler();
+        let problem = if !calls_handler {
+            "is closing"
+        } else if !is_due {
+            "has no reason for it"
+        } else if !can_have_output && !context.output.is_empty() {
+            "has pending output"
+        } else {
+            return;
+        };
+        self.fail(format!(
+            "connection {id} {problem}, and its handler was called for {event:?}"
+        ));
+    }
+
+    /// Notes the result of a call.
+    fn end_call(
+        &mut self,
+        id: usize,
+        event: Event,
+        context: &Context<'_>,
+        action: Action,
+        (consumed, appended): (usize, usize),
+    ) {
+        self.record(|| {
+            format!(
+                "connection {id}: {event:?}: the handler consumes {consumed}, appends {appended}: {action:?}"
+            )
+        });
+        let now = self.pollers[self.current].now;
+        self.progress += usize::from(consumed + appended > 0);
+        let connection = &mut self.connections[id];
+        connection.action = Some(action);
+        connection.consumed += consumed;
+        connection.appended += appended;
+        connection.end_handled |= event == Event::Eof;
+        if let Some(extras) = context.extras.as_deref() {
+            connection.timer = (extras.timer != NEVER).then_some(extras.timer);
+            connection.waker.clone_from(&extras.waker);
+        }
+        if action == Action::Close && !connection.end_handled {
             connection.close_requested = Some(now);
         }
-        kernel.check(!is_closing, || {
-            format!("connection {id} is closing, and its handler was called again")
-        });
-        action
     }
 }
 
@@ -175,9 +243,8 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         let mut kernel = Kernel::new(rng, parameters, scenario.model, shared, trace);
         kernel.record(|| format!("{parameters:?}"));
         if is_crowded {
-            let expected = (scenario.model)(&[]);
             for _ in 0..kernel.rng.below(300) {
-                kernel.connect(Vec::new(), expected.clone());
+                kernel.connect(Vec::new());
             }
         }
         let machine = Rc::new(Machine {
@@ -237,8 +304,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         let mut kernel = self.kernel();
         if kernel.connections.len() < self.bounds.max_connections {
             let input = random_input(&mut kernel.rng, self.scenario.vocabulary);
-            let expected = (self.scenario.model)(&input);
-            kernel.connect(input, expected);
+            kernel.connect(input);
         }
     }
 
@@ -311,6 +377,11 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
             self.kernel().run_all_clients(include_late);
             self.run_ready_threads()?;
             if self.kernel().progress != before {
+                continue;
+            }
+            let has_timer = self.kernel().wake_pending_handlers();
+            self.run_ready_threads()?;
+            if has_timer || self.kernel().progress != before {
                 continue;
             }
             // Clients that wait for the end of a pause.
@@ -488,7 +559,12 @@ fn new_threads<'a, H: Handler>(
     for (index, (receiver, waker)) in receivers.into_iter().zip(wakers).enumerate() {
         let counters = &counters.workers[index];
         let pool = Pool::new(parameters.buffer_size).expect("memory for a worker");
-        let table = ConnectionTable::new(parameters.timeouts, pool, Arc::clone(counters), index);
+        let woken = Arc::clone(&machine.kernel.borrow().pollers[index + 1].woken);
+        let notify = move || woken.store(true, Ordering::Relaxed);
+        let (wake_queue, wake_ups) = WakeQueue::new(notify);
+        let resources = Resources::new(pool, wake_queue, Arc::clone(counters));
+        let timeouts = parameters.timeouts;
+        let table = ConnectionTable::new(timeouts, resources, wake_ups, index);
         let worker = Worker::new(table, receiver, Arc::clone(control), Arc::clone(counters));
         let poller = SimPoller::new(index + 1, machine);
         let thread = Thread::Worker(Box::new(worker), poller, waker);

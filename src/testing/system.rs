@@ -91,7 +91,11 @@ impl Read for SimStream<'_> {
             return Err(ErrorKind::ConnectionReset.into());
         }
         if connection.half_closed || connection.reset_by_client {
-            let is_second = connection.eof_reported;
+            let is_serving = connection.write_shutdown.is_none()
+                && connection.close_requested.is_none()
+                && connection.refusal.is_none();
+            connection.ended |= is_serving;
+            let is_second = is_serving && connection.eof_reported;
             connection.eof_reported = true;
             kernel.record(|| format!("connection {id}: read returns EOF"));
             kernel.check(!is_second, || format!("connection {id} reads after EOF"));
@@ -161,7 +165,11 @@ impl Write for SimStream<'_> {
         }
         let connection = &mut kernel.connections[id];
         let start = connection.written;
-        let is_expected = connection.expected.get(start..start + count) == Some(&bytes[..count]);
+        let expected = connection.expected.get(start..).unwrap_or_default();
+        let difference = match expected.starts_with(&bytes[..count]) {
+            true => None,
+            false => Some(compare(start, expected, &bytes[..count])),
+        };
         let is_shut_down = connection.write_shutdown.is_some();
         connection.written += count;
         if connection.room() == 0 {
@@ -170,9 +178,9 @@ impl Write for SimStream<'_> {
         kernel.bytes_written += count as u64;
         kernel.account(id, 0, count);
         kernel.record(|| format!("connection {id}: write takes {count} of {}", bytes.len()));
-        kernel.check(is_expected, || {
-            format!("connection {id} wrote wrong bytes at position {start} of its output")
-        });
+        if let Some(difference) = difference {
+            kernel.fail(format!("connection {id} wrote wrong bytes: {difference}"));
+        }
         kernel.check(!is_shut_down, || {
             format!("connection {id} wrote after it had shut down its side")
         });
@@ -182,6 +190,27 @@ impl Write for SimStream<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Describes the difference between the expected output from `start` on and what was written.
+fn compare(start: usize, expected: &[u8], written: &[u8]) -> String {
+    /// Bytes that are shown before the first that differs, and from it on.
+    const BEFORE: usize = 8;
+    const AFTER: usize = 24;
+    let same = expected.iter().zip(written).take_while(|(a, b)| a == b);
+    let at = same.count();
+    let show = |bytes: &[u8]| {
+        let end = bytes.len().min(at + AFTER);
+        bytes[at.saturating_sub(BEFORE).min(end)..end]
+            .escape_ascii()
+            .to_string()
+    };
+    format!(
+        "the first that differs is at position {} of its output; expected \"{}\", written \"{}\"",
+        start + at,
+        show(expected),
+        show(written)
+    )
 }
 
 impl Stream for SimStream<'_> {

@@ -1,6 +1,7 @@
 //! All tests that go through sockets or run the program, in one crate with one [`harness`].
 //!
 //! * [`contract`]: a module for each promise of the README, tested on a server of the library and on the program.
+//! * [`handler`]: each way in which a handler is called.
 //! * [`program`]: command line, listeners, signals, log, metrics, resources, and clients that people use.
 //! * [`deploy`]: systemd, containers, HAProxy, Unix-domain sockets, man page and completions.
 //! * [`examples`], [`soak`], and [`project`]: rules about the sources.
@@ -12,6 +13,7 @@ mod contract;
 #[cfg(all(unix, feature = "cli"))]
 mod deploy;
 mod examples;
+mod handler;
 #[cfg_attr(
     not(all(target_os = "linux", feature = "cli")),
     allow(

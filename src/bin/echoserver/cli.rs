@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
-use echoserver::{Address, Buffer, Config};
+use echoserver::{Address, Config};
 use log::LevelFilter;
 
 use crate::serve::logging::Format;
@@ -209,7 +209,7 @@ fn parse_buffer_size(text: &str) -> Result<usize, String> {
         .map_err(|_| "expected a size such as 65536, 64KiB or 1MiB")?;
     let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
     match size {
-        1..=Buffer::MAX_CAPACITY => Ok(size),
+        1..=Config::MAX_BUFFER_SIZE => Ok(size),
         _ => Err("expected a size from 1B to 1GiB".to_owned()),
     }
 }

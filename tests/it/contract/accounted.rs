@@ -15,12 +15,12 @@ fn every_connection_and_byte_is_counted_once() {
         ..config()
     });
     let server = TestServer::run(server, |_peer| {
-        FnHandler::new(|input, output| match input.data() {
+        FnHandler::new(|event, context| match context.input.data() {
             b"close" => Action::Close,
             b"panic" => panic!("intended"),
             // Never consumed, until it fills the buffer.
             [b'x', ..] => Action::Continue,
-            _ => Echo.process(input, output),
+            _ => Echo.process(event, context),
         })
     });
     let open = server.connect();

@@ -3,7 +3,7 @@
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use echoserver::{Action, CloseReason, Config, Echo, Handler, Stats};
+use echoserver::{Action, CloseReason, Config, Echo, Event, Handler, Stats};
 
 use crate::harness::{
     BlockedServer, Client, FnHandler, TestServer, address_of, bind, config, random_bytes,
@@ -41,9 +41,9 @@ fn check_first(
 #[test]
 fn handler_panic_closes_only_its_connection() {
     let panics = || {
-        FnHandler::new(|input, output| {
-            assert_ne!(input.data(), b"panic", "intended");
-            Echo.process(input, output)
+        FnHandler::new(|event, context| {
+            assert_ne!(context.input.data(), b"panic", "intended");
+            Echo.process(event, context)
         })
     };
     let stats = check_first(panics, |_, client| {
@@ -71,9 +71,9 @@ fn handler_drop_panic_closes_only_its_connection() {
     }
     let panics = || {
         let on_drop = PanicsOnDrop;
-        FnHandler::new(move |input, output| {
+        FnHandler::new(move |event, context| {
             let _owned = &on_drop;
-            Echo.process(input, output)
+            Echo.process(event, context)
         })
     };
     let stats = check_first(panics, |server, client| {
@@ -87,12 +87,11 @@ fn handler_drop_panic_closes_only_its_connection() {
 #[test]
 fn handler_can_send_a_greeting() {
     let greets = || {
-        let mut greeting = Some(b"hello\n");
-        FnHandler::new(move |input, output| {
-            if let Some(greeting) = greeting.take() {
-                assert!(input.is_empty() && output.push(greeting));
+        FnHandler::new(|event, context| {
+            if event == Event::Open {
+                assert!(context.output.push(b"hello\n"));
             }
-            Echo.process(input, output)
+            Echo.process(event, context)
         })
     };
     let stats = check_first(greets, |server, client| {
@@ -112,11 +111,11 @@ fn output_before_a_close_reaches_the_client() {
         let answer = answer.clone();
         move || {
             let answer = answer.clone();
-            FnHandler::new(move |input, output| {
-                if input.is_empty() {
+            FnHandler::new(move |event, context| {
+                if event == Event::Open {
                     return Action::Continue;
                 }
-                assert!(output.push(&answer));
+                assert!(context.output.push(&answer));
                 Action::Close
             })
         }

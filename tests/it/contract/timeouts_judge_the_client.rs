@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use echoserver::{Action, CloseReason, Config, Peer};
+use echoserver::{Action, CloseReason, Config, Event, Peer};
 
 use crate::harness::{
     Client, FnHandler, TestServer, bind, config, random_bytes, stuck_clients, wait_until,
@@ -71,12 +71,12 @@ fn silent_client_gets_eof() {
 #[test]
 fn refused_client_that_never_reads_is_reset() {
     let refuse = |_: &Peer| {
-        FnHandler::new(|input, output| {
-            if input.is_empty() {
+        FnHandler::new(|event, context| {
+            if event == Event::Open {
                 return Action::Continue;
             }
             // More than the kernel holds.
-            assert!(output.push(&vec![b'x'; 4 << 20]));
+            assert!(context.output.push(&vec![b'x'; 4 << 20]));
             Action::Close
         })
     };

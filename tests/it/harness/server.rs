@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use echoserver::{
-    Action, Address, Buffer, Config, Echo, Handle, Handler, Peer, Server, Stats, WorkerStats,
+    Action, Address, Config, Context, Echo, Event, Handle, Handler, Peer, Server, Stats,
+    WorkerStats,
 };
 
 use super::{Client, ping_all, wait_until};
@@ -163,21 +164,21 @@ pub(crate) fn stuck_clients(
 /// A handler made of one function.
 pub(crate) struct FnHandler(Box<Process>);
 
-type Process = dyn FnMut(&mut Buffer, &mut Buffer) -> Action;
+type Process = dyn FnMut(Event, &mut Context<'_>) -> Action;
 
 impl FnHandler {
-    pub(crate) fn new(process: impl FnMut(&mut Buffer, &mut Buffer) -> Action + 'static) -> Self {
+    pub(crate) fn new(process: impl FnMut(Event, &mut Context<'_>) -> Action + 'static) -> Self {
         Self(Box::new(process))
     }
 
     pub(crate) fn echo() -> Self {
-        Self::new(|input, output| Echo.process(input, output))
+        Self::new(|event, context| Echo.process(event, context))
     }
 }
 
 impl Handler for FnHandler {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
-        (self.0)(input, output)
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        (self.0)(event, context)
     }
 }
 
@@ -197,13 +198,13 @@ impl BlockedServer {
         let shared = Arc::new((Arc::clone(&is_blocked), released));
         let server = TestServer::run(bind(config()), move |_peer| {
             let shared = Arc::clone(&shared);
-            FnHandler::new(move |input, output| {
-                if input.data() == b"block" {
+            FnHandler::new(move |event, context| {
+                if context.input.data() == b"block" {
                     shared.0.store(true, SeqCst);
                     // An error means that a failing test has dropped the sender.
                     let _released = shared.1.lock().unwrap().recv();
                 }
-                Echo.process(input, output)
+                Echo.process(event, context)
             })
         });
         let clients = server.connect_many(count);

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use echoserver::{
-    Action, Address, Buffer, CloseReason, Config, Handle, Handler, Server, WorkerStats,
+    Action, Address, CloseReason, Config, Context, Event, Handle, Handler, Server, WorkerStats,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -78,17 +78,20 @@ struct HttpHandler<'a> {
 }
 
 impl Handler for HttpHandler<'_> {
-    fn process(&mut self, input: &mut Buffer, output: &mut Buffer) -> Action {
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        let Context { input, output, .. } = context;
         loop {
-            // A write to a buffer takes what fits and returns no error.
+            // A write takes what fits and returns no error.
             self.sent += output.write(&self.response[self.sent..]).unwrap_or(0);
             if self.sent < self.response.len() {
-                return Action::Continue;
+                return Action::Flush;
             }
             if self.close {
                 return Action::Close;
             }
-            let Some((request, length)) = parse_request(input.data(), input.room() == 0) else {
+            let Some((request, length)) =
+                parse_request(input.data(), input.len() == input.capacity())
+            else {
                 return Action::Continue;
             };
             input.consume(length);

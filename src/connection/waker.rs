@@ -1,0 +1,183 @@
+//! Wake-ups of connections by other threads.
+//!
+//! A worker has one queue of wake-ups, and each connection at most one place in it, so the queue is as long as
+//! there are connections at most and a wake-up never blocks. A connection's mark says that it is in the queue;
+//! the queue's mark, that its worker was notified.
+//!
+//! No wake-up is lost: a mark is cleared *before* what it stands for is looked at. A thread that finds a mark
+//! set has therefore done its part early enough to be seen, and one that finds it clear raises it again.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender};
+
+/// Has a connection's handler called with [`Event::Wake`](crate::Event::Wake), from any thread.
+///
+/// [`Context::waker`](crate::Context::waker) creates it; clones wake the same connection. A waker of a connection
+/// that was closed does nothing.
+///
+/// What a thread has done before [`wake`](Self::wake) is visible to the handler in the call that follows.
+#[derive(Clone)]
+pub struct Waker(Arc<Target>);
+
+#[derive(Debug)]
+struct Target {
+    token: usize,
+    /// The connection is in the queue.
+    queued: AtomicBool,
+    queue: WakeQueue,
+}
+
+impl Waker {
+    /// Causes a call. Several calls of this can be followed by one call of the handler. Never blocks.
+    pub fn wake(&self) {
+        // The read-modify-write operations of a mark are ordered, so either `take` follows and sees all that
+        // this thread has done, or the mark is clear.
+        if !self.0.queued.swap(true, Ordering::AcqRel) {
+            self.0.queue.push(self.clone());
+        }
+    }
+
+    /// The connection's token. It can have been reused since the wake-up.
+    pub(crate) fn token(&self) -> usize {
+        self.0.token
+    }
+
+    /// Whether both wake the same connection.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waker").finish_non_exhaustive()
+    }
+}
+
+/// The sending half of a worker's queue of wake-ups.
+#[derive(Clone)]
+pub(crate) struct WakeQueue(Arc<Shared>);
+
+struct Shared {
+    sender: Sender<Waker>,
+    /// The worker was notified and has not looked into the queue since.
+    notified: AtomicBool,
+    /// Wakes the worker.
+    notify: Box<dyn Fn() + Send + Sync>,
+}
+
+/// The receiving half of a worker's queue of wake-ups.
+#[derive(Debug)]
+pub(crate) struct WakeReceiver {
+    wakes: Receiver<Waker>,
+    queue: WakeQueue,
+}
+
+impl WakeQueue {
+    /// Creates a queue whose worker is woken with `notify`.
+    pub(crate) fn new(notify: impl Fn() + Send + Sync + 'static) -> (Self, WakeReceiver) {
+        let (sender, wakes) = crossbeam_channel::unbounded();
+        let queue = Self(Arc::new(Shared {
+            sender,
+            notified: AtomicBool::new(false),
+            notify: Box::new(notify),
+        }));
+        let receiver = WakeReceiver {
+            wakes,
+            queue: queue.clone(),
+        };
+        (queue, receiver)
+    }
+
+    /// Creates a waker for the connection with this token.
+    pub(crate) fn waker(&self, token: usize) -> Waker {
+        Waker(Arc::new(Target {
+            token,
+            queued: AtomicBool::new(false),
+            queue: self.clone(),
+        }))
+    }
+
+    fn push(&self, waker: Waker) {
+        // It fails only if the worker has ended.
+        let _ended = self.0.sender.send(waker);
+        if !self.0.notified.swap(true, Ordering::AcqRel) {
+            (self.0.notify)();
+        }
+    }
+}
+
+impl fmt::Debug for WakeQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WakeQueue").finish_non_exhaustive()
+    }
+}
+
+impl WakeReceiver {
+    /// Starts to take wake-ups: those that are pushed from now on notify the worker again.
+    pub(crate) fn clear_notified(&self) {
+        self.queue.0.notified.swap(false, Ordering::AcqRel);
+    }
+
+    /// Takes a wake-up without waiting.
+    pub(crate) fn take(&self) -> Option<Waker> {
+        let waker = self.wakes.try_recv().ok()?;
+        waker.0.queued.swap(false, Ordering::AcqRel);
+        Some(waker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn counting_queue() -> (WakeQueue, WakeReceiver, Arc<AtomicUsize>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let notified = Arc::clone(&count);
+        let (queue, receiver) = WakeQueue::new(move || {
+            notified.fetch_add(1, Ordering::Relaxed);
+        });
+        (queue, receiver, count)
+    }
+
+    #[test]
+    fn connection_has_at_most_one_wake_up_in_the_queue() {
+        let (queue, receiver, notified) = counting_queue();
+        let (first, second) = (queue.waker(1), queue.waker(2));
+        first.wake();
+        first.clone().wake();
+        second.wake();
+        first.wake();
+        assert_eq!(notified.load(Ordering::Relaxed), 1, "wake-ups coalesce");
+        receiver.clear_notified();
+        let tokens = [receiver.take(), receiver.take()].map(|waker| waker.unwrap().token());
+        assert_eq!(tokens, [1, 2]);
+        assert!(receiver.take().is_none());
+    }
+
+    #[test]
+    fn wake_up_after_a_look_into_the_queue_notifies_again() {
+        let (queue, receiver, notified) = counting_queue();
+        let waker = queue.waker(1);
+        waker.wake();
+        receiver.clear_notified();
+        assert!(receiver.take().unwrap().is_same(&waker));
+        waker.wake();
+        assert_eq!(notified.load(Ordering::Relaxed), 2);
+        assert!(receiver.take().is_some());
+    }
+
+    #[test]
+    fn waker_of_a_worker_that_has_ended_does_nothing() {
+        let (queue, receiver, _) = counting_queue();
+        let waker = queue.waker(1);
+        drop(receiver);
+        waker.wake();
+        waker.wake();
+    }
+}

@@ -1,0 +1,394 @@
+//! Each way in which a handler is called, through a socket.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use echoserver::{Action, CloseReason, Config, Context, Echo, Event, Handler, Waker, WorkQueue};
+
+use crate::harness::{Client, FnHandler, TestServer, bind, config, random_bytes, wait_until};
+
+/// What handlers share with a test: the events that they have seen, and a waker.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    events: Vec<Event>,
+    waker: Option<Waker>,
+}
+
+impl Shared {
+    /// A server whose handlers record their events and then do what `process` does.
+    fn serve(
+        &self,
+        config: Config,
+        process: impl Fn(Event, &mut Context<'_>) -> Action + Clone + Send + Sync + 'static,
+    ) -> TestServer {
+        let shared = self.clone();
+        TestServer::run(bind(config), move |_peer| {
+            let (shared, process) = (shared.clone(), process.clone());
+            FnHandler::new(move |event, context| {
+                let action = process(event, context);
+                let mut seen = shared.0.lock().unwrap();
+                seen.events.push(event);
+                if action == Action::Pending {
+                    seen.waker = Some(context.waker());
+                }
+                action
+            })
+        })
+    }
+
+    fn wait_for(&self, events: &[Event]) {
+        wait_until("the handler is called", || {
+            self.0.lock().unwrap().events == events
+        });
+    }
+
+    fn waker(&self) -> Waker {
+        let waker = self.0.lock().unwrap().waker.clone();
+        waker.expect("an answer is pending")
+    }
+
+    fn wake(&self) {
+        self.waker().wake();
+    }
+}
+
+/// Answers `a` when it is woken, and nothing before.
+fn answer_when_woken(event: Event, context: &mut Context<'_>) -> Action {
+    if event == Event::Wake {
+        assert!(context.output.push(b"a"));
+        context.input.consume(1);
+    }
+    match context.input.is_empty() {
+        true => Action::Continue,
+        false => Action::Pending,
+    }
+}
+
+#[test]
+fn handler_is_called_for_open_input_sent_and_eof() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), |event, context| {
+        if event == Event::Input {
+            assert!(context.output.push(b"part"));
+            context.input.consume(1);
+            return Action::Flush;
+        }
+        if event == Event::Sent {
+            assert!(context.output.push(b"rest"));
+        }
+        if event == Event::Eof {
+            assert!(context.output.push(b"bye"));
+        }
+        Action::Continue
+    });
+    let client = server.connect();
+    client.send(b"x");
+    client.expect(b"partrest");
+    shared.wait_for(&[Event::Open, Event::Input, Event::Sent]);
+    client.shutdown_write();
+    client.expect(b"bye");
+    client.expect_eof();
+    shared.wait_for(&[Event::Open, Event::Input, Event::Sent, Event::Eof]);
+    drop(client);
+    assert_eq!(server.stop().total().closed_for(CloseReason::PeerClosed), 1);
+}
+
+#[test]
+fn timer_calls_the_handler_once() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), |event, context| {
+        match event {
+            Event::Open => context.set_timer(Some(Duration::from_secs(3600))),
+            // An earlier time replaces it.
+            Event::Input => context.set_timer(Some(Duration::from_millis(20))),
+            _ => assert!(context.output.push(b"late")),
+        }
+        Echo.process(event, context)
+    });
+    let client = server.connect();
+    client.ping(b"ping");
+    client.expect(b"late");
+    let client_without_timer = server.connect();
+    client_without_timer.ping(b"");
+    shared.wait_for(&[Event::Open, Event::Input, Event::Timer, Event::Open]);
+}
+
+#[test]
+fn waker_calls_the_handler_from_another_thread() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), answer_when_woken);
+    let client = server.connect();
+    client.send(b"?");
+    shared.wait_for(&[Event::Open, Event::Input]);
+    shared.wake();
+    client.expect(b"a");
+    shared.wait_for(&[Event::Open, Event::Input, Event::Wake]);
+}
+
+#[test]
+fn waker_of_a_closed_connection_does_nothing() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), answer_when_woken);
+    let client = server.connect();
+    client.send(b"?");
+    shared.wait_for(&[Event::Open, Event::Input]);
+    client.reset();
+    wait_until("it is closed", || server.stats().open() == 0);
+    // The next connection has the same token.
+    let next = server.connect();
+    wait_until("it is open", || server.stats().open() == 1);
+    shared.wake();
+    next.send(b"?");
+    shared.wake();
+    wait_until("it is answered", || {
+        shared.wake();
+        server.stats().total().bytes_out == 1
+    });
+    next.expect(b"a");
+}
+
+#[test]
+fn pending_answer_survives_a_half_close() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), answer_when_woken);
+    let client = server.connect();
+    client.send(b"?");
+    client.shutdown_write();
+    let before = [Event::Open, Event::Input, Event::Eof];
+    shared.wait_for(&before);
+    assert_eq!(server.stats().open(), 1);
+    shared.wake();
+    client.expect(b"a");
+    client.expect_eof();
+}
+
+#[test]
+fn pending_answer_survives_a_drain() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), answer_when_woken);
+    let (client, other) = (server.connect(), server.connect());
+    client.send(b"?");
+    wait_until("it is read", || server.stats().total().bytes_in == 1);
+    server.shut_down();
+    other.expect_eof();
+    drop(other);
+    wait_until("the other is closed", || server.stats().open() == 1);
+    shared.wake();
+    client.expect(b"a");
+    client.expect_eof();
+    drop(client);
+    assert_eq!(server.stop().total().total_discarded(), 0);
+}
+
+#[test]
+fn pending_answer_is_reset_at_the_deadline_of_a_drain() {
+    let shared = Shared::default();
+    let server = shared.serve(
+        Config {
+            drain_timeout: Duration::from_millis(100),
+            ..config()
+        },
+        |event, context| {
+            // The request is consumed, so the buffers are empty.
+            let len = context.input.len();
+            context.input.consume(len);
+            match event {
+                Event::Open => Action::Continue,
+                _ => Action::Pending,
+            }
+        },
+    );
+    let client = server.connect();
+    client.send(b"?");
+    wait_until("it is read", || server.stats().total().bytes_in == 1);
+    server.shut_down();
+    client.expect_reset();
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+}
+
+#[test]
+fn pending_answer_survives_the_idle_timeout() {
+    let shared = Shared::default();
+    let server = shared.serve(
+        Config {
+            idle_timeout: Some(Duration::from_millis(50)),
+            ..config()
+        },
+        answer_when_woken,
+    );
+    let (client, idle) = (server.connect(), server.connect());
+    client.send(b"?");
+    wait_until("it is read", || server.stats().total().bytes_in == 1);
+    idle.expect_eof();
+    drop(idle);
+    // Another one that comes later expires too, so the first has outlived its timeout.
+    server.connect().expect_eof();
+    wait_until("only the pending one is open", || {
+        server.stats().open() == 1
+    });
+    shared.wake();
+    client.expect(b"a");
+    client.expect_eof();
+}
+
+/// Handlers that wake their own connection in each call.
+#[test]
+fn flood_of_wakes_does_not_starve_sockets() {
+    let server = TestServer::run(bind(config()), |_peer| {
+        FnHandler::new(|event, context| {
+            context.waker().wake();
+            Echo.process(event, context)
+        })
+    });
+    let clients = server.connect_many(300);
+    for _ in 0..20 {
+        for client in &clients {
+            client.ping(b"ping");
+        }
+    }
+}
+
+/// Other threads wake one connection as often as they can.
+#[test]
+fn wakes_from_many_threads_do_not_starve_sockets() {
+    let shared = Shared::default();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let server = shared.serve(config(), move |event, context| {
+        counted.fetch_add(usize::from(event == Event::Wake), SeqCst);
+        let _echoed = Echo.process(event, context);
+        Action::Pending
+    });
+    let (woken, other) = (server.connect(), server.connect());
+    woken.ping(b"ping");
+    thread::scope(|scope| {
+        let (end, ended) = mpsc::channel::<()>();
+        let waker = shared.waker();
+        scope.spawn(move || {
+            while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                waker.wake();
+            }
+        });
+        for _ in 0..200 {
+            other.ping(b"ping");
+            woken.ping(b"ping");
+        }
+        drop(end);
+    });
+    assert!(calls.load(SeqCst) > 0);
+}
+
+/// A handler that takes a request of one byte to a queue, and answers it when the queue is done.
+struct Queued {
+    queue: Arc<WorkQueue<(u8, mpsc::Sender<u8>, Waker)>>,
+    answers: (mpsc::Sender<u8>, mpsc::Receiver<u8>),
+    pending: usize,
+}
+
+impl Handler for Queued {
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        while let Ok(answer) = self.answers.1.try_recv() {
+            assert!(context.output.push(&[answer]));
+            self.pending -= 1;
+        }
+        while let Some(&request) = context.input.data().first() {
+            let job = (request, self.answers.0.clone(), context.waker());
+            if self.queue.try_push(job).is_err() {
+                // The request stays in the input.
+                context.set_timer(Some(Duration::from_millis(5)));
+                return Action::Pending;
+            }
+            context.input.consume(1);
+            self.pending += 1;
+        }
+        match self.pending {
+            0 => Action::Continue,
+            _ => Action::Pending,
+        }
+    }
+}
+
+#[test]
+fn connection_is_served_while_jobs_block_all_threads_of_the_queue() {
+    const JOBS: usize = 10;
+    let barrier = Arc::new(Barrier::new(3));
+    let (started, jobs_started) = mpsc::channel();
+    let release = Arc::clone(&barrier);
+    let two = NonZeroUsize::new(2).unwrap();
+    let queue = WorkQueue::new(
+        two,
+        2,
+        move |(request, answer, waker): (u8, mpsc::Sender<u8>, Waker)| {
+            if request == b'b' {
+                started.send(()).expect("the test waits");
+                release.wait();
+            }
+            answer.send(request).expect("the handler waits");
+            waker.wake();
+        },
+    );
+    let queue = Arc::new(queue.unwrap());
+    let server = TestServer::run(bind(config()), move |_peer| Queued {
+        queue: Arc::clone(&queue),
+        answers: mpsc::channel(),
+        pending: 0,
+    });
+    let (blocked, other) = (server.connect(), server.connect());
+    blocked.send(&[b'b'; 2]);
+    for _ in 0..2 {
+        jobs_started.recv().unwrap();
+    }
+    blocked.send(&[b'q'; JOBS - 2]);
+    blocked.shutdown_write();
+    wait_until("they are read", || {
+        server.stats().total().bytes_in == JOBS as u64
+    });
+    // Nothing is answered, but the worker accepts and serves.
+    let next = server.connect();
+    next.shutdown_write();
+    next.expect_eof();
+    barrier.wait();
+    let mut answers = blocked.read_to_end();
+    answers.sort_unstable();
+    assert_eq!(answers, [&[b'b'; 2][..], &[b'q'; JOBS - 2]].concat());
+    other.send(b"q");
+    other.expect(b"q");
+}
+
+/// Frames of more than the default buffer, each answered with its length.
+#[test]
+fn frames_are_handled_whole() {
+    let buffer_size = 1 << 20;
+    let server = TestServer::run(
+        bind(Config {
+            buffer_size: buffer_size + 4,
+            ..config()
+        }),
+        |_peer| {
+            FnHandler::new(|_, context| {
+                while let Some(frame) = context.input.frame() {
+                    let length = frame.len();
+                    if !context.output.push(&frame[..4]) {
+                        return Action::Flush;
+                    }
+                    context.input.consume(length);
+                }
+                Action::Continue
+            })
+        },
+    );
+    let client: Client = server.connect();
+    for length in [0, 1, 1000, buffer_size] {
+        let header = u32::try_from(length).unwrap().to_be_bytes();
+        client.send(&header);
+        client.send(&random_bytes(1, length));
+        client.expect(&header);
+    }
+}
