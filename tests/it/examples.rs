@@ -1,19 +1,16 @@
 //! The examples, tested over sockets, and with the tools that know their protocol where these are installed.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::{env, fs, net::Shutdown, thread};
 
 use tempfile::tempdir;
 
 #[cfg(unix)]
+use rustix::process::Signal;
+
+#[cfg(unix)]
 use crate::harness::wait_until;
 use crate::harness::{Client, Process, command, installed, run};
-
-/// For its own tests: no real file makes a job panic.
-#[allow(dead_code, reason = "the tests call parts of it only")]
-#[path = "../../examples/checksum.rs"]
-mod checksum;
 
 /// Returns the executable of an example, which must be current: `cargo test` builds the examples, but
 /// `cargo test --test it` does not.
@@ -352,70 +349,115 @@ fn resp_works_with_redis_benchmark() {
     check(&connect(&server), counter, b"$5\r\n100");
 }
 
-/// Creates files of many sizes, some with names that need quoting, and returns their names.
-fn create_files(folder: &Path) -> Vec<&'static str> {
-    let mut names = vec!["empty", "abc", "a block", "more than a block"];
-    if cfg!(unix) {
-        names.extend(["back\\slash", "new\nline"]);
+/// A line with the digest of this many zero bytes.
+fn digest_line(bytes: usize) -> String {
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(vec![0; bytes]);
+    let digits: Vec<_> = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat() + "\n"
+}
+
+#[test]
+fn digests_come_in_the_order_of_the_requests() {
+    let server = start("digest_server", &["2"]);
+    // The first one takes longest, and there are more than a connection may wait for.
+    let sizes: Vec<usize> = [4_000_000, 0, 3].into_iter().chain(4..100).collect();
+    let requests: Vec<_> = sizes.iter().map(|size| format!("{size}\n")).collect();
+    let answers: Vec<_> = sizes.iter().map(|&size| digest_line(size)).collect();
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n";
+    assert_eq!(digest_line(0), empty);
+    let (requests, answers) = (requests.concat(), answers.concat());
+    check(&connect(&server), requests.as_bytes(), answers.as_bytes());
+}
+
+#[test]
+fn digests_of_many_clients_fill_the_queue() {
+    let server = start("digest_server", &["1"]);
+    let request = "100000\n".repeat(16);
+    let answer = digest_line(100_000).repeat(16);
+    let clients: Vec<_> = (0..20).map(|_| connect(&server)).collect();
+    for client in &clients {
+        client.send(request.as_bytes());
+        client.0.shutdown(Shutdown::Write).unwrap();
     }
-    for (name, length) in names.iter().zip([0, 3, 64 << 10, 300_001, 1, 2]) {
-        let bytes: Vec<u8> = (b'a'..=b'z').cycle().take(length).collect();
-        fs::write(folder.join(name), bytes).expect("a new file");
+    for client in &clients {
+        assert_eq!(text(&client.read_to_end()), answer);
     }
-    names
-}
-
-fn checksum(names: &[&str], folder: &Path) -> Output {
-    run(command(example("checksum")).args(names).current_dir(folder))
 }
 
 #[test]
-fn checksum_matches_known_digests() {
-    let folder = tempdir().unwrap();
-    create_files(folder.path());
-    let output = checksum(&["abc", "empty"], folder.path());
-    // "abc" is an example of the standard's.
-    assert_eq!(
-        text(&output.stdout),
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  abc\n\
-         e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  empty\n"
-    );
-    assert_eq!((text(&output.stderr), output.status.code()), ("", Some(0)));
-}
-
-#[test]
-fn checksum_prints_as_sha256sum_does() {
-    if !installed(&["sha256sum"]) {
-        return;
+fn digest_server_refuses_what_is_no_number() {
+    let server = start("digest_server", &[]);
+    for request in ["x\n", "-1\n", "10000000001\n"] {
+        let problem = b"expected a number of bytes up to 10000000000\n";
+        check(&connect(&server), request.as_bytes(), problem);
     }
-    let folder = tempdir().unwrap();
-    let names = create_files(folder.path()).repeat(20);
-    let expected = run(command("sha256sum").args(&names).current_dir(&folder));
-    let output = checksum(&names, folder.path());
-    assert_eq!(text(&output.stdout), text(&expected.stdout));
-    assert_eq!((text(&output.stderr), output.status.code()), ("", Some(0)));
+}
+
+/// Waits until a client has entered a chat in which there are `others`; returns its name too.
+fn enter(client: Client, others: usize) -> (Client, String) {
+    let name = client.local_address().to_string();
+    let welcome = format!("* you are {name}, and {others} others are here\n");
+    client.expect(welcome.as_bytes());
+    (client, name)
 }
 
 #[test]
-fn checksum_reports_unreadable_files_and_continues() {
-    let folder = tempdir().unwrap();
-    create_files(folder.path());
-    let output = checksum(&["abc", "nothing", ".", "empty"], folder.path());
-    assert_eq!(output.status.code(), Some(1));
-    let names: Vec<_> = text(&output.stdout)
-        .lines()
-        .map(|line| &line[66..])
-        .collect();
-    assert_eq!(names, ["abc", "empty"]);
-    let errors: Vec<_> = text(&output.stderr).lines().collect();
-    assert_eq!(errors.len(), 2, "{errors:?}");
-    assert!(errors[0].starts_with("checksum: nothing: "), "{errors:?}");
-    assert!(errors[1].starts_with("checksum: .: "), "{errors:?}");
+fn chat_brings_a_line_to_all_others() {
+    let server = start("chat", &[]);
+    let (first, name) = enter(connect(&server), 0);
+    let (second, other) = enter(connect(&server), 1);
+    first.expect(format!("* {other} has come\n").as_bytes());
+    first.send(b"hel");
+    first.send(b"lo\r\n");
+    second.expect(format!("{name}: hello\n").as_bytes());
+    second.send(b"bye\n");
+    second.shutdown_write();
+    first.expect(format!("{other}: bye\n* {other} has left\n").as_bytes());
+    second.expect_eof();
 }
 
 #[test]
-fn checksum_prints_its_usage() {
-    let output = checksum(&[], Path::new("."));
-    assert_eq!(text(&output.stderr), "usage: checksum FILE...\n");
-    assert_eq!(output.status.code(), Some(2));
+fn chat_closes_a_silent_client() {
+    let server = start("chat", &["1"]);
+    let (client, _) = enter(connect(&server), 0);
+    client.send(b"alone\n");
+    client.expect(b"* you were silent for too long\n");
+    client.expect_eof();
+}
+
+/// One client talks without end, and the other does not listen.
+#[test]
+fn chat_closes_a_client_that_does_not_read() {
+    let server = start("chat", &[]);
+    let (talker, _) = enter(connect(&server), 0);
+    let silent = Client::connect_with_receive_buffer(server.address(), 8 << 10);
+    let (_silent, name) = enter(silent, 1);
+    talker.expect(format!("* {name} has come\n").as_bytes());
+    let line = [&[b'x'; 1000][..], b"\n"].concat();
+    let mut heard = String::new();
+    while !heard.contains("has left") {
+        talker.send(&line);
+        let mut chunk = [0; 1000];
+        talker.0.set_nonblocking(true).unwrap();
+        if let Ok(count) = std::io::Read::read(&mut &talker.0, &mut chunk) {
+            heard += text(&chunk[..count]);
+        }
+        talker.0.set_nonblocking(false).unwrap();
+    }
+    assert_eq!(heard, format!("* {name} has left\n"));
+}
+
+#[cfg(unix)]
+#[test]
+fn examples_end_cleanly_at_ctrl_c() {
+    for name in ["upper", "chat", "digest_server"] {
+        let server = start(name, &[]);
+        let client = connect(&server);
+        client.send(b"1\n");
+        server.signal(Signal::INT);
+        let _answer = client.read_to_end();
+        drop(client);
+        let (status, log) = server.wait();
+        assert!(status.success(), "{name}: {log}");
+    }
 }
