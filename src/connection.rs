@@ -212,11 +212,17 @@ impl Default for Extras {
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) pool: Pool,
-    pub(crate) wakes: WakeQueue,
+    pub(crate) tick: Tick,
+}
+
+/// What a connection sees of its worker while it is driven.
+#[derive(Debug)]
+pub(crate) struct Tick {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
+    pub(crate) wakes: WakeQueue,
     /// The connection that is driven.
     pub(crate) token: usize,
-    /// The time of the current tick.
+    /// The time of the tick.
     pub(crate) now: Millis,
 }
 
@@ -226,24 +232,14 @@ impl Resources {
         wakes: WakeQueue,
         counters: Arc<CachePadded<WorkerCounters>>,
     ) -> Self {
-        Self {
-            pool,
-            wakes,
+        let tick = Tick {
             counters,
+            wakes,
             token: 0,
             now: 0,
-        }
+        };
+        Self { pool, tick }
     }
-}
-
-/// One call to [`Connection::drive`].
-struct Turn<'a> {
-    /// The budget is used when [`Connection::transferred`] has reached this.
-    limit: u64,
-    counters: &'a WorkerCounters,
-    wakes: &'a WakeQueue,
-    token: usize,
-    now: Millis,
 }
 
 #[derive(Debug)]
@@ -412,39 +408,30 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Transfers bytes until a call would block or the [budget](BUDGET) is used.
     #[inline(always)]
     pub(crate) fn drive(&mut self, resources: &mut Resources) -> Status {
-        let turn = Turn {
-            limit: self.transferred() + BUDGET as u64,
-            counters: &resources.counters,
-            wakes: &resources.wakes,
-            token: resources.token,
-            now: resources.now,
-        };
-        let pool = &mut resources.pool;
+        let Resources { pool, tick } = resources;
         if let Some(buffers) = self.buffers.take() {
-            return self.drive_with(buffers, pool, &turn);
+            return self.drive_with(buffers, pool, tick);
         }
         let result = match self.extras {
-            None => self.serve_or_finish(pool.scratch(), &turn),
-            Some(_) => self.advance(pool.scratch(), &turn),
+            None => {
+                let limit = self.transferred() + BUDGET as u64;
+                self.serve_or_finish(pool.scratch(), limit, tick)
+            }
+            Some(_) => self.advance(pool.scratch(), tick),
         };
         let status = result.unwrap_or_else(Status::Closed);
         if pool.is_scratch_clean() {
             return status;
         }
-        self.retain_scratch(status, pool, turn.counters)
+        self.retain_scratch(status, pool, &tick.counters)
     }
 
     /// [`drive`](Self::drive) for a connection that has retained its buffers.
     #[inline(never)]
-    fn drive_with(
-        &mut self,
-        mut buffers: Box<Buffers>,
-        pool: &mut Pool,
-        turn: &Turn<'_>,
-    ) -> Status {
+    fn drive_with(&mut self, mut buffers: Box<Buffers>, pool: &mut Pool, tick: &Tick) -> Status {
         let before = buffers.len();
-        let result = self.advance(&mut buffers, turn);
-        turn.counters.buffered.adjust(before, buffers.len());
+        let result = self.advance(&mut buffers, tick);
+        tick.counters.buffered.adjust(before, buffers.len());
         if buffers.is_empty() {
             pool.recycle(buffers);
         } else {
@@ -481,23 +468,25 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Runs the state machine: sends pending output, makes the calls of the handler that are due, then serves.
     /// `Err` is the reason to close at once.
     #[inline(never)]
-    fn advance(&mut self, buffers: &mut Buffers, turn: &Turn<'_>) -> Result<Status, CloseReason> {
-        self.flush(&mut buffers.output, turn)?;
-        self.make_due_calls(buffers, turn)?;
+    fn advance(&mut self, buffers: &mut Buffers, tick: &Tick) -> Result<Status, CloseReason> {
+        let limit = self.transferred() + BUDGET as u64;
+        self.flush(&mut buffers.output, limit, tick)?;
+        self.make_due_calls(buffers, limit, tick)?;
         if !buffers.output.is_empty() {
             return Ok(self.pending_output());
         }
-        if self.transferred() >= turn.limit {
+        if self.transferred() >= limit {
             return Ok(Status::Runnable);
         }
-        self.serve_or_finish(buffers, turn)
+        self.serve_or_finish(buffers, limit, tick)
     }
 
     /// Calls the handler for its timer and its waker.
     fn make_due_calls(
         &mut self,
         buffers: &mut Buffers,
-        turn: &Turn<'_>,
+        limit: u64,
+        tick: &Tick,
     ) -> Result<(), CloseReason> {
         let Some(extras) = &mut self.extras else {
             return Ok(());
@@ -507,8 +496,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         for event in timer.into_iter().chain(wake) {
             let is_done = self.state == State::Ended && self.wait == Wait::Input;
             if self.is_serving() && !is_done {
-                self.process(event, buffers, turn);
-                self.flush(&mut buffers.output, turn)?;
+                self.process(event, buffers, tick);
+                self.flush(&mut buffers.output, limit, tick)?;
             }
         }
         Ok(())
@@ -518,11 +507,12 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn serve_or_finish(
         &mut self,
         buffers: &mut Buffers,
-        turn: &Turn<'_>,
+        limit: u64,
+        tick: &Tick,
     ) -> Result<Status, CloseReason> {
-        match self.serve(buffers, turn)? {
+        match self.serve(buffers, limit, tick)? {
             Some(status) => Ok(status),
-            None => self.finish(&mut buffers.input, turn),
+            None => self.finish(&mut buffers.input, limit, tick),
         }
     }
 
@@ -531,7 +521,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn serve(
         &mut self,
         buffers: &mut Buffers,
-        turn: &Turn<'_>,
+        limit: u64,
+        tick: &Tick,
     ) -> Result<Option<Status>, CloseReason> {
         for _ in 0..MAX_ROUNDS {
             let step = match self.awaits_input() {
@@ -540,7 +531,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             };
             let event = match step {
                 Step::Call(event) => event,
-                Step::Read => match self.receive(&mut buffers.input, turn)? {
+                Step::Read => match self.receive(&mut buffers.input, limit, tick)? {
                     Some(event) => event,
                     None if self.awaits_input() => return Ok(Some(Status::Idle)),
                     None => continue,
@@ -548,15 +539,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Step::Wait => return Ok(Some(Status::Idle)),
                 Step::Finish => return Ok(None),
             };
-            self.process(event, buffers, turn);
-            self.flush(&mut buffers.output, turn)?;
+            self.process(event, buffers, tick);
+            self.flush(&mut buffers.output, limit, tick)?;
             if !buffers.output.is_empty() {
                 return Ok(Some(self.pending_output()));
             }
             if self.awaits_input() && !self.readiness.readable {
                 return Ok(Some(Status::Idle));
             }
-            if self.transferred() >= turn.limit {
+            if self.transferred() >= limit {
                 break;
             }
         }
@@ -597,10 +588,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// shuts the write half down, then discards input until EOF.
     #[cold]
     #[inline(never)]
-    fn finish(&mut self, input: &mut Buffer, turn: &Turn<'_>) -> Result<Status, CloseReason> {
+    fn finish(
+        &mut self,
+        input: &mut Buffer,
+        limit: u64,
+        tick: &Tick,
+    ) -> Result<Status, CloseReason> {
         if self.state == State::Ended {
             // What is left is an unfinished message.
-            discard(input, CloseReason::PeerClosed, turn.counters);
+            discard(input, CloseReason::PeerClosed, &tick.counters);
             self.state = State::Flushing(CloseReason::PeerClosed);
         }
         let ends_now = matches!(self.state, State::Refusing | State::Lingering(_));
@@ -628,13 +624,13 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 self.shutdown_write(CloseReason::Shutdown)?
             }
         };
-        discard(input, reason, turn.counters);
+        discard(input, reason, &tick.counters);
         for _ in 0..MAX_ROUNDS {
-            if self.receive(input, turn)?.is_none() {
+            if self.receive(input, limit, tick)?.is_none() {
                 return Ok(Status::Idle);
             }
-            discard(input, reason, turn.counters);
-            if self.transferred() >= turn.limit {
+            discard(input, reason, &tick.counters);
+            if self.transferred() >= limit {
                 break;
             }
         }
@@ -652,18 +648,18 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Sends `output` until all of it is sent, a write would block or the budget is used.
     #[inline(always)]
-    fn flush(&mut self, output: &mut Buffer, turn: &Turn<'_>) -> Result<(), CloseReason> {
+    fn flush(&mut self, output: &mut Buffer, limit: u64, tick: &Tick) -> Result<(), CloseReason> {
         while !output.is_empty() && self.readiness.writable {
             match output.flush_into(&mut self.stream, BUDGET) {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
                     self.progress = true;
-                    turn.counters.bytes_out.add(count as u64);
+                    tick.counters.bytes_out.add(count as u64);
                 }
                 Err(error) => self.readiness.writable = can_retry_now(&error)?,
             }
-            if !output.is_empty() && self.transferred() >= turn.limit {
+            if !output.is_empty() && self.transferred() >= limit {
                 break;
             }
         }
@@ -672,15 +668,13 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Calls the handler.
     #[inline(always)]
-    fn process(&mut self, event: Event, buffers: &mut Buffers, turn: &Turn<'_>) {
+    fn process(&mut self, event: Event, buffers: &mut Buffers, tick: &Tick) {
         let (before, unsent) = (buffers.len(), buffers.output.len());
         let mut context = Context {
             input: Input(&mut buffers.input),
             output: Output(&mut buffers.output),
             extras: &mut self.extras,
-            wakes: turn.wakes,
-            token: turn.token,
-            now: turn.now,
+            tick,
         };
         let handler = &mut self.handler;
         // After a panic the handler is never called again, only dropped.
@@ -689,9 +683,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         if is_echo && matches!(action, Ok(Action::Continue)) {
             self.wait = Wait::Input;
         } else {
-            let generated = &turn.counters.bytes_generated;
+            let generated = &tick.counters.bytes_generated;
             generated.adjust(before, buffers.len());
-            self.after_process(action, unsent, buffers, turn.counters);
+            self.after_process(action, unsent, buffers, &tick.counters);
         }
     }
 
@@ -737,16 +731,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn receive(
         &mut self,
         input: &mut Buffer,
-        turn: &Turn<'_>,
+        limit: u64,
+        tick: &Tick,
     ) -> Result<Option<Event>, CloseReason> {
         while self.readiness.readable {
-            let max = (turn.limit - self.transferred()) as usize;
+            let max = (limit - self.transferred()) as usize;
             match input.fill_from(&mut self.stream, max) {
                 Ok((0, _)) => return self.on_eof().map(Some),
                 Ok((count, is_short)) => {
                     self.bytes_in += count as u64;
                     self.progress = true;
-                    turn.counters.bytes_in.add(count as u64);
+                    tick.counters.bytes_in.add(count as u64);
                     let drained = is_short && self.stream.short_read_means_drained();
                     self.readiness.readable = !drained || self.readiness.read_until_would_block;
                     return Ok(Some(Event::Input));
@@ -963,7 +958,7 @@ mod tests {
         }
 
         fn discarded(&self, reason: CloseReason) -> u64 {
-            self.resources.counters.discarded[reason as usize].get()
+            self.resources.tick.counters.discarded[reason as usize].get()
         }
     }
 
@@ -1004,8 +999,8 @@ mod tests {
             !harness.connection.take_progress(),
             "progress is reported once"
         );
-        assert_eq!(harness.resources.counters.bytes_in.get(), 9);
-        assert_eq!(harness.resources.counters.bytes_out.get(), 9);
+        assert_eq!(harness.resources.tick.counters.bytes_in.get(), 9);
+        assert_eq!(harness.resources.tick.counters.bytes_out.get(), 9);
     }
 
     #[test]
@@ -1062,7 +1057,7 @@ mod tests {
         ];
         assert_eq!(harness.event(READABLE, &stuck), Status::Idle);
         assert_eq!(harness.connection.buffered(), 3);
-        assert_eq!(harness.resources.counters.buffered.get(), 3);
+        assert_eq!(harness.resources.tick.counters.buffered.get(), 3);
         assert_eq!(harness.event(READ_CLOSED, &[]), Status::Idle);
         let unstuck = [WriteCall(b"bcd", Ok(3)), EOF];
         assert_eq!(
@@ -1257,7 +1252,7 @@ mod tests {
             Action::Continue
         }));
         assert_eq!(harness.run(&[WriteCall(b"hi", Ok(2))]), Status::Idle);
-        assert_eq!(harness.resources.counters.bytes_generated.get(), 2);
+        assert_eq!(harness.resources.tick.counters.bytes_generated.get(), 2);
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use crate::connection::Extras;
 use crate::connection::buffer::Buffer;
-use crate::connection::timers::{Millis, NEVER, millis};
-use crate::connection::waker::{WakeQueue, Waker};
+use crate::connection::timers::{NEVER, millis};
+use crate::connection::waker::Waker;
+use crate::connection::{Extras, Tick};
 
 /// A protocol implementation. One value per connection, created on accept and dropped on close.
 ///
@@ -93,9 +93,7 @@ pub struct Context<'a> {
     /// Bytes to the client.
     pub output: Output<'a>,
     pub(crate) extras: &'a mut Option<Box<Extras>>,
-    pub(crate) wakes: &'a WakeQueue,
-    pub(crate) token: usize,
-    pub(crate) now: Millis,
+    pub(crate) tick: &'a Tick,
 }
 
 impl Context<'_> {
@@ -108,7 +106,7 @@ impl Context<'_> {
     pub fn set_timer(&mut self, timeout: Option<Duration>) {
         match timeout {
             Some(timeout) => {
-                let at = self.now.saturating_add(millis(timeout));
+                let at = self.tick.now.saturating_add(millis(timeout));
                 self.extras.get_or_insert_default().timer = at.min(NEVER - 1);
             }
             None => {
@@ -124,7 +122,7 @@ impl Context<'_> {
     #[must_use]
     pub fn waker(&mut self) -> Waker {
         let waker = &mut self.extras.get_or_insert_default().waker;
-        let waker = waker.get_or_insert_with(|| self.wakes.waker(self.token));
+        let waker = waker.get_or_insert_with(|| self.tick.wakes.waker(self.tick.token));
         waker.clone()
     }
 }

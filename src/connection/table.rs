@@ -199,7 +199,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         open: impl FnOnce(&mut S, &Peer, usize) -> Result<H, CloseReason>,
     ) {
         self.reserve_slot();
-        self.resources.counters.assigned.add(1);
+        self.resources.tick.counters.assigned.add(1);
         let slot = self.entries.vacant_entry();
         let token = slot.key();
         // Contain panics from the handler factory too.
@@ -273,7 +273,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if entry.queued {
             return;
         }
-        (self.resources.token, self.resources.now) = (token, now);
+        (self.resources.tick.token, self.resources.tick.now) = (token, now);
         let status = connection.drive(&mut self.resources);
         let moves_deadline = entry.deadline != NEVER && connection.take_progress();
         let is_idle = matches!(status, Status::Idle) && connection.is_plain();
@@ -336,7 +336,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         match status {
             Status::Idle => {}
             Status::Runnable => {
-                self.resources.counters.yields.add(1);
+                self.resources.tick.counters.yields.add(1);
                 entry.queued = true;
                 self.run_queue.push_back(token);
             }
@@ -479,7 +479,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             opened,
             ..
         } = self.entries.remove(token);
-        let counters = &self.resources.counters;
+        let counters = &self.resources.tick.counters;
         let discarded = connection.abort_if_incomplete();
         counters.buffered.adjust(discarded, 0);
         counters.discarded[reason as usize].add(discarded as u64);
@@ -498,7 +498,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Counted last, so that the descriptor is closed before the count is visible.
     fn count_close(&mut self, reason: CloseReason) {
-        self.resources.counters.closed[reason as usize].add(1);
+        self.resources.tick.counters.closed[reason as usize].add(1);
         self.closed = true;
     }
 
