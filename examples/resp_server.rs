@@ -1,6 +1,5 @@
-//! A small server for the Redis protocol. It shows how a [`Handler`] deals with a real protocol:
-//! incomplete messages, pipelining, replies that must not be truncated, errors that close the
-//! connection, and state shared by all connections.
+//! A small server for the Redis protocol. It shows how a [`Handler`] deals with a real protocol: incomplete messages,
+//! pipelining, replies that must not be truncated, errors that close the connection, and shared state.
 //!
 //! ```text
 //! cargo run --release --example resp_server -- 127.0.0.1:6380 2
