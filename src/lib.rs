@@ -208,6 +208,7 @@
 //! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | I/O |
 //! | `handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
+//! | `notify` | the mark that makes notifications rare without losing one | everything else |
 //! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only its traits |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
 //! | `stats` | counters with one writer each | everything else |
@@ -345,6 +346,7 @@ mod connection;
 mod error;
 mod handler;
 mod net;
+mod notify;
 mod peer;
 mod server;
 mod stats;

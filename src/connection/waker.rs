@@ -4,14 +4,14 @@
 //! there are connections at most and a wake-up never blocks. A connection's mark says that it is in the queue;
 //! the queue's mark, that its worker was notified.
 //!
-//! No wake-up is lost: a mark is cleared *before* what it stands for is looked at. A thread that finds a mark
-//! set has therefore done its part early enough to be seen, and one that finds it clear raises it again.
+//! No wake-up is lost, as [`Mark`] explains.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
+
+use crate::notify::Mark;
 
 /// Has a connection's handler called with [`Event::Wake`](crate::Event::Wake), from any thread.
 ///
@@ -26,16 +26,14 @@ pub struct Waker(Arc<Target>);
 struct Target {
     token: usize,
     /// The connection is in the queue.
-    queued: AtomicBool,
+    queued: Mark,
     queue: WakeQueue,
 }
 
 impl Waker {
     /// Causes a call. Several calls of this can be followed by one call of the handler. Never blocks.
     pub fn wake(&self) {
-        // The read-modify-write operations of a mark are ordered, so either `take` follows and sees all that
-        // this thread has done, or the mark is clear.
-        if !self.0.queued.swap(true, Ordering::AcqRel) {
+        if self.0.queued.raise() {
             self.0.queue.push(self.clone());
         }
     }
@@ -64,7 +62,7 @@ pub(crate) struct WakeQueue(Arc<Shared>);
 struct Shared {
     sender: Sender<Waker>,
     /// The worker was notified and has not looked into the queue since.
-    notified: AtomicBool,
+    notified: Mark,
     /// Wakes the worker.
     notify: Box<dyn Fn() + Send + Sync>,
 }
@@ -82,7 +80,7 @@ impl WakeQueue {
         let (sender, wakes) = crossbeam_channel::unbounded();
         let queue = Self(Arc::new(Shared {
             sender,
-            notified: AtomicBool::new(false),
+            notified: Mark::new(),
             notify: Box::new(notify),
         }));
         let receiver = WakeReceiver {
@@ -96,7 +94,7 @@ impl WakeQueue {
     pub(crate) fn waker(&self, token: usize) -> Waker {
         Waker(Arc::new(Target {
             token,
-            queued: AtomicBool::new(false),
+            queued: Mark::new(),
             queue: self.clone(),
         }))
     }
@@ -104,7 +102,7 @@ impl WakeQueue {
     fn push(&self, waker: Waker) {
         // It fails only if the worker has ended.
         let _ended = self.0.sender.send(waker);
-        if !self.0.notified.swap(true, Ordering::AcqRel) {
+        if self.0.notified.raise() {
             (self.0.notify)();
         }
     }
@@ -119,20 +117,20 @@ impl fmt::Debug for WakeQueue {
 impl WakeReceiver {
     /// Starts to take wake-ups: those that are pushed from now on notify the worker again.
     pub(crate) fn clear_notified(&self) {
-        self.queue.0.notified.swap(false, Ordering::AcqRel);
+        self.queue.0.notified.clear();
     }
 
     /// Takes a wake-up without waiting.
     pub(crate) fn take(&self) -> Option<Waker> {
         let waker = self.wakes.try_recv().ok()?;
-        waker.0.queued.swap(false, Ordering::AcqRel);
+        waker.0.queued.clear();
         Some(waker)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 

@@ -1,6 +1,10 @@
 //! Two signals between the threads of a server: there is capacity again, and a shutdown was requested.
 
+#[cfg(not(all(echoserver_loom, test)))]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+#[cfg(all(echoserver_loom, test))]
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crate::connection::timers::{Millis, NEVER};
 use crate::server::dispatcher::Wake;
@@ -68,5 +72,46 @@ impl<W: Wake> AcceptorControl<W> {
     /// Whether no capacity was announced since the pause.
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
+    }
+}
+
+/// Run with `RUSTFLAGS="--cfg echoserver_loom" cargo test --lib loom`.
+#[cfg(all(echoserver_loom, test))]
+mod loom_tests {
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicUsize;
+    use loom::thread;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct CountingWaker(std::sync::atomic::AtomicUsize);
+
+    impl Wake for &'static CountingWaker {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The acceptor pauses while a worker frees a place.
+    #[test]
+    fn capacity_during_a_pause_is_seen_or_wakes_the_acceptor() {
+        loom::model(|| {
+            let waker: &'static CountingWaker = Box::leak(Box::default());
+            let control = Arc::new(AcceptorControl::new(waker, []));
+            let capacity = Arc::new(AtomicUsize::new(0));
+            let worker = {
+                let (control, capacity) = (Arc::clone(&control), Arc::clone(&capacity));
+                thread::spawn(move || {
+                    capacity.store(1, Ordering::Relaxed);
+                    control.notify_capacity();
+                })
+            };
+            control.pause();
+            let is_seen = capacity.load(Ordering::Relaxed) == 1;
+            worker.join().expect("it does not panic");
+            let wakes = waker.0.load(Ordering::Relaxed);
+            assert!(is_seen || (wakes == 1 && !control.is_paused()));
+        });
     }
 }

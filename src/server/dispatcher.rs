@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, TryRecvError, TrySendError};
 
+use crate::notify::Mark;
+
 /// Wakes a thread that waits in a poll.
 pub(crate) trait Wake {
     /// Raises an event in the poll. May be called by any thread.
@@ -53,7 +55,7 @@ struct Queue<T, W> {
 #[derive(Debug)]
 struct Shared {
     /// The worker was notified and has not looked into its queue since.
-    notified: AtomicBool,
+    notified: Mark,
     /// The receiver exists.
     alive: AtomicBool,
 }
@@ -76,7 +78,7 @@ impl<T, W: Wake> Dispatcher<T, W> {
         for waker in wakers {
             let (sender, channel) = crossbeam_channel::bounded(capacity);
             let shared = Arc::new(Shared {
-                notified: AtomicBool::new(false),
+                notified: Mark::new(),
                 alive: AtomicBool::new(true),
             });
             receivers.push(Receiver {
@@ -117,7 +119,7 @@ impl<T, W: Wake> Dispatcher<T, W> {
     pub(crate) fn notify(&self) {
         for queue in &self.queues {
             let has_item = !queue.sender.is_empty();
-            if has_item && !queue.shared.notified.swap(true, Ordering::SeqCst) {
+            if has_item && queue.shared.notified.raise() {
                 queue.waker.wake();
             }
         }
@@ -150,9 +152,8 @@ impl<T, W> Queue<T, W> {
 impl<T> Receiver<T> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
-        // Before the first item, and SeqCst as in `notify`: a sender that still finds the mark set has
-        // pushed an item that this call will find.
-        self.shared.notified.store(false, Ordering::SeqCst);
+        // Before the first item: a sender that still finds the mark raised has pushed an item that this call finds.
+        self.shared.notified.clear();
         let items = iter::from_fn(|| match self.channel.try_recv() {
             Ok(item) => Some(item),
             Err(TryRecvError::Empty) => None,
