@@ -7,6 +7,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::error::escape_control;
+
 /// An address to listen on.
 ///
 /// ```
@@ -78,16 +80,27 @@ impl fmt::Display for Address {
             Self::Ip(address) => write!(f, "{address}"),
             Self::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Host(host, port) => write!(f, "{host}:{port}"),
+            // A control character would end the line of a log or of a message to a service manager.
             #[cfg(unix)]
-            Self::UnixPath(path) => write!(f, "unix:{}", path.display()),
+            Self::UnixPath(path) => {
+                write!(f, "unix:{}", escape_control(&path.to_string_lossy()))
+            }
             #[cfg(any(target_os = "linux", target_os = "android"))]
-            Self::UnixAbstract(name) => write!(f, "unix:@{name}"),
+            Self::UnixAbstract(name) => write!(f, "unix:@{}", escape_control(name)),
         }
     }
 }
 
 const EXPECTED: &str =
     "expected IP:PORT, HOST:PORT, [V6]:PORT, :PORT, PORT, unix:PATH or unix:@NAME";
+
+/// The length of the longest path or abstract name of a Unix-domain socket, in bytes.
+#[cfg(unix)]
+const MAX_UNIX_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
+    107
+} else {
+    103
+};
 
 /// The reason why a text is not a valid [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,34 +119,71 @@ impl FromStr for Address {
 
     /// Parses `IP:PORT`, `HOST:PORT`, `[V6]:PORT`, `:PORT`, `PORT`, `unix:PATH` or `unix:@NAME`.
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return parse_unix(path);
+        parse(text).map_err(|problem| AddressError(escape_control(&problem)))
+    }
+}
+
+fn parse(text: &str) -> Result<Address, String> {
+    if text.is_empty() {
+        return Err("an address is missing; is there a blank after a comma?".to_owned());
+    }
+    if text.trim() != text {
+        return Err("blanks before and after an address are not allowed".to_owned());
+    }
+    if let Some(path) = text.strip_prefix("unix:") {
+        return parse_unix(path);
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(Address::Ip(address));
+    }
+    if let Some((scheme, address)) = text.split_once("://") {
+        return Err(format!(
+            "a URL is not an address: '{address}' without '{scheme}://'"
+        ));
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    if let Some(hint) = brackets_hint(text, host, port) {
+        return Err(hint);
+    }
+    let port = port.parse().map_err(|_| {
+        let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        match is_number {
+            true => format!("port {port} is not between 0 and 65535"),
+            false => EXPECTED.to_owned(),
         }
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Ip(address));
-        }
-        let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-        if let Some(hint) = brackets_hint(text, host, port) {
-            return Err(AddressError(hint));
-        }
-        let port = port.parse().map_err(|_| {
-            let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-            AddressError(match is_number {
-                true => format!("port {port} is not between 0 and 65535"),
-                false => EXPECTED.to_owned(),
-            })
-        })?;
-        let in_brackets = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
-        match in_brackets {
-            // Only the system's resolver knows the names of the zones.
-            Some(v6) if is_ipv6(v6) => Ok(Self::Host(v6.to_owned(), port)),
-            Some(_) => Err(AddressError(format!(
-                "{host} is not an IPv6 address in brackets"
-            ))),
-            None if host.contains([':', '[']) => Err(AddressError(EXPECTED.to_owned())),
-            None if host.is_empty() => Ok(Self::AnyInterface(port)),
-            None => Ok(Self::Host(host.to_owned(), port)),
-        }
+    })?;
+    let in_brackets = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
+    match in_brackets {
+        // Only the system's resolver knows the names of the zones.
+        Some(v6) if is_ipv6(v6) => Ok(Address::Host(v6.to_owned(), port)),
+        Some(_) => Err(format!("{host} is not an IPv6 address in brackets")),
+        None if host.is_empty() => Ok(Address::AnyInterface(port)),
+        None => match host_problem(host, port) {
+            Some(problem) => Err(problem),
+            None => Ok(Address::Host(host.to_owned(), port)),
+        },
+    }
+}
+
+/// Returns why `host` is not a host name.
+fn host_problem(host: &str, port: u16) -> Option<String> {
+    let is_misplaced = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+    if host == "*" {
+        Some(format!(
+            "'*' is not a host: ':{port}' means every interface"
+        ))
+    } else if host.contains([':', '[']) {
+        Some(EXPECTED.to_owned())
+    } else if host
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        // A resolver could take it for an abbreviated address: 127.1 is 127.0.0.1.
+        Some(format!("{host} is not an IPv4 address"))
+    } else if host.contains(is_misplaced) {
+        Some(format!("'{host}' is not a host name"))
+    } else {
+        None
     }
 }
 
@@ -157,26 +207,29 @@ fn is_ipv6(text: &str) -> bool {
 }
 
 #[cfg(unix)]
-fn parse_unix(path: &str) -> Result<Address, AddressError> {
-    if path.is_empty() || path == "@" {
-        return Err(AddressError("expected unix:PATH or unix:@NAME".to_owned()));
+fn parse_unix(path: &str) -> Result<Address, String> {
+    let name = path.strip_prefix('@');
+    let length = name.unwrap_or(path).len();
+    if length == 0 {
+        return Err("expected unix:PATH or unix:@NAME".to_owned());
     }
-    match path.strip_prefix('@') {
+    if length > MAX_UNIX_PATH {
+        return Err(format!(
+            "the path of a Unix-domain socket has at most {MAX_UNIX_PATH} bytes, not {length}"
+        ));
+    }
+    match name {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         Some(name) => Ok(Address::UnixAbstract(name.to_owned())),
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        Some(_) => Err(AddressError(
-            "abstract Unix sockets are supported on Linux only".to_owned(),
-        )),
+        Some(_) => Err("abstract Unix sockets are supported on Linux only".to_owned()),
         None => Ok(Address::UnixPath(path.into())),
     }
 }
 
 #[cfg(not(unix))]
-fn parse_unix(_path: &str) -> Result<Address, AddressError> {
-    Err(AddressError(
-        "Unix sockets are not supported on this system".to_owned(),
-    ))
+fn parse_unix(_path: &str) -> Result<Address, String> {
+    Err("Unix sockets are not supported on this system".to_owned())
 }
 
 #[cfg(test)]
@@ -186,7 +239,7 @@ mod tests {
     #[test]
     fn errors_name_the_problem() {
         for (text, problem) in [
-            ("", "expected IP:PORT"),
+            ("", "an address is missing"),
             ("99999", "port 99999 is not between 0 and 65535"),
             ("localhost:99999", "port 99999"),
             ("-1", "expected IP:PORT"),
@@ -200,6 +253,16 @@ mod tests {
             ("[%lo]:7", "[%lo] is not an IPv6 address in brackets"),
             ("[localhost]:7", "[localhost] is not an IPv6 address"),
             ("[zz]:1", "[zz] is not an IPv6 address"),
+            ("tcp://localhost:7", "'localhost:7' without 'tcp://'"),
+            ("*:7", "':7' means every interface"),
+            (" :7", "blanks before and after"),
+            ("unix:/echo ", "blanks before and after"),
+            ("local host:7", "'local host' is not a host name"),
+            ("a\nb:7", "'a\\nb' is not a host name"),
+            ("[a\n\nb]:7", "[a\\n\\nb] is not an IPv6 address"),
+            ("256.1.1.1:7", "256.1.1.1 is not an IPv4 address"),
+            ("127.1:7", "127.1 is not an IPv4 address"),
+            ("1:7", "1 is not an IPv4 address"),
             #[cfg(unix)]
             ("unix:", "expected unix:PATH"),
             #[cfg(unix)]
@@ -208,6 +271,38 @@ mod tests {
             let error = text.parse::<Address>().expect_err(text);
             assert!(error.to_string().contains(problem), "{text}: {error}");
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn longest_unix_path_can_be_bound() {
+        use crate::net::listener::{ListenOptions, Listener};
+
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().display();
+        let path = format!("unix:{folder}/{}", "a".repeat(MAX_UNIX_PATH));
+        let longest = &path[..5 + MAX_UNIX_PATH];
+        let options = ListenOptions {
+            backlog: 1,
+            unix_mode: None,
+            keepalive: None,
+        };
+        Listener::bind(&longest.parse().unwrap(), options).unwrap();
+        for too_long in [
+            &path[..6 + MAX_UNIX_PATH],
+            &format!("unix:@{}", "a".repeat(200)),
+        ] {
+            let error = too_long.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains("at most"), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn control_characters_are_displayed_escaped() {
+        let address: Address = "unix:/a\nb".parse().unwrap();
+        assert_eq!(address, Address::UnixPath("/a\nb".into()));
+        assert_eq!(address.to_string(), "unix:/a\\nb");
     }
 
     #[test]

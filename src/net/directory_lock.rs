@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::error::error_text;
+use crate::error::{error_text, escape_control};
 
 /// Servers hold the lock for less than a millisecond, but any other program can hold it for ever.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,7 +36,8 @@ pub(crate) fn acquire(path: &Path, timeout: Duration) -> Option<File> {
                     Errno::WOULDBLOCK => "another program keeps it locked".to_owned(),
                     error => error_text(&error.into()),
                 };
-                log::warn!("cannot lock {}: {error}", parent.display());
+                let parent = escape_control(&parent.to_string_lossy());
+                log::warn!("cannot lock {parent}: {error}");
                 return None;
             }
         }

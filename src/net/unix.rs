@@ -10,7 +10,7 @@ use mio::net::UnixListener as MioListener;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::error::{error_text, with_context};
+use crate::error::{error_text, escape_control, with_context};
 use crate::net::address::Address;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::net::directory_lock;
@@ -141,7 +141,7 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            let path = self.path.display();
+            let path = escape_control(&self.path.to_string_lossy());
             log::warn!("cannot remove {path}: {}", error_text(&error));
         }
     }
