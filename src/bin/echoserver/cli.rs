@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// [default: from the umask]
     #[arg(long, value_name = "MODE", help_heading = "Network")]
     #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = parse_mode)]
-    unix_mode: Option<u32>,
+    pub(crate) unix_mode: Option<u32>,
 
     /// Worker threads, 1 to 1024 [default: number of CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Resources")]

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use echoserver::{Config, Echo, Server};
+use humantime::format_duration;
 
 use self::logging::{Log, TARGET};
 use self::service::Inherited;
@@ -36,11 +37,14 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
     let config = options.config(max_connections, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
     inherited.adopt_into(&mut server)?;
+    let bind_metrics = |address| metrics::bind(address, options.unix_mode);
+    let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
+    // Everything is bound: what is logged as listening stays so.
     log_config(&server, &config);
 
     // These threads are stopped and joined when this function returns.
-    let start_metrics = |address| metrics::start(address, server.handle());
-    let _metrics = options.metrics.clone().map(start_metrics).transpose()?;
+    let start_metrics = |http_server| metrics::start(http_server, server.handle());
+    let _metrics = http_server.map(start_metrics).transpose()?;
     #[cfg(unix)]
     let _signals = signals.handle(server.handle(), log.clone())?;
     let start_reports = |interval| reports::start(interval, server.handle(), log.clone());
@@ -66,19 +70,22 @@ fn log_config(server: &Server, config: &Config) {
         log::info!(target: TARGET, "listening on {address}");
     }
     let or_off = |duration: Option<Duration>| {
-        duration.map_or_else(|| "off".to_owned(), |duration| format!("{duration:?}"))
+        duration.map_or_else(
+            || "off".to_owned(),
+            |duration| format_duration(duration).to_string(),
+        )
     };
     let buffer_size = ByteSize(config.buffer_size as u64);
     log::info!(
         target: TARGET,
         "workers: {}, max connections: {}, buffer size: {buffer_size}, backlog: {}, \
-         idle timeout: {}, TCP keepalive: {}, drain timeout: {:?}, busy poll: {}",
+         idle timeout: {}, TCP keepalive: {}, drain timeout: {}, busy poll: {}",
         config.workers,
         config.max_connections,
         config.backlog,
         or_off(config.idle_timeout),
         or_off(config.tcp_keepalive),
-        config.drain_timeout,
+        format_duration(config.drain_timeout),
         or_off(Some(config.busy_poll).filter(|duration| !duration.is_zero())),
     );
     let spare = config.max_spare_memory();

@@ -134,10 +134,17 @@ mod program {
 
     #[test]
     fn memory_bound_beyond_the_physical_memory_is_logged() {
-        let (log, line) = log_with(program().arg("--max-connections=100000000"), WARNING);
+        let mut command = program();
+        let (log, line) = log_with(
+            command.args(["--max-connections=1000", "--buffer-size=1GiB"]),
+            WARNING,
+        );
         let line = line.unwrap_or_else(|| panic!("{log}"));
         assert!(line.contains(" WARN "), "{line}");
-        assert!(line.contains("11.9 TiB for 100000000 connections, "));
+        assert!(
+            line.contains("at most 2.0 TiB for 1000 connections, "),
+            "{line}"
+        );
         assert!(line.ends_with(" available (physical memory)") || line.contains("cgroup"));
 
         let (_, line) = log_with(program().arg("--max-connections=10"), WARNING);

@@ -122,11 +122,6 @@ mod program {
     /// How often the paused acceptor tries whether descriptors have become free in other ways.
     const RETRIES_PER_SECOND: u64 = 10;
 
-    fn start_with_descriptors(descriptors: u32, arguments: &[&str]) -> Process {
-        let mut command = program_after(&format!("ulimit -n {descriptors}"));
-        Process::start(command.arg("--listen=127.0.0.1:0").args(arguments))
-    }
-
     /// Connects 200 clients at once: each is served once there is room, and open connections are unaffected.
     fn check_pauses(mut server: Process) -> String {
         const CLIENTS: u64 = 200;
@@ -189,14 +184,18 @@ mod program {
     /// The program derives its connection limit from the descriptor limit, so no accept fails.
     #[test]
     fn accept_pauses_at_the_descriptor_limit() {
-        check_pauses(start_with_descriptors(64, &["--workers=1"]));
+        let mut command = program_after("ulimit -n 64");
+        check_pauses(Process::start(
+            command.args(["--listen=127.0.0.1:0", "--workers=1"]),
+        ));
     }
 
-    /// With a connection limit that exceeds the descriptors, accepts fail.
+    /// If the descriptor limit is lowered below the connection limit, accepts fail.
     #[test]
     fn accept_pauses_without_descriptors() {
-        let arguments = ["--workers=1", "--max-connections=200"];
-        let log = check_pauses(start_with_descriptors(64, &arguments));
+        let server = Process::serve(&["--workers=1", "--max-connections=200"]);
+        limit_descriptors(&server, Some(64));
+        let log = check_pauses(server);
         assert!(log.contains("too many open files"), "{log}");
         assert!(total(&log, "accept_errors") > 0, "{log}");
     }

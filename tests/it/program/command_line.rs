@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use assert_cmd::assert::OutputAssertExt;
 
-use crate::harness::{program, run};
+use crate::harness::{Process, program, program_after, run};
 
 /// Returns the long names of the options that the help lists.
 pub(crate) fn help_options() -> BTreeSet<String> {
@@ -38,4 +38,71 @@ fn help_fits_a_terminal() {
             assert!(line.len() <= 100 && line.trim_end() == line, "{line:?}");
         }
     }
+}
+
+/// At most what the descriptor limit allows is accepted, and nothing else is logged.
+#[test]
+fn max_connections_is_clamped_to_the_descriptor_limit() {
+    let mut command = program_after("ulimit -n 200");
+    command.args([
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--max-connections=5000",
+    ]);
+    let server = Process::start(&mut command);
+    let warnings = server.lines_with("5000");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let (_, warning) = warnings[0]
+        .split_once("max connections reduced from 5000 to ")
+        .unwrap();
+    let (limit, reason) = warning.split_once(": ").unwrap();
+    assert_eq!(reason, "the descriptor limit is 200");
+    assert_eq!(
+        server
+            .lines_with(&format!("max connections: {limit}, "))
+            .len(),
+        1
+    );
+    assert_eq!(
+        server.lines_with(&format!("({limit} connections x ")).len(),
+        1
+    );
+    server.terminate();
+}
+
+/// What is logged can be given to the option again.
+#[test]
+fn durations_are_logged_as_they_are_read() {
+    let options = [
+        "idle-timeout",
+        "tcp-keepalive",
+        "drain-timeout",
+        "busy-poll",
+    ];
+    let logged = |values: &[String]| -> Vec<String> {
+        let arguments = options.iter().zip(values);
+        let arguments = arguments.map(|(option, value)| format!("--{option}={value}"));
+        let mut command = program();
+        let server = Process::start(command.arg("--listen=127.0.0.1:0").args(arguments));
+        let config = server.lines_with("] workers: ").remove(0);
+        server.terminate();
+        let value = |name: &str| {
+            let (_, rest) = config
+                .split_once(&format!("{name}: "))
+                .expect("it is logged");
+            rest.split(", ").next().unwrap().to_owned()
+        };
+        [
+            "idle timeout",
+            "TCP keepalive",
+            "drain timeout",
+            "busy poll",
+        ]
+        .map(value)
+        .to_vec()
+    };
+    let values = ["90s", "1h 1s", "1500ms", "50us"].map(str::to_owned);
+    let first = logged(&values);
+    assert_eq!(first, ["1m 30s", "1h 1s", "1s 500ms", "50us"]);
+    assert_eq!(logged(&first), first);
 }

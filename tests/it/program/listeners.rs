@@ -1,6 +1,10 @@
-//! Addresses that are unusual: IPv4-mapped, with a zone, and names on systems without IPv6.
+//! Addresses that are unusual: IPv4-mapped, with a zone, names on systems without IPv6, and socket files.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+
+use tempfile::tempdir;
 
 use crate::harness::{
     Client, Process, command, error_line, installed, program, program_after, run,
@@ -68,5 +72,38 @@ fn ipv4_mapped_address_is_its_ipv4_address() {
     let address = server.address();
     assert!(address.is_ipv4(), "{address}");
     Client::connect(address).check_echo(b"mapped");
+    server.terminate();
+}
+
+/// The permissions hold for every socket file, that of the metrics endpoint included.
+#[test]
+fn unix_mode_holds_for_the_metrics_endpoint() {
+    let folder = tempdir().unwrap();
+    let (echo, metrics) = (folder.path().join("echo"), folder.path().join("metrics"));
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0", "--unix-mode=0601"]);
+    let mut server = Process::start(command.arg(format!("--metrics=unix:{}", metrics.display())));
+    server.wait_for_log("metrics: listening on unix:");
+    assert_eq!(mode(&metrics), 0o601);
+    server.terminate();
+
+    let mut command = program();
+    command.arg(format!("--listen=unix:{}", echo.display()));
+    command.arg(format!("--metrics=unix:{}", metrics.display()));
+    let mut server = Process::start(command.arg("--unix-mode=0610"));
+    server.wait_for_log("metrics: listening on unix:");
+    assert_eq!((mode(&echo), mode(&metrics)), (0o610, 0o610));
+    server.terminate();
+}
+
+/// A path cannot forge a line of the log.
+#[test]
+fn control_characters_of_a_path_are_logged_escaped() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("a\nb");
+    let server = Process::start(program().arg(format!("--listen=unix:{}", path.display())));
+    Client::connect_unix(&path).check_echo(b"found");
+    assert_eq!(server.lines_with("/a\\nb").len(), 1);
     server.terminate();
 }

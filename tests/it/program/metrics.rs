@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::harness::http::{exchange, get, read_head, read_response};
 use crate::harness::{
-    Client, Process, command, free_address, installed, program, program_after, random_bytes, run,
-    wait_for, wait_until,
+    Client, Process, command, free_address, installed, program_after, random_bytes, run, wait_for,
+    wait_until,
 };
 
 /// Starts a server with metrics; returns their address too.
@@ -234,18 +234,6 @@ fn health_check_fails_during_a_drain() {
     client.expect(&bytes[..sent]);
     client.expect_eof();
     server.wait_for_success();
-}
-
-#[test]
-fn metrics_address_in_use_is_reported() {
-    let (server, address) = serve_metrics();
-    let mut other = program();
-    other.args(["--listen=127.0.0.1:0", &format!("--metrics={address}")]);
-    let (status, log) = Process::launch(&mut other).wait();
-    assert_eq!(status.code(), Some(1), "{log}");
-    let error = format!("echoserver: cannot listen on {address}: address");
-    assert!(log.contains(&error), "{log}");
-    server.terminate();
 }
 
 #[test]

@@ -15,7 +15,7 @@ const RESERVED_DESCRIPTORS: u64 = 8;
 const MAX_CONNECTIONS: usize = 10_000_000;
 
 /// Raises the descriptor limit to its maximum, and returns the connection limit: the requested
-/// one, or what the descriptor limit allows.
+/// one, but at most what the descriptor limit allows.
 #[cfg(unix)]
 pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
     let limit = rlimit::increase_nofile_limit(u64::MAX)
@@ -32,10 +32,10 @@ pub(crate) fn max_connections(options: &Options) -> io::Result<usize> {
     }
     if requested > available {
         log::warn!(
-            "the descriptor limit of {limit} allows {available} connections, not {requested}"
+            "max connections reduced from {requested} to {available}: the descriptor limit is {limit}"
         );
     }
-    Ok(requested)
+    Ok(requested.min(available))
 }
 
 /// Descriptors for everything except connections: those already open, a poll and a waker per

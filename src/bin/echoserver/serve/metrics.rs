@@ -20,7 +20,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::serve::BackgroundThread;
+use crate::serve::{BackgroundThread, with_context};
 
 /// Limit for the request line and headers of a request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;
@@ -32,11 +32,11 @@ pub(crate) const MAX_CONNECTIONS: usize = 32;
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Starts a thread that serves the counters and the health of `server` at `address`, also during
-/// its drain.
-pub(crate) fn start(address: Address, server: Handle) -> io::Result<BackgroundThread> {
-    let http_server = Server::bind(Config {
+/// Binds the endpoint's own server to `address`. A socket file gets the permissions `unix_mode`.
+pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Server> {
+    let config = Config {
         listen: vec![address],
+        unix_mode,
         workers: NonZeroUsize::MIN,
         max_connections: MAX_CONNECTIONS,
         buffer_size: MAX_REQUEST,
@@ -44,7 +44,13 @@ pub(crate) fn start(address: Address, server: Handle) -> io::Result<BackgroundTh
         idle_timeout: Some(Duration::from_secs(90)),
         drain_timeout: Duration::from_millis(250),
         ..Config::default()
-    })?;
+    };
+    Server::bind(config).map_err(|error| with_context(&error, "--metrics"))
+}
+
+/// Starts a thread that runs `http_server`, which serves the counters and the health of `server`, also
+/// during its drain.
+pub(crate) fn start(http_server: Server, server: Handle) -> io::Result<BackgroundThread> {
     for address in http_server.addresses() {
         log::info!("metrics: listening on {address}");
     }
