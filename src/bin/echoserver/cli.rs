@@ -3,12 +3,15 @@
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::iter;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
 use echoserver::{Address, Config};
 use log::LevelFilter;
@@ -22,9 +25,9 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 /// A TCP echo server that returns every byte, from a pool of event-loop threads.
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
-#[command(mut_args(|argument| argument.hide_env(true)))]
+#[command(mut_args(common_settings))]
 #[command(after_help = "\
-    Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64KiB, 1MiB.\n\
+    Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64K, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
     Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
     Man page: --generate man. Shell completions: --generate bash, zsh or fish.")]
@@ -42,22 +45,22 @@ pub(crate) struct Options {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     backlog: u32,
 
-    /// Permissions of a Unix-domain socket file, in octal, for example 0660
-    /// [default: from the umask]
+    /// Permissions of the files of Unix-domain sockets, --metrics included, in octal, for example
+    /// 0660 [default: from the umask]
     #[arg(long, value_name = "MODE", help_heading = "Network")]
     #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = parse_mode)]
     pub(crate) unix_mode: Option<u32>,
 
     /// Worker threads, 1 to 1024 [default: number of CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_WORKERS", value_parser = parse_workers, allow_negative_numbers = true)]
+    #[arg(env = "ECHOSERVER_WORKERS", value_parser = parse_workers)]
     workers: Option<NonZeroUsize>,
 
     /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog
     /// [default: as many as the descriptor limit allows]
     #[arg(short = 'c', long, value_name = "N", help_heading = "Resources")]
     #[arg(env = "ECHOSERVER_MAX_CONNECTIONS")]
-    #[arg(value_parser = parse_count, allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
     pub(crate) max_connections: Option<NonZeroUsize>,
 
     /// Buffer limit for each connection and direction
@@ -151,6 +154,24 @@ impl GeneratedFile {
 }
 
 impl Options {
+    /// Checks what depends on several options.
+    pub(crate) fn check(self) -> Result<Self, clap::Error> {
+        #[cfg(unix)]
+        if self.unix_mode.is_some()
+            && !(self.listen.iter().chain(&self.metrics))
+                .any(|address| matches!(address, Address::UnixPath(_)))
+        {
+            let mut error = Self::command().error(
+                ErrorKind::ArgumentConflict,
+                "--unix-mode needs a socket file: --listen unix:PATH or --metrics unix:PATH",
+            );
+            let option = ContextValue::String("--unix-mode".to_owned());
+            error.insert(ContextKind::InvalidArg, option);
+            return Err(error);
+        }
+        Ok(self)
+    }
+
     /// Returns the server's configuration. If sockets are `inherited`, it has no default address.
     pub(crate) fn config(&self, max_connections: usize, inherited: bool) -> Config {
         let mut config = Config {
@@ -204,9 +225,15 @@ fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 fn parse_buffer_size(text: &str) -> Result<usize, String> {
-    let size: ByteSize = text
+    // A lone letter means a power of 1024, as in other servers; `ByteSize` takes it for a power of 1000.
+    let unit = if text.ends_with(|letter: char| "kmgKMG".contains(letter)) {
+        "iB"
+    } else {
+        ""
+    };
+    let size: ByteSize = format!("{text}{unit}")
         .parse()
-        .map_err(|_| "expected a size such as 65536, 64KiB or 1MiB")?;
+        .map_err(|_| "expected a size such as 65536, 64K or 1MiB")?;
     let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
     match size {
         1..=Config::MAX_BUFFER_SIZE => Ok(size),
@@ -246,42 +273,105 @@ fn parse_keepalive(text: &str) -> Result<Duration, String> {
         })
 }
 
-/// Formats an error of the command line as one line. The line names the environment variable that
-/// an invalid value comes from.
-pub(crate) fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    // Clap's first paragraph is the error; tips and usage follow.
-    let first = text.split("\n\n").next().unwrap_or(&text);
-    let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
-    match variable_of(error) {
-        Some(variable) => format!("{line} (from {variable})"),
-        None => line.to_owned(),
-    }
+/// Settings of every option.
+fn common_settings(argument: Arg) -> Arg {
+    // A value that starts with a hyphen is then reported as an invalid value of its option.
+    let takes_values = argument.get_action().takes_values();
+    argument.hide_env(true).allow_hyphen_values(takes_values)
 }
 
-/// Returns the environment variable that an invalid value comes from, unless it comes from the
-/// command line. Clap does not report the source of a value, so this looks for it in both places.
-fn variable_of(error: &clap::Error) -> Option<String> {
-    if !matches!(
-        error.kind(),
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue
-    ) {
-        return None;
+/// Formats an error of the command line as one line, with clap's suggestions. The line names the environment
+/// variable that an invalid value comes from.
+pub(crate) fn one_line(mut error: clap::Error) -> String {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        return format!("invalid UTF-8 in {}", invalid_utf8());
     }
+    for (kind, text) in error.context().map(escaped_text).collect::<Vec<_>>() {
+        error.insert(kind, text);
+    }
+    let text = error.to_string();
+    // The first paragraph is the error; suggestions and usage follow.
+    let first = text.split("\n\n").next().unwrap_or(&text);
+    let line = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    let suggestions = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
+    let variable = variable_of(&error).map(|variable| format!("from {variable}"));
+    let notes = suggestions
+        .map(str::to_owned)
+        .chain(comma_hint(&error))
+        .chain(variable);
+    let notes = notes.map(|note| format!("({note})"));
+    iter::once(line.to_owned())
+        .chain(notes)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Escapes control characters, which would end the line.
+pub(crate) fn escape_control(text: &str) -> String {
+    let escape = |character: char| match character.is_control() {
+        true => character.escape_default().to_string(),
+        false => character.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+fn escaped_text((kind, value): (ContextKind, &ContextValue)) -> (ContextKind, ContextValue) {
+    let value = match value {
+        ContextValue::String(text) => ContextValue::String(escape_control(text)),
+        other => other.clone(),
+    };
+    (kind, value)
+}
+
+/// Returns the first argument, or the name of the first variable, that is not valid UTF-8.
+fn invalid_utf8() -> String {
+    let argument = env::args_os().find(|argument| argument.to_str().is_none());
+    let is_invalid = |(name, value): &(OsString, OsString)| {
+        name.to_string_lossy().starts_with("ECHOSERVER_") && value.to_str().is_none()
+    };
+    let variable = || env::vars_os().find(is_invalid).map(|(name, _)| name);
+    let culprit = argument.or_else(variable).unwrap_or_default();
+    escape_control(&format!("'{}'", culprit.to_string_lossy()))
+}
+
+/// Returns the environment variable that an invalid value comes from, unless it comes from the command line.
+///
+/// Clap does not report the source of an invalid value, so this parses the command line without the environment.
+fn variable_of(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
     let option = argument.split_whitespace().next()?.trim_end_matches("...");
+    let command = without_environment(Options::command());
+    let matches = command.try_get_matches_from(env::args_os()).ok()?;
+    let id = option.trim_start_matches('-').replace('-', "_");
+    let is_argument = matches.ids().any(|given| given.as_str() == id)
+        && matches.value_source(&id) == Some(ValueSource::CommandLine);
     let variable = variable_name(option);
-    let value = env::var_os(&variable)?;
-    let value = value.to_string_lossy();
-    // Every argument ends with an empty value, so look for the option instead.
-    let gives_value = |argument: OsString| match value.is_empty() {
-        true => argument.to_string_lossy().starts_with(option),
-        false => argument.to_string_lossy().ends_with(&*value),
-    };
-    (!env::args_os().skip(1).any(gives_value)).then_some(variable)
+    (!is_argument && env::var_os(&variable).is_some()).then_some(variable)
+}
+
+/// Returns a hint if an unexpected argument follows one that ends with a comma, as in `-l :1, :2`.
+fn comma_hint(error: &clap::Error) -> Option<String> {
+    let unexpected = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
+    let unexpected = unexpected
+        .iter()
+        .find_map(|kind| error.get(*kind))?
+        .to_string();
+    let arguments: Vec<_> = env::args_os().collect();
+    let follows_comma = arguments.windows(2).any(|pair| {
+        pair[0].to_string_lossy().ends_with(',') && pair[1].to_string_lossy() == unexpected
+    });
+    follows_comma.then(|| "no blank is allowed after a comma".to_owned())
+}
+
+fn without_environment(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|argument| argument.env(Resettable::Reset))
+        .mut_subcommands(without_environment)
 }
 
 /// Returns the environment variable of an option such as `--max-connections`.
@@ -296,7 +386,9 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> Result<Options, String> {
         let arguments = ["echoserver"].iter().chain(arguments);
-        Options::try_parse_from(arguments).map_err(|error| one_line(&error))
+        Options::try_parse_from(arguments)
+            .and_then(Options::check)
+            .map_err(one_line)
     }
 
     #[test]
@@ -371,6 +463,21 @@ mod tests {
                      expected 0s, or a duration from 1s to 32767s"
                 )
             );
+        }
+    }
+
+    #[test]
+    fn a_lone_letter_is_a_power_of_1024() {
+        for (text, size) in [
+            ("64K", 64 << 10),
+            ("64k", 64 << 10),
+            ("1M", 1 << 20),
+            ("1g", 1 << 30),
+            ("64KiB", 64 << 10),
+            ("64kB", 64_000),
+            ("4096", 4096),
+        ] {
+            assert_eq!(parse_buffer_size(text), Ok(size), "{text}");
         }
     }
 

@@ -18,9 +18,9 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match Options::try_parse().and_then(Options::check) {
         Ok(options) => options,
-        Err(error) if error.use_stderr() => return fail(USAGE, cli::one_line(&error)),
+        Err(error) if error.use_stderr() => return fail(USAGE, cli::one_line(error)),
         Err(help_or_version) => {
             // A closed stdout is not a failure.
             let _closed = help_or_version.print();
@@ -60,5 +60,5 @@ fn fail(status: u8, error: impl Display) -> ExitCode {
 }
 
 fn error_line(error: impl Display) -> String {
-    format!("echoserver: {error}")
+    format!("echoserver: {}", cli::escape_control(&error.to_string()))
 }

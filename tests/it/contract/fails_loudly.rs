@@ -71,6 +71,14 @@ mod program {
                 "::1",
                 "[::1",
                 "unix:",
+                "tcp://127.0.0.1:0",
+                "*:5555",
+                "127.0.0.1:0, 127.0.0.1:0",
+                "256.1.1.1:0",
+                "127.1:0",
+                "a\nb",
+                "-v",
+                LONG_PATH,
             ],
         ),
         ("backlog", &["0", "-1", "abc", "5000000000", ""]),
@@ -90,12 +98,16 @@ mod program {
             "unix-mode",
             &["abc", "-1", "9", "0999", "77777", "1777", "rw", ""],
         ),
-        ("metrics", &["99999", "localhost", "::1", ""]),
+        ("metrics", &["99999", "localhost", "::1", "*:9555", ""]),
         ("log-format", &["xml", "1", ""]),
         ("stats-interval", &["abc", "-1s", "5", "0s"]),
         ("verbose", &["abc", "-1", "300"]),
         ("quiet", &["abc", "-1", "300"]),
     ];
+
+    /// The longest path of a Unix-domain socket has 107 bytes.
+    const LONG_PATH: &str = "unix:/1234567890/1234567890/1234567890/1234567890/1234567890/\
+        1234567890/1234567890/1234567890/1234567890/123456789";
 
     /// Options that count how often they are given, and so take values from the environment only.
     const COUNTED: [&str; 2] = ["verbose", "quiet"];
@@ -114,13 +126,20 @@ mod program {
     #[test]
     fn invalid_values_are_reported() {
         for (option, value) in invalid_values().filter(|(option, _)| !COUNTED.contains(option)) {
-            let error = error_line(program().arg(format!("--{option}={value}")), 2);
-            let invalid = format!("invalid value '{value}' for '--{option} ");
-            let missing = format!("a value is required for '--{option} ");
-            assert!(
-                error.starts_with(&invalid) || (value.is_empty() && error.starts_with(&missing)),
-                "--{option}={value}: {error}"
-            );
+            let name = format!("--{option}");
+            let with_equals_sign = format!("{name}={value}");
+            for arguments in [&[with_equals_sign.as_str()][..], &[&name, value]] {
+                let error = error_line(program().args(arguments), 2);
+                // A comma separates values.
+                let value = value.rsplit(',').next().unwrap().escape_debug().to_string();
+                let invalid = format!("invalid value '{value}' for '--{option} ");
+                let missing = format!("a value is required for '--{option} ");
+                let is_empty = value.is_empty();
+                assert!(
+                    error.starts_with(&invalid) || (is_empty && error.starts_with(&missing)),
+                    "--{option}={value}: {error}"
+                );
+            }
         }
     }
 
@@ -128,8 +147,10 @@ mod program {
     fn invalid_environment_values_are_reported() {
         for (option, value) in invalid_values().filter(|(_, value)| !value.is_empty()) {
             let error = error_line(program().env(variable(option), value), 2);
-            assert!(error.contains(&format!("'{value}'")), "{option}: {error}");
-            assert!(error.contains(&variable(option)), "{option}: {error}");
+            let culprit = value.rsplit(',').next().unwrap().escape_debug();
+            assert!(error.contains(&format!("'{culprit}'")), "{option}: {error}");
+            let source = format!(" (from {})", variable(option));
+            assert!(error.ends_with(&source), "{option}: {error}");
         }
     }
 
@@ -139,6 +160,32 @@ mod program {
             let error = error_line(program().arg("-v").env(variable(option), ""), 2);
             assert!(error.contains(&variable(option)), "{option}: {error}");
         }
+    }
+
+    /// The same value on the command line, of this option or another one, makes no difference.
+    #[test]
+    fn source_of_an_invalid_value_is_not_guessed() {
+        let error =
+            |argument| error_line(program().env("ECHOSERVER_WORKERS", "x").arg(argument), 2);
+        let expected = "invalid value 'x' for '--workers <N>': expected a number from 1 to 1024";
+        let with_source = format!("{expected} (from ECHOSERVER_WORKERS)");
+        assert_eq!(error("--metrics=unix:/x"), with_source);
+        assert_eq!(error("-wx"), expected);
+    }
+
+    #[test]
+    fn invalid_utf_8_is_reported() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let error = error_line(program().arg(OsStr::from_bytes(b"--listen=\n\xff")), 2);
+        assert_eq!(error, "invalid UTF-8 in '--listen=\\n\u{fffd}'");
+        let mut command = program();
+        let variable = command.env("ECHOSERVER_LISTEN", OsStr::from_bytes(b"\xff"));
+        assert_eq!(
+            error_line(variable, 2),
+            "invalid UTF-8 in 'ECHOSERVER_LISTEN'"
+        );
     }
 
     #[test]
@@ -162,6 +209,22 @@ mod program {
             (&["--tcp-keepalive", "-1s"], "'-1"),
             (&["-w", "1", "-w", "2"], "--workers"),
             (&["--version=1"], "--version"),
+            // Control characters would end the line.
+            (&["a\nb"], r"'a\nb'"),
+            (&["--a\n\nb"], r"'--a\n\nb'"),
+            // Clap's suggestions.
+            (
+                &["--drain-time=1s"],
+                "(a similar argument exists: '--drain-timeout')",
+            ),
+            (&["--log-format=jsn"], "(a similar value exists: 'json')"),
+            (&["--listen=:0,"], "is there a blank after a comma?"),
+            (&["-l", ":0,", ":0"], "(no blank is allowed after a comma)"),
+            (&["--unix-mode=0600"], "--unix-mode needs a socket file"),
+            (
+                &["--unix-mode=0600", "--listen=unix:@name"],
+                "--unix-mode needs",
+            ),
         ] {
             let error = error_line(program().args(arguments), 2);
             assert!(error.contains(culprit), "{arguments:?}: {error}");
@@ -178,6 +241,17 @@ mod program {
             error.starts_with(&start) && error.ends_with("in use"),
             "{error}"
         );
+    }
+
+    /// Nothing is logged as listening before everything is bound.
+    #[test]
+    fn metrics_address_in_use_is_reported() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = other.local_addr().unwrap().to_string();
+        let mut command = program();
+        command.args(["--listen=127.0.0.1:0", "--metrics", &address]);
+        let expected = format!("--metrics: cannot listen on {address}: address already in use");
+        assert_eq!(error_line(&mut command, 1), expected);
     }
 
     #[test]
