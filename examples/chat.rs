@@ -31,8 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     ctrlc::set_handler(move || handle.shut_down())?;
     println!("listening on {}", server.addresses()[0]);
     let room = Room::default();
-    server.run(|peer| Guest {
-        name: peer.to_string(),
+    server.run(|connection| Guest {
+        name: connection.peer().to_string(),
         room: &room,
         idle,
         number: None,

@@ -152,7 +152,8 @@
 //!   use that connection's [`Waker`].
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
-//!   atomic, because the workers run in parallel. The closure also receives the [`Peer`].
+//!   atomic, because the workers run in parallel. The closure also receives the [`Peer`] and, as a
+//!   [`NewConnection`], the address that it has connected to.
 //! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
 //!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
 //!   returns the counters.
@@ -358,6 +359,7 @@ pub use connection::waker::Waker;
 pub use handler::{Action, Context, Echo, Event, Handler, Input, Output};
 pub use net::address::{Address, AddressError};
 pub use peer::Peer;
+pub use server::new_connection::NewConnection;
 pub use server::{Config, Handle, Server};
 pub use stats::{CloseReason, Stats, WorkerStats};
 pub use work_queue::WorkQueue;

@@ -3,6 +3,7 @@
 pub(crate) mod acceptor;
 pub(crate) mod control;
 pub(crate) mod dispatcher;
+pub(crate) mod new_connection;
 pub(crate) mod poller;
 pub(crate) mod worker;
 
@@ -18,6 +19,7 @@ use mio::Waker;
 use self::acceptor::Acceptor;
 use self::control::AcceptorControl;
 use self::dispatcher::{Dispatcher, Wake};
+use self::new_connection::NewConnection;
 use self::poller::{Clock, MioPoller};
 use self::worker::Worker;
 use crate::connection::Resources;
@@ -29,6 +31,7 @@ use crate::error::with_context;
 use crate::handler::Handler;
 use crate::net::address::Address;
 use crate::net::listener::{ListenOptions, Listener};
+use crate::net::stream::Socket;
 use crate::peer::Peer;
 use crate::stats::{Counters, Stats};
 
@@ -309,7 +312,7 @@ impl Server {
     pub fn run<H, F>(self, new_handler: F) -> io::Result<Stats>
     where
         H: Handler,
-        F: Fn(&Peer) -> H + Sync,
+        F: Fn(&NewConnection<'_>) -> H + Sync,
     {
         let Self {
             config,
@@ -335,6 +338,8 @@ impl Server {
             Arc::clone(&handle.counters),
             Arc::clone(&handle.control),
         );
+        let new_handler =
+            |socket: &Socket, peer: &Peer| new_handler(&NewConnection::new(socket, *peer));
         let (handle, new_handler, timeouts) = (&handle, &new_handler, config.timeouts());
         thread::scope(|scope| {
             let mut threads = Vec::new();

@@ -68,7 +68,7 @@ impl Address {
 
 /// Replaces an IPv4-mapped IPv6 address by its IPv4 address. The system cannot bind the former to an IPv6
 /// socket that accepts IPv6 clients only.
-fn to_canonical(mut address: SocketAddr) -> SocketAddr {
+pub(super) fn to_canonical(mut address: SocketAddr) -> SocketAddr {
     address.set_ip(address.ip().to_canonical());
     address
 }

@@ -17,6 +17,9 @@ use socket2::SockRef;
 
 use crate::connection::{Readiness, Stream};
 use crate::net::Register;
+use crate::net::address::{Address, to_canonical};
+#[cfg(unix)]
+use crate::net::unix;
 
 /// A connection's socket.
 #[derive(Debug)]
@@ -41,6 +44,14 @@ impl Register for Socket {
 }
 
 impl Socket {
+    pub(crate) fn local_address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(stream) => Ok(Address::Ip(to_canonical(stream.local_addr()?))),
+            #[cfg(unix)]
+            Self::Unix(stream) => Ok(unix::address_of(&stream.local_addr()?)),
+        }
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Tcp(stream) => stream,

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use mio::net::UnixListener as MioListener;
@@ -81,14 +82,7 @@ impl UnixListener {
     pub(crate) fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         check_listening(&SockRef::from(&listener), &[Domain::UNIX], "Unix-domain")?;
         listener.set_nonblocking(true)?;
-        let bound = listener.local_addr()?;
-        let path = bound.as_pathname().unwrap_or(Path::new("")).to_owned();
-        let address = Address::UnixPath(path);
-        #[cfg(target_os = "linux")]
-        let address = match std::os::linux::net::SocketAddrExt::as_abstract_name(&bound) {
-            Some(name) => Address::UnixAbstract(String::from_utf8_lossy(name).into_owned()),
-            None => address,
-        };
+        let address = address_of(&listener.local_addr()?);
         Ok(Self {
             listener: MioListener::from_std(listener),
             address,
@@ -145,6 +139,15 @@ impl Drop for SocketFile {
             log::warn!("cannot remove {path}: {}", error_text(&error));
         }
     }
+}
+
+/// Returns the address of a Unix-domain socket.
+pub(super) fn address_of(socket: &SocketAddr) -> Address {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = std::os::linux::net::SocketAddrExt::as_abstract_name(socket) {
+        return Address::UnixAbstract(String::from_utf8_lossy(name).into_owned());
+    }
+    Address::UnixPath(socket.as_pathname().unwrap_or(Path::new("")).to_owned())
 }
 
 /// Returns the device and inode number of the file at `path`.

@@ -203,7 +203,7 @@ impl<'a, H: Handler + 'a> Threads for Simulation<'a, H> {
                 (result, acceptor.poll_timeout(), acceptor.is_done())
             }
             Thread::Worker(worker, poller, _) => {
-                let result = worker.tick(poller, &|peer| self.observe_handler(peer));
+                let result = worker.tick(poller, &|_, peer| self.observe_handler(peer));
                 (result, worker.poll_timeout(), worker.is_done())
             }
             Thread::Ended => (Ok(()), None, true),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use echoserver::{Action, CloseReason, Config, Event, Peer};
+use echoserver::{Action, CloseReason, Config, Event, NewConnection};
 
 use crate::harness::{
     Client, FnHandler, TestServer, bind, config, random_bytes, stuck_clients, wait_until,
@@ -70,7 +70,7 @@ fn silent_client_gets_eof() {
 /// A client that does not read its refusal is not kept for ever, even without an idle timeout.
 #[test]
 fn refused_client_that_never_reads_is_reset() {
-    let refuse = |_: &Peer| {
+    let refuse = |_: &NewConnection<'_>| {
         FnHandler::new(|event, context| {
             if event == Event::Open {
                 return Action::Continue;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use echoserver::{
-    Action, Address, Config, Context, Echo, Event, Handle, Handler, Peer, Server, Stats,
+    Action, Address, Config, Context, Echo, Event, Handle, Handler, NewConnection, Server, Stats,
     WorkerStats,
 };
 
@@ -63,7 +63,7 @@ impl TestServer {
     /// Starts a server of another protocol; `handler` creates the handlers.
     pub(crate) fn run<H: Handler + 'static>(
         server: Server,
-        handler: impl Fn(&Peer) -> H + Send + Sync + 'static,
+        handler: impl Fn(&NewConnection<'_>) -> H + Send + Sync + 'static,
     ) -> Self {
         Self {
             address: address_of(&server),

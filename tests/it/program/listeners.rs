@@ -1,13 +1,17 @@
 //! Addresses that are unusual: IPv4-mapped, with a zone, names on systems without IPv6, and socket files.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::mpsc;
 
+use echoserver::{Address, Config, Peer};
 use tempfile::tempdir;
 
 use crate::harness::{
-    Client, Process, command, error_line, installed, program, program_after, run,
+    Client, DEADLINE, FnHandler, Process, TestServer, bind, command, config, error_line, installed,
+    program, program_after, run,
 };
 
 /// Returns a command that runs the program with a network and an `/etc/hosts` of its own, after `setup`, unless the
@@ -73,6 +77,26 @@ fn ipv4_mapped_address_is_its_ipv4_address() {
     assert!(address.is_ipv4(), "{address}");
     Client::connect(address).check_echo(b"mapped");
     server.terminate();
+}
+
+#[test]
+fn handler_factory_gets_both_addresses_of_a_connection() {
+    let folder = tempdir().unwrap();
+    let unix = Address::UnixPath(folder.path().join("echo"));
+    let listen = vec![Address::AnyInterface(0), unix.clone()];
+    let (sender, addresses) = mpsc::channel();
+    let server = TestServer::run(bind(Config { listen, ..config() }), move |connection| {
+        let local = connection.local_address().unwrap();
+        sender.send((connection.peer(), local)).unwrap();
+        FnHandler::echo()
+    });
+    // A dual-stack listener has an IPv6 address.
+    let ipv4 = SocketAddr::from(([127, 0, 0, 1], server.address.port()));
+    let client = Client::connect(ipv4);
+    let expected = (Peer::Ip(client.local_address()), Address::Ip(ipv4));
+    assert_eq!(addresses.recv_timeout(DEADLINE), Ok(expected));
+    let _client = Client::connect_unix(folder.path().join("echo"));
+    assert_eq!(addresses.recv_timeout(DEADLINE), Ok((Peer::Unix, unix)));
 }
 
 /// The permissions hold for every socket file, that of the metrics endpoint included.

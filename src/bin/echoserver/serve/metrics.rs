@@ -8,7 +8,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use echoserver::{
-    Action, Address, CloseReason, Config, Context, Event, Handle, Handler, Server, WorkerStats,
+    Action, Address, CloseReason, Config, Context, Event, Handle, Handler, NewConnection, Server,
+    WorkerStats,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -59,7 +60,7 @@ pub(crate) fn start(http_server: Server, server: Handle) -> io::Result<Backgroun
         let mut registry = Registry::with_prefix("echoserver");
         registry.register_collector(Box::new(StatsCollector(server.clone())));
         let endpoint = Endpoint { registry, server };
-        let new_handler = |_peer: &_| HttpHandler {
+        let new_handler = |_: &NewConnection<'_>| HttpHandler {
             endpoint: &endpoint,
             response: Vec::new(),
             sent: 0,
