@@ -16,6 +16,7 @@ use clap_complete::Shell;
 use echoserver::{Address, Config};
 use log::LevelFilter;
 
+use crate::serve::greeting::Greeting;
 use crate::serve::logging::Format;
 
 /// Bounds of `TCP_KEEPIDLE` in Linux.
@@ -50,6 +51,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MODE", help_heading = "Network")]
     #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = parse_mode)]
     pub(crate) unix_mode: Option<u32>,
+
+    /// Text to send once when a client connects, with {hostname}, {peer}, {local} (the address that the
+    /// client has connected to), {pid} and \n [default: none]
+    #[arg(long, value_name = "TEXT", help_heading = "Network")]
+    #[arg(env = "ECHOSERVER_GREETING")]
+    pub(crate) greeting: Option<Greeting>,
 
     /// Worker threads, 1 to 1024 [default: number of CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Resources")]

@@ -1,5 +1,6 @@
 //! Runs the library's server as a process: with signals, log, metrics and a service manager.
 
+pub(crate) mod greeting;
 pub(crate) mod limits;
 pub(crate) mod logging;
 pub(crate) mod memory;
@@ -14,8 +15,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use echoserver::{Config, Echo, Server};
+use echoserver::{Config, Echo, NewConnection, Server};
 use humantime::format_duration;
+use log::Level;
 
 use self::logging::{Log, TARGET};
 use self::service::Inherited;
@@ -52,7 +54,16 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
     #[cfg(unix)]
     service::notify_ready(&server);
 
-    let stats = server.run(|_peer| Echo)?;
+    let stats = match &options.greeting {
+        Some(greeting) => server.run(|connection| {
+            log_opened(connection);
+            greeting.handler(connection)
+        }),
+        None => server.run(|connection| {
+            log_opened(connection);
+            Echo
+        }),
+    }?;
 
     log.stats("ended", &stats);
     if let Some(problem) = stats.check_final_balance() {
@@ -100,6 +111,16 @@ fn log_config(server: &Server, config: &Config) {
         ByteSize(spare),
     );
     memory::warn_if_insufficient(config);
+}
+
+/// Logs a new connection with its local address, which costs a system call only if the line is logged.
+fn log_opened(connection: &NewConnection<'_>) {
+    const TARGET: &str = "echoserver::access";
+    if log::log_enabled!(target: TARGET, Level::Trace)
+        && let Ok(local) = connection.local_address()
+    {
+        log::trace!(target: TARGET, peer:% = connection.peer(), local:%; "opened");
+    }
 }
 
 /// Returns an error of the same kind whose message starts with `context`.

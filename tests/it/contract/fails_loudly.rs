@@ -61,7 +61,7 @@ mod program {
     use crate::program::command_line::help_options;
 
     /// Values that each option must reject.
-    const INVALID: [(&str, &[&str]); 15] = [
+    const INVALID: [(&str, &[&str]); 16] = [
         (
             "listen",
             &[
@@ -98,6 +98,7 @@ mod program {
             "unix-mode",
             &["abc", "-1", "9", "0999", "77777", "1777", "rw", ""],
         ),
+        ("greeting", &["{host}", "{peer", r"\x", "\\"]),
         ("metrics", &["99999", "localhost", "::1", "*:9555", ""]),
         ("log-format", &["xml", "1", ""]),
         ("stats-interval", &["abc", "-1s", "5", "0s"]),
@@ -131,7 +132,7 @@ mod program {
             for arguments in [&[with_equals_sign.as_str()][..], &[&name, value]] {
                 let error = error_line(program().args(arguments), 2);
                 // A comma separates values.
-                let value = value.rsplit(',').next().unwrap().escape_debug().to_string();
+                let value = value.rsplit(',').next().unwrap().replace('\n', r"\n");
                 let invalid = format!("invalid value '{value}' for '--{option} ");
                 let missing = format!("a value is required for '--{option} ");
                 let is_empty = value.is_empty();
@@ -147,7 +148,7 @@ mod program {
     fn invalid_environment_values_are_reported() {
         for (option, value) in invalid_values().filter(|(_, value)| !value.is_empty()) {
             let error = error_line(program().env(variable(option), value), 2);
-            let culprit = value.rsplit(',').next().unwrap().escape_debug();
+            let culprit = value.rsplit(',').next().unwrap().replace('\n', r"\n");
             assert!(error.contains(&format!("'{culprit}'")), "{option}: {error}");
             let source = format!(" (from {})", variable(option));
             assert!(error.ends_with(&source), "{option}: {error}");
