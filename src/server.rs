@@ -418,8 +418,9 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Starts a graceful shutdown: the server stops listening, answers all input that has arrived, and
-    /// closes every connection once its output is delivered. Connections that are not done
+    /// Starts a graceful shutdown: the server stops listening (on Linux after 100 ms, in which handshakes in
+    /// progress complete and no others begin), answers all input that has arrived, and closes every
+    /// connection once its output is delivered. Connections that are not done
     /// [`drain_timeout`](Config::drain_timeout) after this call are closed then, and reset if the server still
     /// holds bytes of them. Returns at once. Further calls
     /// have no effect.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use mio::{Interest, Registry, Token};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use rustix::event::{PollFd, PollFlags, Timespec};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use socket2::SockFilter;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 
 use crate::connection::Stream;
@@ -36,6 +38,12 @@ pub(crate) trait Listen {
 
     /// Whether a client waits to be accepted. After `false`, the next client raises an event.
     fn has_waiting_client(&self) -> bool;
+
+    /// Tries to make the kernel ignore new clients, while handshakes in progress still complete. Returns
+    /// whether it does.
+    fn stop_handshakes(&self) -> bool {
+        false
+    }
 }
 
 /// Options of the listening sockets.
@@ -53,6 +61,8 @@ pub(crate) struct ListenOptions {
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(mio::net::TcpListener),
+    /// A socket that was created elsewhere. Other processes may accept from it too.
+    AdoptedTcp(mio::net::TcpListener),
     #[cfg(unix)]
     Unix(UnixListener),
 }
@@ -88,7 +98,7 @@ impl Listener {
         )?;
         listener.set_nonblocking(true)?;
         set_options(&SockRef::from(&listener), options)?;
-        Ok(Self::Tcp(mio::net::TcpListener::from_std(listener)))
+        Ok(Self::AdoptedTcp(mio::net::TcpListener::from_std(listener)))
     }
 
     /// Takes over a Unix-domain socket that already listens. Its file is kept on drop.
@@ -100,7 +110,7 @@ impl Listener {
     /// Returns the local address, with the port the system chose.
     pub(crate) fn address(&self) -> io::Result<Address> {
         match self {
-            Self::Tcp(listener) => listener
+            Self::Tcp(listener) | Self::AdoptedTcp(listener) => listener
                 .local_addr()
                 .map(Address::Ip)
                 .map_err(|error| with_context(&error, "cannot get the address of a listener")),
@@ -115,7 +125,7 @@ impl Listen for Listener {
 
     fn accept(&self) -> io::Result<(Socket, Peer)> {
         match self {
-            Self::Tcp(listener) => {
+            Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
                 let (stream, mut address) = listener.accept()?;
                 // On Linux, accepted sockets inherit the options of the listener.
                 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -131,7 +141,9 @@ impl Listen for Listener {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn has_waiting_client(&self) -> bool {
         let mut socket = [match self {
-            Self::Tcp(listener) => PollFd::new(listener, PollFlags::IN),
+            Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
+                PollFd::new(listener, PollFlags::IN)
+            }
             Self::Unix(listener) => PollFd::new(listener, PollFlags::IN),
         }];
         // After an error, assume that there is one.
@@ -139,6 +151,23 @@ impl Listen for Listener {
             rustix::event::poll(&mut socket, Some(&Timespec::default())),
             Ok(0)
         )
+    }
+
+    /// Attaches a filter that drops packets with the SYN flag. A client repeats its SYN after a second.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn stop_handshakes(&self) -> bool {
+        // Classic BPF: load the byte with TCP's flags; is SYN set? Then keep nothing, otherwise everything.
+        const DROP_SYN: [SockFilter; 4] = [
+            SockFilter::new(0x30, 0, 0, 13),
+            SockFilter::new(0x45, 0, 1, 0x02),
+            SockFilter::new(0x06, 0, 0, 0),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+        ];
+        match self {
+            Self::Tcp(listener) => SockRef::from(listener).attach_filter(&DROP_SYN).is_ok(),
+            // A filter would outlive this process. A Unix-domain socket connects without a handshake.
+            Self::AdoptedTcp(_) | Self::Unix(_) => false,
+        }
     }
 
     /// Other systems do not tell without an `accept`.
@@ -151,7 +180,9 @@ impl Listen for Listener {
 impl Register for Listener {
     fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match self {
-            Self::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
+            Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
+                registry.register(listener, token, Interest::READABLE)
+            }
             #[cfg(unix)]
             Self::Unix(listener) => listener.register(registry, token),
         }
@@ -363,6 +394,59 @@ mod tests {
         let error = set_options(&socket, options(Some(too_long))).unwrap_err();
         let text = "cannot set TCP keepalive to 32768s: invalid argument";
         assert_eq!(error.to_string(), text);
+    }
+
+    #[cfg(target_os = "linux")]
+    const OPTIONS: ListenOptions = ListenOptions {
+        backlog: 1,
+        unix_mode: None,
+        keepalive: None,
+    };
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn handshakes_in_progress_complete_and_no_others_begin() {
+        use std::io::{Read, Write};
+        use std::net::TcpStream;
+
+        let listener = bind_socket("127.0.0.1:0".parse().unwrap(), OPTIONS).unwrap();
+        let Address::Ip(address) = listener.address().unwrap() else {
+            panic!("it is a TCP listener");
+        };
+        // This client ignores the SYN-ACK until the filter is removed.
+        let client = RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let ignore_all = [SockFilter::new(0x06, 0, 0, 0)];
+        client.attach_filter(&ignore_all).unwrap();
+        client.set_nonblocking(true).unwrap();
+        client.connect(&address.into()).unwrap_err();
+
+        assert!(listener.stop_handshakes());
+        let refused = TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
+        client.detach_filter().unwrap();
+        let Listener::Tcp(tcp) = &listener else {
+            panic!("it was not adopted");
+        };
+        let timeout = Timespec::try_from(Duration::from_secs(30)).unwrap();
+        let mut sockets = [PollFd::new(tcp, PollFlags::IN)];
+        rustix::event::poll(&mut sockets, Some(&timeout)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"connected").unwrap();
+        client.set_nonblocking(false).unwrap();
+        let mut received = [0; 9];
+        (&client).read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"connected");
+    }
+
+    /// Another process may continue to accept from an adopted socket, on which a filter would stay.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn adopted_listener_keeps_its_handshakes() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let adopted = Listener::from_tcp(tcp.try_clone().unwrap(), OPTIONS).unwrap();
+        assert!(!adopted.stop_handshakes());
+        std::net::TcpStream::connect(address).unwrap();
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! timer where something else is the cause, such as another process that uses up the descriptors.
 //!
 //! In a shutdown the clients in the backlog are accepted even beyond the limit, and wait here until a worker
-//! has capacity for them.
+//! has capacity for them. Before that, handshakes in progress complete while the kernel ignores new clients
+//! ([`Listen::stop_handshakes`]).
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -34,6 +35,10 @@ const MAX_ERRORS: usize = 16;
 const MIN_BACKOFF: Millis = 100;
 const MAX_BACKOFF: Millis = 1000;
 
+/// How long a shutdown waits for clients whose handshake is in progress, and for their first bytes: a round trip
+/// of most networks. A listener that is closed earlier resets them.
+const HANDSHAKE_TIMEOUT: Millis = 100;
+
 /// The minimum interval between warnings about pauses.
 const WARNING_INTERVAL: Millis = 1000;
 
@@ -45,6 +50,8 @@ struct ListenerSlot<L> {
     ready: bool,
     /// How many clients to accept in a shutdown. It is bounded, because new clients may keep connecting.
     remaining: u32,
+    /// In a shutdown, when to accept the last clients and close the listener.
+    open_until: Millis,
 }
 
 #[derive(Debug)]
@@ -92,6 +99,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             ready: false,
             // Linux queues one client more than the backlog.
             remaining: backlog.saturating_add(1),
+            open_until: 0,
         };
         Self {
             listeners: listeners.into_iter().map(slot).collect(),
@@ -136,7 +144,11 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         let next = match (self.shutdown_deadline, &self.pause) {
             (Some(deadline), _) if self.listeners.is_empty() => Some(deadline),
             // While a listener is still open, its accepts are retried.
-            (Some(deadline), _) => Some(deadline.min(self.now + MIN_BACKOFF)),
+            (Some(deadline), _) => {
+                let waiting = self.listeners.iter().map(|slot| slot.open_until);
+                let next = waiting.filter(|&until| until > self.now).min();
+                Some(deadline.min(next.unwrap_or(self.now + MIN_BACKOFF)))
+            }
             (None, Some(pause)) => pause.until,
             (None, None) => self.listeners.iter().any(|slot| slot.ready).then_some(0),
         };
@@ -301,11 +313,20 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         }
     }
 
-    /// Accepts the clients that have connected, then closes the listeners. Dispatches what it has accepted
+    /// Accepts the clients that have connected, then closes the listeners: once handshakes in progress had
+    /// time to complete, where the kernel can be made to ignore new clients until then. Dispatches what it has accepted
     /// as capacity becomes free; at the deadline it resets the rest.
     fn shut_down(&mut self, deadline: Millis) {
         self.resume();
-        self.accept_backlog();
+        if self.shutdown_deadline.is_none() {
+            let timeout = HANDSHAKE_TIMEOUT.min(deadline.saturating_sub(self.now) / 4);
+            for slot in &mut self.listeners {
+                if slot.listener.stop_handshakes() {
+                    slot.open_until = self.now + timeout;
+                }
+            }
+        }
+        self.accept_backlog(deadline);
         if deadline <= self.now {
             self.listeners.clear();
             self.reset_pending();
@@ -319,10 +340,14 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         }
     }
 
-    /// Accepts until a listener would block, and closes it. While accepts fail, it stays open.
-    fn accept_backlog(&mut self) {
-        let (acceptor, pending) = (&self.counters.acceptor, &mut self.pending);
+    /// Accepts until a listener would block, and closes it, unless it is to stay open longer. While accepts
+    /// fail, it stays open.
+    fn accept_backlog(&mut self, deadline: Millis) {
+        let (acceptor, pending, now) = (&self.counters.acceptor, &mut self.pending, self.now);
         self.listeners.retain_mut(|slot| {
+            if now < slot.open_until.min(deadline) {
+                return true;
+            }
             let mut errors = 0;
             while slot.remaining > 0 {
                 match slot.listener.accept() {
@@ -443,6 +468,7 @@ mod tests {
         accepts: Rc<RefCell<VecDeque<io::Result<u32>>>>,
         calls: Rc<Cell<usize>>,
         resets: Rc<RefCell<Vec<u32>>>,
+        can_stop_handshakes: Rc<Cell<bool>>,
     }
 
     impl Scripted {
@@ -474,6 +500,10 @@ mod tests {
 
         fn has_waiting_client(&self) -> bool {
             !self.accepts.borrow().is_empty()
+        }
+
+        fn stop_handshakes(&self) -> bool {
+            self.can_stop_handshakes.get()
         }
     }
 
@@ -799,6 +829,38 @@ mod tests {
         drop(harness.acceptor);
         assert_eq!(harness.receiver.take(1).count(), 0);
         assert!(harness.receiver.is_closed());
+    }
+
+    #[test]
+    fn shutdown_accepts_handshakes_in_progress_before_it_closes_a_listener() {
+        let mut harness = Harness::new(2, 10, 10);
+        let [own, adopted] = [0, 1].map(|index: usize| harness.listeners[index].clone());
+        own.can_stop_handshakes.set(true);
+        own.then_clients([1]);
+        adopted.then_clients([10]);
+        harness.shut_down(5000);
+        assert_eq!(harness.tick(0), Some(HANDSHAKE_TIMEOUT));
+        assert_eq!(harness.dispatched(), [10]);
+        own.then_clients([2]);
+        assert_eq!(harness.ready_tick(60), Some(HANDSHAKE_TIMEOUT - 60));
+        assert_eq!(harness.dispatched(), []);
+        harness.tick(HANDSHAKE_TIMEOUT);
+        assert_eq!(harness.dispatched(), [1, 2]);
+        assert!(harness.acceptor.is_done());
+    }
+
+    #[test]
+    fn handshakes_get_a_quarter_of_a_short_shutdown() {
+        for (deadline, timeout) in [(40, 10), (0, 0)] {
+            let mut harness = Harness::new(1, 10, 10);
+            harness.listeners[0].can_stop_handshakes.set(true);
+            harness.shut_down(deadline);
+            if timeout > 0 {
+                assert_eq!(harness.tick(0), Some(timeout));
+            }
+            harness.tick(timeout);
+            assert!(harness.acceptor.is_done());
+        }
     }
 
     #[test]
