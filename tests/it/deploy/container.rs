@@ -8,18 +8,17 @@ use std::process::Command;
 use rustix::process::{Signal, geteuid};
 use tempfile::{TempDir, tempdir};
 
-use super::packaged;
-use crate::harness::{Client, Process, command, installed, program, random_bytes, run, total};
+use super::{check_defaults, packaged, root};
+use crate::harness::{Client, Process, command, installed, random_bytes, run, total};
 
-const BUILD: &str = "RUSTFLAGS='-C target-feature=+crt-static' \
-    cargo build --target x86_64-unknown-linux-gnu";
-
-/// Returns the static binary, if it has been built.
+/// Returns the static binary that `.ci/image` builds as the container file does, if it has been built.
 fn static_binary() -> Option<PathBuf> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
-    let target = target.join("x86_64-unknown-linux-gnu");
-    let built = ["debug", "release"].map(|profile| target.join(profile).join("echoserver"));
-    built.into_iter().find(|binary| binary.is_file())
+    let image = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()?
+        .join("image");
+    let folders = fs::read_dir(image).ok()?.flatten();
+    let mut binaries = folders.map(|folder| folder.path().join("release/echoserver"));
+    binaries.find(|binary| binary.is_file())
 }
 
 /// Returns a command that runs the program in a directory that holds nothing else.
@@ -32,7 +31,7 @@ fn contained(root: &TempDir) -> Option<Command> {
         return None;
     }
     let Some(binary) = static_binary() else {
-        println!("skipped: the static binary is missing; to build it: {BUILD}");
+        println!("skipped: the static binary is missing; .ci/image builds it");
         return None;
     };
     // By another process: a child that another test starts meanwhile could inherit a descriptor that writes to
@@ -82,13 +81,39 @@ fn container_reports_a_host_name_in_one_line() {
 }
 
 #[test]
-fn image_uses_existing_options() {
+fn defaults_of_the_image_can_be_replaced() {
     let file = packaged("Containerfile");
     for line in ["FROM scratch", r#"ENTRYPOINT ["/echoserver"]"#] {
         assert!(file.lines().any(|found| found == line), "no {line}");
     }
-    let arguments = file.lines().find_map(|line| line.strip_prefix("CMD "));
-    let arguments: Vec<String> = serde_json::from_str(arguments.expect("a CMD")).unwrap();
-    let output = run(program().args(&arguments).arg("--version"));
-    assert!(output.status.success(), "{output:?}");
+    // An argument would win over the environment.
+    assert!(!file.contains("\nCMD "), "{file}");
+    let (_, image) = file.split_once("FROM scratch").unwrap();
+    let lines = image.lines().filter_map(|line| line.strip_prefix("ENV "));
+    let defaults: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
+    check_defaults(&defaults);
+}
+
+/// The base image has a tag, of a version of Rust that the crate supports, and the build uses the lock file.
+#[test]
+fn image_is_built_with_fixed_versions() {
+    let file = packaged("Containerfile");
+    let version = |text: &str| -> Vec<u32> {
+        let numbers = text.split('.').map_while(|number| number.parse().ok());
+        numbers.collect()
+    };
+    let base = file
+        .split_once("docker.io/library/rust:")
+        .expect("it starts from Rust")
+        .1;
+    let base = version(base.split('-').next().unwrap());
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let oldest = manifest.split_once("rust-version = \"").unwrap().1;
+    assert!(
+        base.len() > 1 && base >= version(oldest.split('"').next().unwrap()),
+        "{base:?}"
+    );
+    for command in file.lines().filter(|line| line.contains("cargo build")) {
+        assert!(command.contains("--locked"), "{command}");
+    }
 }

@@ -12,11 +12,12 @@ use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tempfile::tempdir;
 
-use super::{packaged, replace_all};
+use super::{check_defaults, option_of, packaged, replace_all};
 use crate::harness::{
     Client, DEADLINE, Process, command, error_line, free_address, http, installed, program,
     program_after, random_bytes, run, wait_until,
 };
+use crate::program::command_line::help_options;
 
 /// Returns a command that passes `sockets` to the program as service managers do.
 fn inheriting(sockets: Vec<OwnedFd>) -> Command {
@@ -216,20 +217,25 @@ fn units_pass_verification() {
     assert_eq!(text, "");
 }
 
+/// The unit sets no option as an argument, which would win over /etc/default/echoserver.
 #[test]
-fn unit_uses_existing_options() {
+fn defaults_of_the_unit_can_be_replaced() {
     let service = packaged("echoserver.service");
-    let start = service
+    let has = |line: &str| service.lines().any(|found| found == line);
+    assert!(has("ExecStart=/usr/bin/echoserver"), "{service}");
+    assert!(has("EnvironmentFile=-/etc/default/echoserver"), "{service}");
+    let lines = service
         .lines()
-        .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/echoserver"))
-        .expect("it starts the program");
-    let mut command = program();
-    command
-        .arg("--listen=127.0.0.1:0")
-        .args(start.split_whitespace());
-    // Parses the options without listening, since the port may be in use.
-    let output = run(command.arg("--help"));
-    assert!(output.status.success(), "{start}");
+        .filter_map(|line| line.strip_prefix("Environment="));
+    let defaults: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
+    assert!(!defaults.is_empty(), "{service}");
+    check_defaults(&defaults);
+    // The comments of the file that the package installs name options too.
+    for line in packaged("echoserver.default").lines() {
+        if let Some((variable, _)) = line.trim_start_matches('#').split_once('=') {
+            assert!(help_options().contains(&option_of(variable)), "{line}");
+        }
+    }
 }
 
 #[test]
