@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 mod container;
 mod haproxy;
+mod kubernetes;
 mod pages;
 mod systemd;
 mod unix_sockets;
