@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
@@ -13,9 +14,10 @@ use tempfile::{TempDir, tempdir};
 
 use super::{packaged, replace_all};
 use crate::harness::{
-    Client, Process, SetOnDrop, command, free_address, http, installed, random_bytes, run, total,
-    wait_until,
+    Client, Process, SetOnDrop, command, free_address, http, installed, program, random_bytes, run,
+    total, wait_until,
 };
+use crate::program::command_line::help_options;
 
 /// HAProxy in front of two servers.
 struct Cluster {
@@ -24,21 +26,26 @@ struct Cluster {
     address: SocketAddr,
     _balancer: Process,
     folder: TempDir,
+    /// Of both servers, without their addresses.
+    options: Vec<String>,
 }
 
 impl Cluster {
     /// Returns `None` if HAProxy is not installed.
     fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// Starts both servers with more options.
+    fn start_with(options: &[&str]) -> Option<Self> {
         if !installed(&["haproxy"]) {
             return None;
         }
         let folder = tempdir().unwrap();
-        let options = [
-            "--metrics=127.0.0.1:0",
-            "--workers=1",
-            "--drain-timeout=10s",
-        ];
-        let (mut a, mut b) = (Process::serve(&options), Process::serve(&options));
+        let metrics = "--metrics=127.0.0.1:0";
+        let options = [&["--workers=1", "--drain-timeout=10s"], options].concat();
+        let serve = || Process::serve(&[&options[..], &[metrics]].concat());
+        let (mut a, mut b) = (serve(), serve());
         let addresses = |server: &mut Process| {
             let health = server.metrics_address().port();
             format!("{} port {health}", server.address())
@@ -63,9 +70,29 @@ impl Cluster {
             address,
             _balancer: balancer,
             folder,
+            options: options.into_iter().map(str::to_owned).collect(),
         };
         wait_until("both servers are up", || cluster.states() == ["2", "2"]);
         Some(cluster)
+    }
+
+    /// Replaces a server by a new one at the same addresses, as a service manager does; returns its log.
+    fn restart(&mut self, index: usize) -> String {
+        let old = self.server(index);
+        let (address, metrics) = (old.address(), old.metrics_address());
+        old.signal(Signal::TERM);
+        wait_until("the server exits", || old.has_exited());
+        let mut command = program();
+        command.args(&self.options);
+        command.arg(format!("--listen={address}"));
+        let new = Process::start(command.arg(format!("--metrics={metrics}")));
+        let old = mem::replace(self.server(index), new);
+        wait_until("the server is up", || self.states() == ["2", "2"]);
+        old.wait_for_success()
+    }
+
+    fn server(&mut self, index: usize) -> &mut Process {
+        [&mut self.a, &mut self.b].into_iter().nth(index).unwrap()
     }
 
     /// Sends a command to HAProxy's administration socket; returns its answer.
@@ -234,6 +261,51 @@ fn one_server_can_end_under_load() {
     assert_eq!(sum("bytes_in"), sum("bytes_out") + late, "{logs:?}");
     let failed = sum("closed_drain_timeout") + sum("closed_error");
     assert_eq!(failed, 0, "{logs:?}");
+}
+
+/// Three times, each of the two servers is replaced by a new one at the same address, under a load of one connection
+/// per message. No connection fails, and no byte is missing.
+#[test]
+fn rolling_restarts_lose_no_connection() {
+    // Until the program has it.
+    if !help_options().contains("drain-delay") {
+        println!("skipped: the program has no --drain-delay");
+        return;
+    }
+    // Longer than the interval of the health checks.
+    let Some(mut cluster) = Cluster::start_with(&["--drain-delay=3s"]) else {
+        return;
+    };
+    let (late, stop) = (AtomicBool::new(true), AtomicBool::new(false));
+    let tally = Tally::default();
+    let address = cluster.address;
+    let mut logs = Vec::new();
+    thread::scope(|scope| {
+        let _end = SetOnDrop(&stop);
+        for seed in 0..8 {
+            let (late, stop, tally) = (&late, &stop, &tally);
+            scope.spawn(move || visit(address, seed, late, stop, tally));
+        }
+        for server in [0, 1, 0, 1, 0, 1] {
+            wait_for_late_visits(&tally);
+            logs.push(cluster.restart(server));
+        }
+        wait_for_late_visits(&tally);
+    });
+    assert_eq!(*tally.errors.lock().unwrap(), [] as [String; 0]);
+    let Cluster { a, b, .. } = cluster;
+    for server in [&a, &b] {
+        server.signal(Signal::TERM);
+    }
+    logs.extend([a, b].map(Process::wait_for_success));
+    let sum = |name: &str| -> u64 { logs.iter().map(|log| total(log, name)).sum() };
+    let received = tally.received.load(SeqCst);
+    assert_eq!(
+        [sum("bytes_in"), sum("bytes_out")],
+        [received; 2],
+        "{logs:?}"
+    );
+    assert_eq!(sum("closed_peer_closed"), sum("accepted"), "{logs:?}");
 }
 
 #[test]
