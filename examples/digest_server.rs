@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let handle = server.handle();
     ctrlc::set_handler(move || handle.shut_down())?;
     println!("listening on {}", server.addresses()[0]);
-    server.run(|_peer| DigestHandler {
+    server.run(|_connection| DigestHandler {
         queue: &queue,
         pending: VecDeque::new(),
     })?;

@@ -53,7 +53,7 @@ fn serve() -> io::Result<()> {
     let server = Server::bind(config)?;
     println!("listening on {}", server.addresses()[0]);
     let store = Store::new();
-    server.run(|_peer| Resp { store: &store })?;
+    server.run(|_connection| Resp { store: &store })?;
     Ok(())
 }
 

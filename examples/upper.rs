@@ -33,6 +33,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let handle = server.handle();
     ctrlc::set_handler(move || handle.shut_down())?;
     println!("listening on {}", server.addresses()[0]);
-    server.run(|_peer| Upper)?;
+    server.run(|_connection| Upper)?;
     Ok(())
 }

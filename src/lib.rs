@@ -34,7 +34,7 @@
 //!
 //! fn main() -> std::io::Result<()> {
 //!     let server = Server::bind(Config::default())?;
-//!     server.run(|_peer| Echo)?;
+//!     server.run(|_connection| Echo)?;
 //!     Ok(())
 //! }
 //! ```
@@ -136,7 +136,7 @@
 //! fn main() -> io::Result<()> {
 //!     let queue = WorkQueue::new(NonZeroUsize::new(4).unwrap(), 100, run)?;
 //!     let server = Server::bind(Config::default())?;
-//!     server.run(|_peer| Slow { queue: &queue, answer: None })?;
+//!     server.run(|_connection| Slow { queue: &queue, answer: None })?;
 //!     Ok(())
 //! }
 //! ```

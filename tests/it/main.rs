@@ -2,8 +2,8 @@
 //!
 //! * [`contract`]: a module for each promise of the README, tested on a server of the library and on the program.
 //! * [`handler`]: each way in which a handler is called.
-//! * [`program`]: command line, listeners, signals, log, metrics, resources, and clients that people use.
-//! * [`deploy`]: systemd, containers, HAProxy, Unix-domain sockets, man page and completions.
+//! * [`program`]: command line, greeting, listeners, signals, log, metrics, resources, and clients that people use.
+//! * [`deploy`]: systemd, containers, Kubernetes, HAProxy, Unix-domain sockets, man page and completions.
 //! * [`examples`], [`soak`], and [`project`]: rules about the sources.
 //!
 //! No test sleeps: it waits for a condition with [`harness::wait_until`], and every read and write has a timeout.
