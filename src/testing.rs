@@ -430,4 +430,21 @@ mod tests {
     fn simulation_of_a_handler_that_answers_later() {
         simulate(Later::default, &[], |input, _| input.to_vec(), SCHEDULES);
     }
+
+    /// Echoes, and sets its timer for nothing.
+    struct Timed;
+
+    impl Handler for Timed {
+        fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+            if event == Event::Input {
+                context.set_timer(Some(Duration::from_millis(5)));
+            }
+            Echo.process(event, context)
+        }
+    }
+
+    #[test]
+    fn simulation_of_a_handler_with_a_timer() {
+        simulate(|| Timed, &[], |input, _| input.to_vec(), SCHEDULES);
+    }
 }

@@ -177,8 +177,9 @@ impl Kernel<'_> {
         let Some(timer) = connection.timer.filter(|_| connection.calls_handler()) else {
             return;
         };
-        // A connection in the run queue is called in its next turn.
-        let called = poller.now < timer || connection.used_budget;
+        // A connection in the run queue is called in its next turn, or refuses input then.
+        let is_queued = connection.used_budget || connection.found_unread;
+        let called = poller.now < timer || is_queued;
         let at = timer + poller.tick_length;
         let is_armed = self.is_ready(thread) || poller.wake_at.is_some_and(|wake_at| wake_at <= at);
         self.check(called && is_armed, || {

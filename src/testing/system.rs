@@ -124,6 +124,7 @@ impl Kernel<'_> {
         if truncate {
             count = self.rng.up_to(count);
         }
+        connection.found_unread = false;
         let unread = &connection.input[connection.read..];
         bytes[..count].copy_from_slice(&unread[..count]);
         connection.read += count;
@@ -265,6 +266,7 @@ impl Stream for SimStream<'_> {
         let is_second_half = kernel.pollers[kernel.current].stopped_reading.is_some();
         let connection = &mut kernel.connections[self.id];
         connection.asked_unread = sequence;
+        connection.found_unread = connection.unread() > 0;
         if !is_second_half || connection.read_limit.is_none() {
             connection.read_limit = Some(connection.arrived);
         }
