@@ -8,7 +8,9 @@
 
 #![cfg(unix)]
 
+#[path = "../../src/bin/echoserver/check/cases.rs"]
 mod cases;
+#[path = "../../src/bin/echoserver/check/client.rs"]
 mod client;
 #[allow(dead_code, unused_imports, reason = "only processes are needed here")]
 #[path = "../it/harness/mod.rs"]
