@@ -1,194 +1,170 @@
-//! What an echo server must bear, tried from outside: over TCP, on any server.
-//!
-//! `ECHO_TARGET=host:port cargo test --test conformance target` tries that server. Without a target
-//! this project's own is started. A case that fails says in one line what went wrong.
-//!
-//! The cases themselves are tried as well: a plain server with a thread per connection must pass
-//! them all, and each of a number of faulty servers must fail with its fault named.
+//! The commands `check` and `load`, tried on this server, on a plain one that is right, and on faulty ones.
 
 #![cfg(unix)]
 
-#[path = "../../src/bin/echoserver/check/cases.rs"]
-mod cases;
-#[path = "../../src/bin/echoserver/check/client.rs"]
-mod client;
-#[allow(dead_code, unused_imports, reason = "only processes are needed here")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "only processes and waits are needed here"
+)]
 #[path = "../it/harness/mod.rs"]
 mod harness;
 mod servers;
 
-use std::env;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 
-use cases::Case;
-use client::{PATIENCE, Verdict};
-use harness::Process;
+use harness::{Process, program, run};
+use serde_json::Value;
 use servers::{Fault, ThreadPerConnection};
 
-/// Declares each case as a test of the target, and of the plain server.
-macro_rules! cases {
-    ($($case:ident)*) => {
-        mod target {
-            $(#[test]
-            fn $case() -> super::Verdict {
-                super::try_target(stringify!($case), super::cases::$case)
-            })*
-        }
-
-        mod thread_per_connection {
-            $(#[test]
-            fn $case() -> super::Verdict {
-                super::try_plain_server(stringify!($case), super::cases::$case)
-            })*
-        }
-    };
+/// Runs `echoserver COMMAND ADDRESS --json`; returns its exit status and report.
+fn report(command: &str, address: &str, arguments: &[&str]) -> (i32, Value) {
+    let output = run(program().args([command, address, "--json"]).args(arguments));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.is_empty(), "{stderr}");
+    let status = output.status.code().expect("no signal");
+    let report = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    (status, report)
 }
 
-cases! {
-    every_byte_value
-    every_size
-    burst
-    byte_by_byte
-    pieces_of_every_size
-    bulk
-    commands
-    never_speaks_first
-
-    half_close_at_once
-    half_close_after_all_is_read
-    half_close_with_the_data
-    half_close_at_a_buffers_edge
-    half_close_then_read_late
-    half_close_then_read_late_by_a_small_window
-    half_close_by_fifty_late_readers
-    half_close_of_the_reading_side_first
-
-    late_reader
-    slow_reader
-    backpressure
-
-    urgent_data_with_bytes_behind
-    urgent_data_in_a_stream
-
-    resets_at_any_point
-    close_with_unread_answers
-    connect_and_run
-    churn
-
-    crowd
-    crowd_in_bulk
-    flood_beside_a_ping
-    never_readers_beside_a_ping
+/// Returns the names and errors of the cases that ended so.
+fn cases_with(report: &Value, status: &str) -> Vec<(String, String)> {
+    let cases = report["cases"].as_array().expect("a list");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    cases
+        .iter()
+        .filter(|case| case["status"] == status)
+        .map(|case| (text(&case["name"]), text(&case["error"])))
+        .collect()
 }
 
-/// Tries the server that `ECHO_TARGET` names, or else this project's: it must also end in order,
-/// with nothing unaccounted for.
-fn try_target(name: &str, case: Case) -> Verdict {
-    raise_descriptor_limit();
-    let verdict = match env::var("ECHO_TARGET") {
-        Ok(target) => resolve(&target).and_then(case),
-        Err(_) => try_own_server(case),
-    };
-    verdict.map_err(|fault| format!("{name}: {fault}"))
+#[track_caller]
+fn check_passes(address: &str, skipped: usize) {
+    let (status, report) = report("check", address, &["--strict", "--jobs=8"]);
+    assert_eq!(cases_with(&report, "fail"), [], "{address}");
+    assert_eq!(cases_with(&report, "ok").len(), 29 - skipped);
+    assert_eq!(cases_with(&report, "skip").len(), skipped);
+    assert_eq!(status, 0);
 }
 
-fn try_own_server(case: Case) -> Verdict {
-    let server = Process::serve(&["--workers=2"]);
-    case(server.address())?;
+#[test]
+fn this_server_passes_every_case() {
+    let folder = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/echo", folder.path().display());
+    let listen = format!("--listen={unix}");
+    let server = Process::serve(&["--workers=2", &listen]);
+    check_passes(&server.address().to_string(), 0);
+    check_passes(&unix, 2);
     server.terminate();
-    Ok(())
 }
 
-fn try_plain_server(name: &str, case: Case) -> Verdict {
+#[test]
+fn plain_server_passes_every_required_case() {
+    raise_descriptor_limit();
+    let server = ThreadPerConnection::start(Fault::LosesUrgentData);
+    let (status, report) = report("check", &server.address().to_string(), &["--jobs=8"]);
+    assert_eq!(cases_with(&report, "fail"), []);
+    let warnings = cases_with(&report, "warn");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings
+            .iter()
+            .all(|(name, _)| name.starts_with("urgent-data"))
+    );
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn plain_server_with_inline_urgent_data_passes_every_case() {
     raise_descriptor_limit();
     let server = ThreadPerConnection::start(Fault::None);
-    case(server.address()).map_err(|fault| format!("{name}: {fault}"))
+    check_passes(&server.address().to_string(), 0);
 }
 
-/// The first address of `target` at which anyone answers.
-fn resolve(target: &str) -> Verdict<SocketAddr> {
-    let addresses = target.to_socket_addrs();
-    let addresses = addresses.map_err(|error| format!("ECHO_TARGET={target}: {error}"))?;
-    let mut answering =
-        addresses.filter(|address| TcpStream::connect_timeout(address, PATIENCE).is_ok());
-    answering
-        .next()
-        .ok_or_else(|| format!("ECHO_TARGET={target}: nobody answers"))
-}
-
-/// Cases run side by side in one process, some with hundreds of connections.
+/// Cases are tried at the same time, some with hundreds of connections.
 fn raise_descriptor_limit() {
-    // Where it stays low, a case will say that it cannot connect.
+    // If it stays low, a case reports that it cannot connect.
     let _limit = rlimit::increase_nofile_limit(u64::MAX);
+}
+
+/// The kernel accepts connections and bytes, and no one reads them.
+#[test]
+fn server_that_never_answers_fails_in_bounded_time() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (status, report) = report("check", &address, &["--patience=0.5", "--jobs=4"]);
+    assert_eq!(status, 1);
+    let passed = cases_with(&report, "ok");
+    assert!(passed.len() < 6, "{passed:?}");
 }
 
 #[test]
 fn faults_are_named() {
-    let faults: [(Fault, Case, &str); 13] = [
+    let faults = [
         (
             Fault::DropsTheTail,
-            cases::half_close_then_read_late,
+            "half-close-then-read-late",
             "of 3,000,000 bytes came back, then EOF",
         ),
         (
             Fault::DropsTheTail,
-            cases::half_close_then_read_late_by_a_small_window,
+            "half-close-then-read-late-by-a-small-window",
             "bytes came back, then EOF",
         ),
         (
             Fault::StallsAfterABurst,
-            cases::burst,
-            "16,384 of 20,000 bytes came back, then nothing for 8 s",
+            "burst",
+            "16,384 of 20,000 bytes came back, then nothing for 5s",
         ),
         (
             Fault::ObeysQuit,
-            cases::commands,
+            "commands",
             r#"after "quit\n": 0 of 5 bytes came back, then EOF"#,
         ),
         (
             Fault::SpeaksFirst,
-            cases::never_speaks_first,
+            "never-speaks-first",
             r#"the server spoke first: "220 ready\r\n""#,
         ),
         (
             Fault::LosesThePartialWritesRest,
-            cases::late_reader,
+            "late-reader",
             "of 12,000,000 was sent as",
         ),
         (
             Fault::ChangesAByte,
-            cases::bulk,
+            "bulk",
             "byte 100,001 of 20,000,000 was sent as",
         ),
         (
             Fault::ResetsOnClose,
-            cases::half_close_after_all_is_read,
+            "half-close-after-all-is-read",
             "everything came back, then a reset instead of EOF",
         ),
         (
             Fault::NeverEnds,
-            cases::half_close_at_once,
-            "then nothing for 8 s instead of EOF",
+            "half-close-at-once",
+            "then nothing for 5s instead of EOF",
         ),
         (
             Fault::KnowsNoBound,
-            cases::backpressure,
-            "no bound: 67,108,864 bytes were taken from a client that reads nothing",
+            "backpressure",
+            "no limit: 67,108,864 bytes were accepted from a client that never reads",
         ),
         (
             Fault::LosesUrgentData,
-            cases::urgent_data_with_bytes_behind,
-            "the urgent byte behind 0 bytes did not come back in its place",
+            "urgent-data-with-bytes-after-it",
+            "the urgent byte after 0 bytes did not come back in its place",
         ),
         (
             Fault::ServesOneAtATime,
-            cases::crowd,
-            "among 300 open connections: 0 of 399 bytes came back, then nothing for 8 s",
+            "crowd",
+            "among 300 open connections: 0 of 399 bytes came back, then nothing for 5s",
         ),
         (
             Fault::DiesOfAReset,
-            cases::resets_at_any_point,
+            "resets-at-any-point",
             "cannot connect | 0 of 1 bytes came back, then",
         ),
     ];
@@ -197,10 +173,15 @@ fn faults_are_named() {
         for (fault, case, named) in faults {
             scope.spawn(move || {
                 let server = ThreadPerConnection::start(fault);
-                let said = case(server.address()).expect_err(&format!("{fault:?} was not noticed"));
+                let address = server.address().to_string();
+                let only = format!("--only={case}");
+                let (status, report) = report("check", &address, &["--strict", &only]);
+                let failed = cases_with(&report, "fail");
+                assert_eq!((status, failed.len()), (1, 1), "{fault:?} was not detected");
+                let error = &failed[0].1;
                 assert!(
-                    named.split(" | ").any(|named| said.contains(named)),
-                    "{fault:?} was called {said:?}, not {named:?}"
+                    named.split(" | ").any(|named| error.contains(named)),
+                    "{fault:?} was called {error:?}, not {named:?}"
                 );
             });
         }

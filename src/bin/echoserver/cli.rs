@@ -2,18 +2,19 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
 
 use crate::serve::logging::Format;
+use crate::{Failure, check};
 
 /// Bounds of `TCP_KEEPIDLE` in Linux.
 const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
@@ -23,12 +24,16 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
 #[command(mut_args(|argument| argument.hide_env(true)))]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = "\
     Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64KiB, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
     Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
     Man page: --generate man. Shell completions: --generate bash, zsh or fish.")]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// Address to listen on; repeat the option or separate with commas. Forms: IP:PORT, HOST:PORT,
     /// [V6]:PORT, :PORT or PORT (all interfaces, IPv6 and IPv4), unix:PATH, unix:@NAME. Port 0
     /// picks a free port [default: 5555]
@@ -120,6 +125,26 @@ pub(crate) struct Options {
     pub(crate) generate: Option<GeneratedFile>,
 }
 
+/// What the program does instead of serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Check(check::Options),
+}
+
+/// Parses the command line. A command does not read the environment, which holds options of the server.
+pub(crate) fn parse() -> Result<Options, clap::Error> {
+    let mut command = Options::command();
+    let is_command = |first: OsString| {
+        command
+            .get_subcommands()
+            .any(|known| first == known.get_name())
+    };
+    if env::args_os().nth(1).is_some_and(is_command) {
+        command = command.mut_args(|argument| argument.env(None::<&str>));
+    }
+    Options::from_arg_matches(&command.try_get_matches()?)
+}
+
 /// A file generated from the definitions of the options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum GeneratedFile {
@@ -130,8 +155,7 @@ pub(crate) enum GeneratedFile {
 }
 
 impl GeneratedFile {
-    /// Prints the file to stdout. A closed stdout is not an error.
-    pub(crate) fn print(self) -> io::Result<()> {
+    pub(crate) fn text(self) -> Result<String, Failure> {
         let mut command = Options::command();
         let mut text = Vec::new();
         let mut complete =
@@ -142,11 +166,7 @@ impl GeneratedFile {
             Self::Zsh => complete(Shell::Zsh),
             Self::Fish => complete(Shell::Fish),
         }
-        let mut stdout = io::stdout();
-        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => result,
-        }
+        String::from_utf8(text).map_err(|error| io::Error::other(error).into())
     }
 }
 

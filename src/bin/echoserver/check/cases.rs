@@ -1,19 +1,97 @@
-//! What an echo server must be able to bear, one case each: plain functions of an address.
+//! The cases: each is a function of a server that returns what the server gets wrong.
 //!
-//! They speak TCP and know nothing of the server behind it.
+//! They use a socket, and know nothing about the server.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use super::client::{Client, Count, Verdict, data, side_by_side};
+use super::client::{Client, Endpoint, Verdict, count, data, side_by_side};
 
-pub(crate) type Case = fn(SocketAddr) -> Verdict;
+/// Whether a failed case counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A stream comes back, whatever other clients do.
+    Required,
+    /// What many servers get wrong. Counts only if the user wants it.
+    Strict,
+}
+
+impl Class {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) class: Class,
+    /// The function's name.
+    function: &'static str,
+    pub(crate) description: &'static str,
+    pub(crate) run: fn(&Endpoint) -> Verdict,
+}
+
+impl Case {
+    pub(crate) fn name(&self) -> String {
+        self.function.replace('_', "-")
+    }
+
+    /// Unix-domain sockets have no urgent data.
+    pub(crate) fn needs_tcp(&self) -> bool {
+        self.function.starts_with("urgent")
+    }
+}
+
+macro_rules! cases {
+    ($($class:ident $function:ident: $description:literal,)*) => {
+        pub(crate) const CASES: &[Case] = &[$(Case {
+            class: Class::$class,
+            function: stringify!($function),
+            description: $description,
+            run: $function,
+        }),*];
+    };
+}
+
+cases! {
+    Required every_byte_value: "each byte value alone, then all 256 in one message",
+    Required every_size: "messages of 1 byte to 1 MiB, around the powers of two",
+    Required burst: "20 to 200 kB in one write, more than one read takes",
+    Required byte_by_byte: "20,000 writes of one byte",
+    Required pieces_of_every_size: "2 MB in pieces of 1 to 4,099 bytes",
+    Required bulk: "20 MB and a half-close",
+    Required commands: "bytes that mean something in other protocols: quit, HTTP, telnet, TLS",
+    Required never_speaks_first: "no byte and no EOF before the client has sent something",
+    Required half_close_at_once: "a half-close before any byte",
+    Required half_close_after_all_is_read: "a half-close when nothing is in flight",
+    Required half_close_with_the_data: "data and FIN together, 300 times",
+    Required half_close_at_a_buffers_edge: "a half-close after 512 to 262,145 bytes",
+    Required half_close_then_read_late: "up to 20 MB and a half-close before the first read",
+    Required half_close_then_read_late_by_a_small_window: "the same with a receive buffer of 4 KiB",
+    Required half_close_by_fifty_late_readers: "the same on 50 connections",
+    Required half_close_of_the_reading_side_first: "a client that never reads its answer closes both halves",
+    Required late_reader: "12 MB sent before the first read, without a half-close",
+    Required slow_reader: "300 kB read 700 bytes at a time",
+    Strict backpressure: "a server must not accept without limit from a client that never reads",
+    Strict urgent_data_with_bytes_after_it: "urgent bytes (TCP's URG flag) come back in place, and those after them",
+    Strict urgent_data_in_a_stream: "100 urgent bytes in 500 kB",
+    Required resets_at_any_point: "168 clients that reset, before, between and after bytes; others are unaffected",
+    Required close_with_unread_answers: "60 clients that close without reading; others are unaffected",
+    Required connect_and_run: "600 clients that connect and leave, some with a reset",
+    Required churn: "800 short connections, 4 at a time",
+    Required crowd: "300 connections open at once",
+    Required crowd_in_bulk: "500 kB on each of 40 connections at once",
+    Required flood_beside_a_ping: "100 small messages beside 6 connections that flood",
+    Required never_readers_beside_a_ping: "100 small messages beside 10 clients that never read",
+}
 
 // Data of every shape and size.
 
-pub(crate) fn every_byte_value(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn every_byte_value(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     for byte in 0..=u8::MAX {
         client.echo(&[byte])?;
     }
@@ -21,29 +99,29 @@ pub(crate) fn every_byte_value(target: SocketAddr) -> Verdict {
     client.echo(&all)
 }
 
-pub(crate) fn every_size(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn every_size(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     let around = (0..=20).flat_map(|power| [-1, 0, 1].map(|step| (1 << power) + step));
     for size in around.filter(|&size: &i32| size > 0) {
         let bytes = data(u64::from(size.unsigned_abs()), size.unsigned_abs() as usize);
         let echoed = client.both(|client| client.send(&bytes), |client| client.expect(&bytes));
-        echoed.map_err(|fault| format!("in a message of {} bytes: {fault}", Count(bytes.len())))?;
+        echoed.map_err(|error| format!("in a message of {} bytes: {error}", count(bytes.len())))?;
     }
     Ok(())
 }
 
-/// Many event loops stop in the middle of what one read could not take.
-pub(crate) fn burst(target: SocketAddr) -> Verdict {
+/// Many event loops stop after what one read returns.
+fn burst(server: &Endpoint) -> Verdict {
     for length in [20_000, 70_000, 200_000] {
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         let bytes = data(1, length);
         client.both(|client| client.send(&bytes), |client| client.expect(&bytes))?;
     }
     Ok(())
 }
 
-pub(crate) fn byte_by_byte(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn byte_by_byte(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     let bytes = data(2, 20_000);
     client.both(
         |client| bytes.iter().try_for_each(|byte| client.send(&[*byte])),
@@ -51,32 +129,32 @@ pub(crate) fn byte_by_byte(target: SocketAddr) -> Verdict {
     )
 }
 
-pub(crate) fn pieces_of_every_size(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn pieces_of_every_size(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     let bytes = data(3, 2_000_000);
     client.both(
         |client| {
             let mut rest = &bytes[..];
             for size in (1..).map(|step: usize| step * step % 4_099 + 1) {
-                let (piece, behind) = rest.split_at(size.min(rest.len()));
+                let (piece, after) = rest.split_at(size.min(rest.len()));
                 client.send(piece)?;
-                rest = behind;
+                rest = after;
                 if rest.is_empty() {
                     break;
                 }
             }
-            client.end()
+            client.half_close()
         },
-        |client| client.expect(&bytes).and_then(|()| client.expect_end()),
+        |client| client.expect(&bytes).and_then(|()| client.expect_eof()),
     )
 }
 
-pub(crate) fn bulk(target: SocketAddr) -> Verdict {
-    Client::connect(target)?.exchange(&data(4, 20_000_000))
+fn bulk(server: &Endpoint) -> Verdict {
+    server.connect()?.exchange(&data(4, 20_000_000))
 }
 
 /// No byte means anything to an echo server.
-pub(crate) fn commands(target: SocketAddr) -> Verdict {
+fn commands(server: &Endpoint) -> Verdict {
     let telnet = b"\xff\xf4\xff\xfd\x06 \xff\xfb\x01";
     let words: [&[u8]; 12] = [
         b"quit\n",
@@ -93,56 +171,56 @@ pub(crate) fn commands(target: SocketAddr) -> Verdict {
         telnet,
     ];
     for word in words {
-        let fault = |fault| format!("after {:?}: {fault}", String::from_utf8_lossy(word));
-        let client = Client::connect(target).map_err(fault)?;
-        client.echo(word).map_err(fault)?;
+        let error = |error| format!("after {:?}: {error}", String::from_utf8_lossy(word));
+        let client = server.connect().map_err(error)?;
+        client.echo(word).map_err(error)?;
         let within = [&data(5, 3_000)[..], b"\n", word, &data(6, 3_000)].concat();
-        client.exchange(&within).map_err(fault)?;
+        client.exchange(&within).map_err(error)?;
     }
     Ok(())
 }
 
-pub(crate) fn never_speaks_first(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn never_speaks_first(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     client.expect_silence()?;
     client.echo(b"now")?;
     client.expect_silence()?;
-    client.end()?;
-    client.expect_end()
+    client.half_close()?;
+    client.expect_eof()
 }
 
 // Half-close, in every order.
 
-pub(crate) fn half_close_at_once(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
-    client.end()?;
-    client.expect_end()
+fn half_close_at_once(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
+    client.half_close()?;
+    client.expect_eof()
 }
 
-pub(crate) fn half_close_after_all_is_read(target: SocketAddr) -> Verdict {
+fn half_close_after_all_is_read(server: &Endpoint) -> Verdict {
     for length in [1, 4_096, 16_384, 65_536] {
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         client.echo(&data(7, length))?;
-        client.end()?;
-        client.expect_end()?;
+        client.half_close()?;
+        client.expect_eof()?;
     }
     Ok(())
 }
 
 /// Data and FIN may reach the server in one event.
-pub(crate) fn half_close_with_the_data(target: SocketAddr) -> Verdict {
+fn half_close_with_the_data(server: &Endpoint) -> Verdict {
     for round in 0..300 {
         let length = 1 + round * 331 % 40_000;
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         client.exchange(&data(round as u64, length))?;
     }
     Ok(())
 }
 
-pub(crate) fn half_close_at_a_buffers_edge(target: SocketAddr) -> Verdict {
+fn half_close_at_a_buffers_edge(server: &Endpoint) -> Verdict {
     for power in 9..=18 {
         for length in [(1 << power) - 1, 1 << power, (1 << power) + 1] {
-            let client = Client::connect(target)?;
+            let client = server.connect()?;
             client.exchange(&data(8, length))?;
         }
     }
@@ -152,118 +230,118 @@ pub(crate) fn half_close_at_a_buffers_edge(target: SocketAddr) -> Verdict {
 /// Sends all and half-closes before it reads a byte.
 fn read_late(client: &Client, bytes: &[u8]) -> Verdict {
     client.both(
-        |client| client.send(bytes).and_then(|()| client.end()),
+        |client| client.send(bytes).and_then(|()| client.half_close()),
         |client| {
-            client.come_late();
+            client.wait_until_sender_rests();
             client.expect(bytes)?;
-            client.expect_end()
+            client.expect_eof()
         },
     )
 }
 
-pub(crate) fn half_close_then_read_late(target: SocketAddr) -> Verdict {
-    read_late(&Client::connect(target)?, &data(9, 3_000_000))?;
-    read_late(&Client::connect(target)?, &data(10, 20_000_000))
+fn half_close_then_read_late(server: &Endpoint) -> Verdict {
+    read_late(&server.connect()?, &data(9, 3_000_000))?;
+    read_late(&server.connect()?, &data(10, 20_000_000))
 }
 
 /// With a small window most of the answer is still in the server when the half-close reaches it.
-pub(crate) fn half_close_then_read_late_by_a_small_window(target: SocketAddr) -> Verdict {
+fn half_close_then_read_late_by_a_small_window(server: &Endpoint) -> Verdict {
     for length in [100_000, 400_000, 1_000_000] {
-        let client = Client::connect_with_window(target, 4_096)?;
+        let client = server.connect_with_window(4_096)?;
         read_late(&client, &data(11, length))?;
     }
     Ok(())
 }
 
-pub(crate) fn half_close_by_fifty_late_readers(target: SocketAddr) -> Verdict {
+fn half_close_by_fifty_late_readers(server: &Endpoint) -> Verdict {
     side_by_side(50, |index| {
-        read_late(&Client::connect(target)?, &data(index, 400_000))
+        read_late(&server.connect()?, &data(index, 400_000))
     })
 }
 
-/// Nobody will read the answer, and both ends are closed in turn.
-pub(crate) fn half_close_of_the_reading_side_first(target: SocketAddr) -> Verdict {
-    let neighbour = Client::connect(target)?;
+/// The client does not read the answer, and closes both halves in turn.
+fn half_close_of_the_reading_side_first(server: &Endpoint) -> Verdict {
+    let neighbour = server.connect()?;
     for length in [0, 1, 10_000] {
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         client.stop_reading()?;
         // The answer may be answered with a reset, which may be first.
         let _reset = client.send(&data(12, length));
-        let _reset = client.end();
+        let _reset = client.half_close();
     }
     neighbour.echo(b"still here")
 }
 
 // Late and slow readers.
 
-pub(crate) fn late_reader(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn late_reader(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     let bytes = data(13, 12_000_000);
     client.both(
         |client| client.send(&bytes),
         |client| {
-            client.come_late();
+            client.wait_until_sender_rests();
             client.expect(&bytes)
         },
     )?;
     client.echo(b"and goes on")
 }
 
-pub(crate) fn slow_reader(target: SocketAddr) -> Verdict {
-    let client = Client::connect_with_window(target, 2_048)?;
+fn slow_reader(server: &Endpoint) -> Verdict {
+    let client = server.connect_with_window(2_048)?;
     let bytes = data(14, 300_000);
     client.both(
-        |client| client.send(&bytes).and_then(|()| client.end()),
+        |client| client.send(&bytes).and_then(|()| client.half_close()),
         |client| {
-            client.expect_in_sips(&bytes, 700)?;
-            client.expect_end()
+            client.expect_in_pieces(&bytes, 700)?;
+            client.expect_eof()
         },
     )
 }
 
-/// A server that takes whatever comes can be filled until it bursts.
-pub(crate) fn backpressure(target: SocketAddr) -> Verdict {
-    let client = Client::connect_with_window(target, 65_536)?;
+/// A server without a limit can be made to use any amount of memory.
+fn backpressure(server: &Endpoint) -> Verdict {
+    let client = server.connect_with_window(65_536)?;
     let bytes = data(15, 64 << 20);
     let sent = client.send_until_stuck(&bytes)?;
     if sent == bytes.len() {
-        let sent = Count(sent);
+        let sent = count(sent);
         return Err(format!(
-            "no bound: {sent} bytes were taken from a client that reads nothing"
+            "no limit: {sent} bytes were accepted from a client that never reads"
         ));
     }
-    Client::connect(target)?.echo(b"a neighbour")?;
+    server.connect()?.echo(b"a neighbour")?;
     client.expect(&bytes[..sent])?;
-    client.end()?;
-    client.expect_end()
+    client.half_close()?;
+    client.expect_eof()
 }
 
 // Urgent data.
 
-/// A read stops at the urgent mark, and no event tells of what is behind it.
-pub(crate) fn urgent_data_with_bytes_behind(target: SocketAddr) -> Verdict {
+/// A read stops at the urgent mark, and no event reports the bytes after it.
+fn urgent_data_with_bytes_after_it(server: &Endpoint) -> Verdict {
     for round in 0..100 {
-        let client = Client::connect(target)?;
-        let (before, behind) = (vec![b'b'; round * 37], vec![b'a'; 1 + round * 53]);
+        let client = server.connect()?;
+        let (before, after) = (vec![b'b'; round * 37], vec![b'a'; 1 + round * 53]);
         client.send(&before)?;
         client.send_urgent(b'!')?;
-        client.send(&behind)?;
-        let place = Count(before.len());
+        client.send(&after)?;
+        let place = count(before.len());
         client.expect(&before)?;
-        client.expect(b"!").map_err(|fault| {
-            format!("the urgent byte behind {place} bytes did not come back in its place: {fault}")
+        client.expect(b"!").map_err(|error| {
+            format!("the urgent byte after {place} bytes did not come back in its place: {error}")
         })?;
         client
-            .expect(&behind)
-            .map_err(|fault| format!("behind an urgent byte: {fault}"))?;
-        client.end()?;
-        client.expect_end()?;
+            .expect(&after)
+            .map_err(|error| format!("after an urgent byte: {error}"))?;
+        client.half_close()?;
+        client.expect_eof()?;
     }
     Ok(())
 }
 
-pub(crate) fn urgent_data_in_a_stream(target: SocketAddr) -> Verdict {
-    let client = Client::connect(target)?;
+fn urgent_data_in_a_stream(server: &Endpoint) -> Verdict {
+    let client = server.connect()?;
     let bytes = data(16, 500_000);
     client.both(
         |client| {
@@ -272,25 +350,27 @@ pub(crate) fn urgent_data_in_a_stream(target: SocketAddr) -> Verdict {
                 client.send(first)?;
                 client.send_urgent(*last)?;
             }
-            client.end()
+            client.half_close()
         },
-        |client| client.expect(&bytes).and_then(|()| client.expect_end()),
+        |client| client.expect(&bytes).and_then(|()| client.expect_eof()),
     )
 }
 
-// Resets, and clients that run away.
+// Resets, and clients that leave.
 
-pub(crate) fn resets_at_any_point(target: SocketAddr) -> Verdict {
-    let neighbour = Client::connect(target)?;
+fn resets_at_any_point(server: &Endpoint) -> Verdict {
+    let neighbour = server.connect()?;
     let bytes = data(17, 1_000_000);
     for sent in [0, 1, 100, 20_000, 1_000_000] {
         for (read, ends) in [(0, false), (0, true), (1, false), (sent / 2, true)] {
-            for _ in 0..10 {
-                let client = Client::connect(target)
-                    .map_err(|fault| format!("after a reset at byte {}: {fault}", Count(sent)))?;
+            // A large message can fill the buffers, which costs a wait.
+            for _ in 0..if sent < bytes.len() { 10 } else { 2 } {
+                let client = server
+                    .connect()
+                    .map_err(|error| format!("after a reset at byte {}: {error}", count(sent)))?;
                 let sent = client.send_until_stuck(&bytes[..sent])?;
                 if ends {
-                    client.end()?;
+                    client.half_close()?;
                 }
                 client.expect(&bytes[..read.min(sent)])?;
                 client.reset();
@@ -298,36 +378,37 @@ pub(crate) fn resets_at_any_point(target: SocketAddr) -> Verdict {
         }
         neighbour
             .echo(b"still here")
-            .map_err(|fault| format!("a neighbour of resets: {fault}"))?;
+            .map_err(|error| format!("a neighbour of resets: {error}"))?;
     }
-    Client::connect(target)?.exchange(&bytes)
+    server.connect()?.exchange(&bytes)
 }
 
-/// The system answers what such a server still writes with a reset, and its process with SIGPIPE.
-pub(crate) fn close_with_unread_answers(target: SocketAddr) -> Verdict {
-    let neighbour = Client::connect(target)?;
+/// What the server still writes to such a client causes a reset, and SIGPIPE.
+fn close_with_unread_answers(server: &Endpoint) -> Verdict {
+    let neighbour = server.connect()?;
     for _ in 0..60 {
-        let client = Client::connect(target)
-            .map_err(|fault| format!("after clients that left unread: {fault}"))?;
+        let client = server
+            .connect()
+            .map_err(|error| format!("after clients that closed without reading: {error}"))?;
         client.send(&data(18, 50_000))?;
     }
     neighbour.echo(b"still here")
 }
 
-pub(crate) fn connect_and_run(target: SocketAddr) -> Verdict {
+fn connect_and_run(server: &Endpoint) -> Verdict {
     for round in 0..600 {
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         if round % 3 == 0 {
             client.reset();
         }
     }
-    Client::connect(target)?.exchange(b"still here")
+    server.connect()?.exchange(b"still here")
 }
 
-pub(crate) fn churn(target: SocketAddr) -> Verdict {
+fn churn(server: &Endpoint) -> Verdict {
     side_by_side(4, |index| {
         for round in 0..200 {
-            let client = Client::connect(target)?;
+            let client = server.connect()?;
             let message = data(index * 1_000 + round, 10);
             match round % 2 {
                 0 => client.exchange(&message)?,
@@ -340,12 +421,12 @@ pub(crate) fn churn(target: SocketAddr) -> Verdict {
 
 // Crowds and floods.
 
-pub(crate) fn crowd(target: SocketAddr) -> Verdict {
+fn crowd(server: &Endpoint) -> Verdict {
     const CROWD: usize = 300;
     let crowd: Vec<Client> = (0..CROWD)
-        .map(|_| Client::connect(target))
+        .map(|_| server.connect())
         .collect::<Verdict<_>>()?;
-    let among = |fault| format!("among {CROWD} open connections: {fault}");
+    let among = |error| format!("among {CROWD} open connections: {error}");
     for round in 0..3 {
         let message = |index: usize| data((round * CROWD + index) as u64, 100 + index);
         for (index, client) in crowd.iter().enumerate() {
@@ -360,35 +441,35 @@ pub(crate) fn crowd(target: SocketAddr) -> Verdict {
         .step_by(2)
         .chain(crowd.iter().skip(1).step_by(2))
     {
-        client.end()?;
-        client.expect_end().map_err(among)?;
+        client.half_close()?;
+        client.expect_eof().map_err(among)?;
     }
     Ok(())
 }
 
-pub(crate) fn crowd_in_bulk(target: SocketAddr) -> Verdict {
+fn crowd_in_bulk(server: &Endpoint) -> Verdict {
     side_by_side(40, |index| {
-        Client::connect(target)?.exchange(&data(index, 500_000))
+        server.connect()?.exchange(&data(index, 500_000))
     })
 }
 
-/// Connections that never wait may not keep a polite one from being served.
-pub(crate) fn flood_beside_a_ping(target: SocketAddr) -> Verdict {
+/// Connections that flood must not starve another one.
+fn flood_beside_a_ping(server: &Endpoint) -> Verdict {
     let over = AtomicBool::new(false);
     let bytes = data(19, 1 << 20);
     let flood = || {
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         while !over.load(SeqCst) {
             client.both(|client| client.send(&bytes), |client| client.expect(&bytes))?;
         }
         Ok(())
     };
     let ping = || {
-        let client = Client::connect(target)?;
+        let client = server.connect()?;
         for round in 0..100 {
             client
                 .echo(&data(round, 64))
-                .map_err(|fault| format!("a ping beside floods: {fault}"))?;
+                .map_err(|error| format!("a ping beside floods: {error}"))?;
         }
         Ok(())
     };
@@ -398,23 +479,23 @@ pub(crate) fn flood_beside_a_ping(target: SocketAddr) -> Verdict {
         over.store(true, SeqCst);
         let flooded = floods
             .into_iter()
-            .map(|flood| flood.join().expect("floods don't panic"));
+            .map(|flood| flood.join().expect("floods do not panic"));
         pinged.and(flooded.collect::<Vec<_>>().into_iter().collect())
     })
 }
 
-pub(crate) fn never_readers_beside_a_ping(target: SocketAddr) -> Verdict {
+fn never_readers_beside_a_ping(server: &Endpoint) -> Verdict {
     let bytes = data(20, 64 << 20);
     let clients: Vec<Client> = (0..10)
-        .map(|_| Client::connect_with_window(target, 16_384))
+        .map(|_| server.connect_with_window(16_384))
         .collect::<Verdict<_>>()?;
     side_by_side(clients.len() as u64, |index| {
         clients[index as usize].send_until_stuck(&bytes).map(drop)
     })?;
-    let ping = Client::connect(target)?;
+    let ping = server.connect()?;
     for round in 0..100 {
         ping.echo(&data(round, 64))
-            .map_err(|fault| format!("a ping beside clients that never read: {fault}"))?;
+            .map_err(|error| format!("a ping beside clients that never read: {error}"))?;
     }
     Ok(())
 }

@@ -1,81 +1,110 @@
-//! A client that trusts nobody: every wait has an end, and every byte is compared.
+//! A client for tests of an echo server: each wait has a time limit, and every byte is compared.
 //!
-//! What goes wrong is an error of one line. A client that sends much must read meanwhile: a server
-//! may stop reading while it cannot write, so a server that does is not at fault.
+//! Errors are one line. A client that sends much must read at the same time: a server may stop reading
+//! while it cannot write.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{SockAddr, Socket};
 
-/// For so long nothing may move before a client gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
+use crate::figures::Count;
+use crate::target::{self, error_text};
 
-/// A connection is at rest once nothing has moved for so many times so long.
-const RESTS: u32 = 5;
-const REST: Duration = Duration::from_millis(300);
+/// A connection is at rest if nothing has moved in this many consecutive intervals.
+const REST_INTERVALS: u32 = 5;
+const REST_INTERVAL: Duration = Duration::from_millis(300);
+
+/// Writes may wait longer than reads: until the reader of a late case has begun.
+const WRITE_FACTOR: u32 = 3;
 
 pub(crate) type Verdict<T = ()> = Result<T, String>;
 
+/// The server, and how long a case waits for it.
 #[derive(Debug)]
-pub(crate) struct Client {
-    stream: TcpStream,
-    /// Bytes that the system has taken to send.
-    taken: AtomicU64,
+pub(crate) struct Endpoint {
+    address: SockAddr,
+    patience: Duration,
+    limit: Duration,
+    deadline: Instant,
 }
 
-impl Client {
-    pub(crate) fn connect(target: SocketAddr) -> Verdict<Self> {
-        let stream = TcpStream::connect_timeout(&target, PATIENCE);
-        Self::over(stream.map_err(|error| format!("cannot connect: {}", Plain(&error)))?)
+impl Endpoint {
+    /// `patience` bounds each wait, and `limit` the whole case, which begins now.
+    pub(crate) fn new(address: &SockAddr, patience: Duration, limit: Duration) -> Self {
+        Self {
+            address: address.clone(),
+            patience,
+            limit,
+            deadline: Instant::now() + limit,
+        }
+    }
+
+    pub(crate) fn connect(&self) -> Verdict<Client<'_>> {
+        self.connect_with(|_| Ok(()))
     }
 
     /// Connects with a receive buffer of about `bytes`, which TCP advertises from the start.
-    pub(crate) fn connect_with_window(target: SocketAddr, bytes: usize) -> Verdict<Self> {
-        let connect = || {
-            let domain = Domain::for_address(target);
-            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_recv_buffer_size(bytes)?;
-            socket.connect_timeout(&target.into(), PATIENCE)?;
-            Ok(socket.into())
-        };
-        let stream = connect().map_err(|error| format!("cannot connect: {}", Plain(&error)))?;
-        Self::over(stream)
+    pub(crate) fn connect_with_window(&self, bytes: usize) -> Verdict<Client<'_>> {
+        self.connect_with(|socket| socket.set_recv_buffer_size(bytes))
     }
 
-    fn over(stream: TcpStream) -> Verdict<Self> {
-        let set_up = || {
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))
+    fn connect_with(&self, set_up: impl FnOnce(&Socket) -> io::Result<()>) -> Verdict<Client<'_>> {
+        self.check_limit()?;
+        let connect = || {
+            let socket = target::connect(&self.address, self.patience, set_up)?;
+            socket.set_read_timeout(Some(self.patience))?;
+            socket.set_write_timeout(Some(self.patience * WRITE_FACTOR))?;
+            Ok(socket)
         };
-        set_up().map_err(|error| format!("cannot set up a socket: {}", Plain(&error)))?;
-        Ok(Self {
-            stream,
-            taken: AtomicU64::new(0),
+        let socket = connect().map_err(|error: io::Error| match is_timeout(&error) {
+            true => format!("cannot connect: no answer for {:?}", self.patience),
+            false => format!("cannot connect: {}", error_text(&error)),
+        })?;
+        Ok(Client {
+            socket,
+            endpoint: self,
+            sent: AtomicU64::new(0),
         })
     }
 
-    /// Sends all of `bytes`, however long that takes: what the reader does about it has an end.
+    fn check_limit(&self) -> Verdict {
+        match Instant::now() < self.deadline {
+            true => Ok(()),
+            false => Err(format!("the case was not done after {:?}", self.limit)),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Client<'a> {
+    socket: Socket,
+    endpoint: &'a Endpoint,
+    /// Bytes that the kernel has accepted.
+    sent: AtomicU64,
+}
+
+impl Client<'_> {
+    /// Sends all of `bytes`.
     pub(crate) fn send(&self, mut bytes: &[u8]) -> Verdict {
         let length = bytes.len();
         while !bytes.is_empty() {
-            match (&self.stream).write(bytes) {
+            self.endpoint.check_limit()?;
+            match (&self.socket).write(bytes) {
                 Ok(count) => {
                     bytes = &bytes[count..];
-                    self.taken.fetch_add(count as u64, SeqCst);
+                    self.sent.fetch_add(count as u64, SeqCst);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let sent = length - bytes.len();
+                    let sent = count(length - bytes.len());
+                    let end = self.end_text(&error, WRITE_FACTOR);
                     return Err(format!(
-                        "{} of {} bytes were sent, then {}",
-                        Count(sent),
-                        Count(length),
-                        Plain(&error)
+                        "{sent} of {} bytes were sent, then {end}",
+                        count(length)
                     ));
                 }
             }
@@ -85,132 +114,134 @@ impl Client {
 
     /// Sends one urgent byte.
     pub(crate) fn send_urgent(&self, byte: u8) -> Verdict {
-        match SockRef::from(&self.stream).send_out_of_band(&[byte]) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("cannot send an urgent byte: {}", Plain(&error))),
-        }
+        let sent = self.socket.send_out_of_band(&[byte]);
+        self.done(sent.map(drop), "send an urgent byte")
     }
 
-    /// Sends `bytes` until the connection takes no more; says how many it took.
+    /// Sends `bytes` until the kernel accepts no more; returns how many it accepted.
     pub(crate) fn send_until_stuck(&self, bytes: &[u8]) -> Verdict<usize> {
-        let limit = |timeout| self.stream.set_write_timeout(timeout);
-        let cannot = |error| format!("cannot set a timeout: {}", Plain(&error));
-        limit(Some(REST)).map_err(cannot)?;
+        let set_timeout = |timeout| {
+            let set = self.socket.set_write_timeout(Some(timeout));
+            self.done(set, "set a timeout")
+        };
+        set_timeout(REST_INTERVAL)?;
         let mut sent = 0;
         while sent < bytes.len() {
-            match (&self.stream).write(&bytes[sent..]) {
+            self.endpoint.check_limit()?;
+            match (&self.socket).write(&bytes[sent..]) {
                 Ok(count) => sent += count,
                 Err(error) if is_timeout(&error) => break,
                 Err(error) => {
-                    return Err(format!(
-                        "{} bytes were sent, then {}",
-                        Count(sent),
-                        Plain(&error)
-                    ));
+                    let end = self.end_text(&error, 1);
+                    return Err(format!("{} bytes were sent, then {end}", count(sent)));
                 }
             }
         }
-        limit(None).map_err(cannot)?;
+        set_timeout(self.endpoint.patience * WRITE_FACTOR)?;
         Ok(sent)
     }
 
-    /// Ends this side: no more bytes will be sent.
-    pub(crate) fn end(&self) -> Verdict {
-        let ended = self.stream.shutdown(Shutdown::Write);
-        ended.map_err(|error| format!("cannot half-close: {}", Plain(&error)))
+    /// Sends a FIN: no more bytes follow.
+    pub(crate) fn half_close(&self) -> Verdict {
+        self.done(self.socket.shutdown(Shutdown::Write), "half-close")
     }
 
-    /// Ends the reading side, which the server can't see.
+    /// Shuts the reading half down, which the server cannot see.
     pub(crate) fn stop_reading(&self) -> Verdict {
-        let ended = self.stream.shutdown(Shutdown::Read);
-        ended.map_err(|error| format!("cannot stop reading: {}", Plain(&error)))
+        self.done(self.socket.shutdown(Shutdown::Read), "stop reading")
     }
 
-    /// Goes away with a reset.
+    fn done(&self, result: io::Result<()>, what: &str) -> Verdict {
+        result.map_err(|error| format!("cannot {what}: {}", self.end_text(&error, 1)))
+    }
+
+    /// Closes the connection with a reset.
     pub(crate) fn reset(self) {
-        // A client that is gone already needs no reset.
-        let _gone = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        // It fails only if the connection is already reset.
+        let _reset = self.socket.set_linger(Some(Duration::ZERO));
     }
 
     /// Reads until `expected` has come back, and not a byte further.
     pub(crate) fn expect(&self, expected: &[u8]) -> Verdict {
-        self.expect_in_sips(expected, 64 << 10)
+        self.expect_in_pieces(expected, 64 << 10)
     }
 
-    /// The same, with at most `sip` bytes a read.
-    pub(crate) fn expect_in_sips(&self, expected: &[u8], sip: usize) -> Verdict {
-        let mut buffer = vec![0; sip.min(expected.len())];
-        let mut got = 0;
-        while got < expected.len() {
-            let room = buffer.len().min(expected.len() - got);
-            let count = match (&self.stream).read(&mut buffer[..room]) {
+    /// The same, with at most `size` bytes a read.
+    pub(crate) fn expect_in_pieces(&self, expected: &[u8], size: usize) -> Verdict {
+        let mut buffer = vec![0; size.min(expected.len())];
+        let mut received = 0;
+        while received < expected.len() {
+            let room = buffer.len().min(expected.len() - received);
+            let read = self.endpoint.check_limit();
+            let read = read.and_then(|()| match (&self.socket).read(&mut buffer[..room]) {
                 Ok(0) => Err("EOF".to_owned()),
                 Ok(count) => Ok(count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => Err(Plain(&error).to_string()),
-            };
-            let count = count.map_err(|end| {
-                let (got, all) = (Count(got), Count(expected.len()));
-                format!("{got} of {all} bytes came back, then {end}")
+                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+                Err(error) => Err(self.end_text(&error, 1)),
+            });
+            let length = read.map_err(|end| {
+                let (received, all) = (count(received), count(expected.len()));
+                format!("{received} of {all} bytes came back, then {end}")
             })?;
-            let (piece, wanted) = (&buffer[..count], &expected[got..got + count]);
-            if piece != wanted {
-                let differs = |at: &usize| piece[*at] != wanted[*at];
-                let at = (0..count).find(differs).expect("they differ");
+            let pairs = buffer[..length].iter().zip(&expected[received..]);
+            if let Some((at, (got, sent))) = pairs.enumerate().find(|(_, (got, sent))| got != sent)
+            {
+                let (place, all) = (count(received + at + 1), count(expected.len()));
                 return Err(format!(
-                    "byte {} of {} was sent as {:#04x} and came back as {:#04x}",
-                    Count(got + at + 1),
-                    Count(expected.len()),
-                    wanted[at],
-                    piece[at]
+                    "byte {place} of {all} was sent as {sent:#04x} and came back as {got:#04x}"
                 ));
             }
-            got += count;
+            received += length;
         }
         Ok(())
     }
 
-    /// Expects the server to end its side too, with nothing more to say.
-    pub(crate) fn expect_end(&self) -> Verdict {
+    /// Expects that the server closes the connection cleanly and sends nothing more.
+    pub(crate) fn expect_eof(&self) -> Verdict {
         let mut extra = [0; 64];
-        match (&self.stream).read(&mut extra) {
+        match (&self.socket).read(&mut extra) {
             Ok(0) => Ok(()),
-            Ok(count) => Err(format!(
-                "{:?} came that was never sent",
-                String::from_utf8_lossy(&extra[..count])
-            )),
-            Err(error) => Err(format!(
-                "everything came back, then {} instead of EOF",
-                Plain(&error)
-            )),
+            Ok(count) => {
+                let extra = String::from_utf8_lossy(&extra[..count]);
+                Err(format!("{extra:?} came that was never sent"))
+            }
+            Err(error) => {
+                let end = self.end_text(&error, 1);
+                Err(format!("everything came back, then {end} instead of EOF"))
+            }
         }
     }
 
-    /// Expects that nothing comes of its own accord.
+    /// Expects that the server sends nothing by itself.
     pub(crate) fn expect_silence(&self) -> Verdict {
-        let limit = |timeout| self.stream.set_read_timeout(Some(timeout));
-        let cannot = |error| format!("cannot set a timeout: {}", Plain(&error));
-        limit(REST).map_err(cannot)?;
-        let mut words = [0; 64];
-        match (&self.stream).read(&mut words) {
+        let set_timeout = |timeout| {
+            let set = self.socket.set_read_timeout(Some(timeout));
+            self.done(set, "set a timeout")
+        };
+        set_timeout(REST_INTERVAL)?;
+        let mut bytes = [0; 64];
+        match (&self.socket).read(&mut bytes) {
             Ok(0) => return Err("EOF came before anything was sent".to_owned()),
             Ok(count) => {
-                let words = String::from_utf8_lossy(&words[..count]);
-                return Err(format!("the server spoke first: {words:?}"));
+                let bytes = String::from_utf8_lossy(&bytes[..count]);
+                return Err(format!("the server spoke first: {bytes:?}"));
             }
             Err(error) if is_timeout(&error) => {}
-            Err(error) => return Err(format!("{} before anything was sent", Plain(&error))),
+            Err(error) => {
+                let end = self.end_text(&error, 1);
+                return Err(format!("{end} before anything was sent"));
+            }
         }
-        limit(PATIENCE).map_err(cannot)
+        set_timeout(self.endpoint.patience)
     }
 
-    /// Sends `bytes`, and expects them back. For what surely fits into the sockets' buffers.
+    /// Sends `bytes`, and expects them back. For what certainly fits into the sockets' buffers.
     pub(crate) fn echo(&self, bytes: &[u8]) -> Verdict {
         self.send(bytes)?;
         self.expect(bytes)
     }
 
-    /// Does what `send` does on a thread of its own, and what `read` does meanwhile.
+    /// Runs `send` on a thread of its own, and `read` at the same time.
     pub(crate) fn both(
         &self,
         send: impl FnOnce(&Self) -> Verdict + Send,
@@ -218,34 +249,43 @@ impl Client {
     ) -> Verdict {
         thread::scope(|scope| {
             let sending = scope.spawn(|| send(self));
-            let heard = read(self);
-            if heard.is_err() {
-                // Frees a sender that is stuck.
-                let _gone = self.stream.shutdown(Shutdown::Both);
+            let received = read(self);
+            if received.is_err() {
+                // Ends a send that is stuck.
+                let _closed = self.socket.shutdown(Shutdown::Both);
             }
-            let all_sent = sending.join().expect("senders don't panic");
-            heard.and(all_sent)
+            let all_sent = sending.join().expect("senders do not panic");
+            received.and(all_sent)
         })
     }
 
-    /// Sends `bytes` and half-closes, reads all of it meanwhile, and then the end.
+    /// Sends `bytes` and half-closes; at the same time, reads all of it and then EOF.
     pub(crate) fn exchange(&self, bytes: &[u8]) -> Verdict {
         self.both(
-            |client| client.send(bytes).and_then(|()| client.end()),
-            |client| client.expect(bytes).and_then(|()| client.expect_end()),
+            |client| client.send(bytes).and_then(|()| client.half_close()),
+            |client| client.expect(bytes).and_then(|()| client.expect_eof()),
         )
     }
 
-    /// Lets time pass until a sender on another thread has sent all that can be sent.
-    pub(crate) fn come_late(&self) {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until a sender on another thread has sent all that can be sent.
+    pub(crate) fn wait_until_sender_rests(&self) {
+        let deadline = Instant::now() + self.endpoint.patience;
         let (mut before, mut rests) = (u64::MAX, 0);
-        // On a busy machine a sender rests too; only several rests in a row are the end.
-        while rests < RESTS && Instant::now() < deadline {
-            let taken = self.taken.load(SeqCst);
-            rests = if taken == before { rests + 1 } else { 0 };
-            before = taken;
-            thread::sleep(REST);
+        // On a busy machine a sender pauses too; only several intervals in a row are the end.
+        while rests < REST_INTERVALS && Instant::now() < deadline {
+            let sent = self.sent.load(SeqCst);
+            rests = if sent == before { rests + 1 } else { 0 };
+            before = sent;
+            thread::sleep(REST_INTERVAL);
+        }
+    }
+
+    /// Describes what a socket's error means to the client. A call that timed out waited for `factor` times
+    /// the patience.
+    fn end_text(&self, error: &io::Error, factor: u32) -> String {
+        match is_timeout(error) {
+            true => format!("nothing for {:?}", self.endpoint.patience * factor),
+            false => error_text(error),
         }
     }
 }
@@ -264,7 +304,7 @@ pub(crate) fn data(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Does the same on `count` threads at once; the first that fails speaks for all.
+/// Runs `work` on `count` threads at once, and returns the first error.
 pub(crate) fn side_by_side(count: u64, work: impl Fn(u64) -> Verdict + Sync) -> Verdict {
     thread::scope(|scope| {
         let work = &work;
@@ -273,39 +313,14 @@ pub(crate) fn side_by_side(count: u64, work: impl Fn(u64) -> Verdict + Sync) -> 
             .collect();
         let verdicts = threads
             .into_iter()
-            .map(|thread| thread.join().expect("clients don't panic"));
-        // All are joined before any is judged.
+            .map(|thread| thread.join().expect("clients do not panic"));
+        // Joins all before it looks at any.
         verdicts.collect::<Vec<_>>().into_iter().collect()
     })
 }
 
-/// A number as people read it: 3,000,000.
-pub(crate) struct Count(pub(crate) usize);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (place, digit) in digits.chars().enumerate() {
-            if place > 0 && (digits.len() - place).is_multiple_of(3) {
-                f.write_str(",")?;
-            }
-            write!(f, "{digit}")?;
-        }
-        Ok(())
-    }
-}
-
-/// What an error of a socket is to a client.
-struct Plain<'a>(&'a io::Error);
-
-impl fmt::Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.kind() {
-            _ if is_timeout(self.0) => write!(f, "nothing for {} s", PATIENCE.as_secs()),
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => f.write_str("a reset"),
-            _ => write!(f, "{}", self.0),
-        }
-    }
+pub(crate) fn count(number: usize) -> Count {
+    Count(number as u64)
 }
 
 fn is_timeout(error: &io::Error) -> bool {
