@@ -14,7 +14,7 @@ use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
 
 use crate::serve::logging::Format;
-use crate::{Failure, check};
+use crate::{Failure, check, load};
 
 /// Bounds of `TCP_KEEPIDLE` in Linux.
 const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
@@ -129,6 +129,7 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Check(check::Options),
+    Load(load::Options),
 }
 
 /// Parses the command line. A command does not read the environment, which holds options of the server.
@@ -223,7 +224,7 @@ fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
         .map_err(|_| "expected a number of at least 1".to_owned())
 }
 
-fn parse_buffer_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_buffer_size(text: &str) -> Result<usize, String> {
     let size: ByteSize = text
         .parse()
         .map_err(|_| "expected a size such as 65536, 64KiB or 1MiB")?;

@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod figures;
+mod load;
 mod serve;
 mod target;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     };
     let command = match (&options.command, options.generate) {
         (Some(Command::Check(options)), _) => Some(check::run(options)),
+        (Some(Command::Load(options)), _) => Some(load::run(options)),
         (None, Some(file)) => Some(file.text().and_then(|text| print(&text))),
         (None, None) => None,
     };
