@@ -11,10 +11,12 @@
 mod harness;
 mod servers;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 
-use harness::{Process, program, run};
+use harness::{DEADLINE, Process, program, run};
+use rustix::process::Signal;
 use serde_json::Value;
 use servers::{Fault, ThreadPerConnection};
 
@@ -186,4 +188,141 @@ fn faults_are_named() {
             });
         }
     });
+}
+
+#[test]
+fn load_verifies_every_byte_in_every_mode() {
+    let folder = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/echo", folder.path().display());
+    let listen = format!("--listen={unix}");
+    let server = Process::serve(&["--workers=2", &listen]);
+    let tcp = server.address().to_string();
+    for (arguments, size) in [
+        ("-n=1", 64),
+        ("-n=1000 -c=7 --threads=2", 64),
+        ("-n=300 -c=3 --size=100KiB", 100 << 10),
+        ("-n=10001 -c=10 --in-flight=16 --size=7", 7),
+        ("-n=500 -c=4 --flood", 64 << 10),
+        ("-n=300 -c=5 --connect --threads=2", 64),
+        ("-n=100 -c=3 --rate=1000 --threads=3", 64),
+        ("-n=100 -c=3 --rate=1000 --connect", 64),
+    ] {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        let messages: u64 = arguments[0].strip_prefix("-n=").unwrap().parse().unwrap();
+        for address in [&tcp, &unix] {
+            let (status, report) = report("load", address, &arguments);
+            assert_eq!(status, 0, "{arguments:?}: {}", report["errors"]);
+            assert_eq!(
+                report["messages"], messages,
+                "{arguments:?}: {}",
+                report["errors"]
+            );
+            assert_eq!(
+                report["bytes_verified"],
+                messages * size,
+                "{arguments:?}: {}",
+                report["errors"]
+            );
+            let histogram = report["rtt_ns"]["histogram"].as_array().expect("a list");
+            let counts = histogram.iter().map(|pair| pair[1].as_u64().unwrap());
+            assert_eq!(
+                counts.sum::<u64>(),
+                messages,
+                "{arguments:?}: {}",
+                report["errors"]
+            );
+            assert_eq!(report["failed"], 0, "{arguments:?}: {}", report["errors"]);
+        }
+    }
+    server.terminate();
+}
+
+/// One wrong place in each of two streams of 52 MB.
+#[test]
+fn load_detects_wrong_bytes() {
+    let faults = [
+        Fault::FlipsABit,
+        Fault::SwapsTwoReads,
+        Fault::RepeatsARead,
+        Fault::MixesConnections,
+    ];
+    thread::scope(|scope| {
+        for fault in faults {
+            scope.spawn(move || {
+                let server = ThreadPerConnection::start(fault);
+                let arguments = ["--flood", "-n=1600", "-c=2"];
+                let (status, report) = report("load", &server.address().to_string(), &arguments);
+                assert_eq!(
+                    (status, &report["failed"]),
+                    (1, &2.into()),
+                    "{fault:?}: {}",
+                    report["errors"]
+                );
+                let errors = report["errors"].as_object().expect("an object");
+                let is_wrong_byte = |error: &String| error.starts_with("wrong byte: byte 29,9");
+                assert!(
+                    errors.keys().all(is_wrong_byte),
+                    "{fault:?}: {}",
+                    report["errors"]
+                );
+            });
+        }
+    });
+}
+
+#[test]
+fn load_gives_up_a_connection_without_answers() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (status, report) = report("load", &address, &["-n=1", "--timeout=0.2"]);
+    assert_eq!((status, &report["lost"]), (1, &1.into()), "{report}");
+    let errors = serde_json::json!({ "nothing came back for 200ms": 1 });
+    assert_eq!(report["errors"], errors);
+}
+
+/// Accepts the next connection on which something is sent, and echoes two messages. When the second has arrived, the
+/// first has come back.
+fn echo_two_messages(listener: &TcpListener) -> TcpStream {
+    let mut message = [0; 64];
+    loop {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // The first connection only tests whether the server can be reached.
+        if stream.read_exact(&mut message).is_ok() {
+            stream.write_all(&message).unwrap();
+            stream.read_exact(&mut message).unwrap();
+            return stream;
+        }
+    }
+}
+
+#[test]
+fn signal_ends_the_load_with_its_summary() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let load = Process::launch_with_stdout(program().args(["load", &address, "-d=0"]));
+        let _connection = echo_two_messages(&listener);
+        load.signal(signal);
+        let (status, output) = load.wait();
+        assert_eq!(status.code(), Some(0), "{output}");
+        assert!(output.contains("\nverified      64 bytes\n"), "{output}");
+    }
+}
+
+#[test]
+fn failed_connection_is_counted_and_opened_again() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let arguments = ["load", &address, "-d=0", "--rate=100"];
+    let load = Process::launch_with_stdout(program().args(arguments));
+    drop(echo_two_messages(&listener));
+    let _connection = echo_two_messages(&listener);
+    load.signal(Signal::INT);
+    let (status, output) = load.wait();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(
+        output.contains("connections   1 of 1 answered, 1 failed\n"),
+        "{output}"
+    );
 }

@@ -48,6 +48,8 @@ pub(crate) enum Timing {
 pub(crate) struct Flow {
     size: u64,
     max_in_flight: u64,
+    /// Messages of one stream.
+    max_per_stream: u64,
     /// Messages that may be sent, those of earlier streams included.
     granted: u64,
     /// Messages of earlier streams.
@@ -61,10 +63,11 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    pub(crate) fn new(size: u64, max_in_flight: u64, timing: Timing) -> Self {
+    pub(crate) fn new(size: u64, max_in_flight: u64, max_per_stream: u64, timing: Timing) -> Self {
         Self {
             size,
             max_in_flight,
+            max_per_stream,
             granted: 0,
             earlier: 0,
             completed: 0,
@@ -93,7 +96,7 @@ impl Flow {
 
     /// Returns how many bytes may be sent now.
     pub(crate) fn sendable(&self) -> u64 {
-        let granted = self.granted - self.earlier;
+        let granted = (self.granted - self.earlier).min(self.max_per_stream);
         let messages = granted.min(self.completed.saturating_add(self.max_in_flight));
         messages.saturating_mul(self.size) - self.sent
     }
@@ -174,7 +177,7 @@ mod tests {
             first,
             step,
         };
-        let mut flow = Flow::new(64, max_in_flight, Timing::Due(schedule));
+        let mut flow = Flow::new(64, max_in_flight, u64::MAX, Timing::Due(schedule));
         let mut times = Histogram::new(3).unwrap();
         let mut previous_answer = start;
         for index in 0..20_000 {
@@ -235,8 +238,8 @@ mod tests {
     #[test]
     fn messages_in_flight_are_limited_and_timed_from_their_first_byte() {
         let start = Instant::now();
-        let mut flow = Flow::new(10, 2, Timing::Sent(VecDeque::new()));
-        flow.grant(3);
+        let mut flow = Flow::new(10, 2, 3, Timing::Sent(VecDeque::new()));
+        flow.grant(9);
         assert_eq!(flow.sendable(), 20);
         flow.add_sent(11, start);
         flow.add_sent(9, start + 5 * MS);
@@ -248,6 +251,6 @@ mod tests {
         assert_eq!(times, [7 * MS, 8 * MS]);
         flow.add_sent(4, start);
         assert_eq!(flow.restart(), 1);
-        assert_eq!((flow.sendable(), flow.unanswered()), (0, 0));
+        assert_eq!((flow.sendable(), flow.unanswered()), (20, 6));
     }
 }

@@ -423,7 +423,12 @@ impl Connection {
         Self {
             stream: None,
             payload: Payload::new(0),
-            flow: Flow::new(plan.size, plan.max_in_flight, Timing::Sent(VecDeque::new())),
+            flow: Flow::new(
+                plan.size,
+                plan.max_in_flight,
+                if plan.reconnect { 1 } else { u64::MAX },
+                Timing::Sent(VecDeque::new()),
+            ),
             is_connecting: false,
             readable: false,
             writable: false,
