@@ -2,19 +2,18 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
 
+use crate::pages::GeneratedFile;
 use crate::serve::logging::Format;
-use crate::{Failure, check, load};
+use crate::{check, load};
 
 /// Bounds of `TCP_KEEPIDLE` in Linux.
 const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
@@ -24,12 +23,16 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
 #[command(mut_args(|argument| argument.hide_env(true)))]
-#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    propagate_version = true
+)]
 #[command(after_help = "\
     Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64KiB, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
     Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
-    Man page: --generate man. Shell completions: --generate bash, zsh or fish.")]
+    Man pages: --generate man, man-check or man-load. Completions: --generate bash, zsh or fish.")]
 pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -144,31 +147,6 @@ pub(crate) fn parse() -> Result<Options, clap::Error> {
         command = command.mut_args(|argument| argument.env(None::<&str>));
     }
     Options::from_arg_matches(&command.try_get_matches()?)
-}
-
-/// A file generated from the definitions of the options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum GeneratedFile {
-    Man,
-    Bash,
-    Zsh,
-    Fish,
-}
-
-impl GeneratedFile {
-    pub(crate) fn text(self) -> Result<String, Failure> {
-        let mut command = Options::command();
-        let mut text = Vec::new();
-        let mut complete =
-            |shell: Shell| clap_complete::generate(shell, &mut command, "echoserver", &mut text);
-        match self {
-            Self::Man => clap_mangen::Man::new(command).render(&mut text)?,
-            Self::Bash => complete(Shell::Bash),
-            Self::Zsh => complete(Shell::Zsh),
-            Self::Fish => complete(Shell::Fish),
-        }
-        String::from_utf8(text).map_err(|error| io::Error::other(error).into())
-    }
 }
 
 impl Options {

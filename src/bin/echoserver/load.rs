@@ -35,11 +35,11 @@ const FLOOD_MESSAGE: usize = 64 << 10;
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 #[command(after_help = "\
-    Times are seconds, or have a unit: 10, 0.5, 500ms, 5m. RTT is the round-trip time of a message, from its\n\
-    first byte sent to its last byte received; with --rate, from the time at which it was due.\n\
+    Times are seconds, or have a unit: 10, 0.5, 500ms, 5m. RTT is the round-trip time of a message,\n\
+    from its first byte sent to its last byte received; with --rate, from when it was due.\n\
     Ctrl-C ends the run with the summary.\n\
-    Exit status: 0 success, 1 a wrong byte, a failed connection or no answer, 2 bad usage, 3 the server\n\
-    cannot be reached.")]
+    Exit status: 0 success, 1 a wrong byte, a failed connection or no answer, 2 bad usage,\n\
+    3 the server cannot be reached.")]
 pub(crate) struct Options {
     #[arg(value_name = "HOST:PORT", help = target::FORMS)]
     address: Address,

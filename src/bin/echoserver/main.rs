@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod figures;
 mod load;
+mod pages;
 mod serve;
 mod target;
 
