@@ -151,6 +151,11 @@ const LOAD: Sections = &[
                  --connect, when the connection was opened.",
             ),
             (
+                "--rate",
+                "Messages are sent on time to within microseconds: a thread polls without sleeping in the \
+                 last millisecond before each. Above 500 messages a second it keeps one CPU busy.",
+            ),
+            (
                 "verified",
                 "Every byte is compared. The bytes of a connection depend on its number and on the offset \
                  in its stream, and never repeat.",

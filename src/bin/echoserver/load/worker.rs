@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use socket2::{SockAddr, SockRef, Socket, Type};
+use socket2::{SockAddr, SockRef};
 
 use crate::figures::Count;
 use crate::load::flow::{Flow, Schedule, Timing};
 use crate::load::payload::Payload;
 use crate::load::tally::{Period, Tally, record};
-use crate::target::error_text;
+use crate::target::{self, error_text};
 
 /// Most bytes in one call. A message of up to 64 KiB is sent in one.
 const MAX_SEND: usize = 64 << 10;
@@ -339,7 +339,7 @@ impl<'a> Worker<'a> {
         if self.plan.reconnect && self.schedule.is_none() {
             connection.flow.set_timing(Timing::Opened(now));
         }
-        let opened = start_connecting(&self.plan.address).and_then(|mut stream| {
+        let opened = start_connecting(&self.plan.address, self.plan.timeout).and_then(|mut stream| {
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll
                 .registry()
@@ -555,16 +555,15 @@ fn sleep_before(time: Duration) -> Duration {
 
 /// Starts to connect a socket that does not block.
 ///
-/// A Unix-domain socket connects at once. It is a `TcpStream` as well: this type only owns a descriptor, and
-/// nothing of TCP is used.
-fn start_connecting(address: &SockAddr) -> io::Result<TcpStream> {
+/// A Unix-domain socket connects at once, or waits for a place in the backlog. It is a `TcpStream` as well: this
+/// type only owns a descriptor, and nothing of TCP is used.
+fn start_connecting(address: &SockAddr, timeout: Duration) -> io::Result<TcpStream> {
     if let Some(address) = address.as_socket() {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         return Ok(stream);
     }
-    let socket = Socket::new(address.domain(), Type::STREAM, None)?;
-    socket.connect(address)?;
+    let socket = target::connect(address, timeout, |_| Ok(()))?;
     socket.set_nonblocking(true)?;
     Ok(TcpStream::from_std(socket.into()))
 }
