@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use clap::Args;
 use echoserver::Address;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use self::tally::{Period, Tally};
 use self::worker::{Plan, Worker};
@@ -159,7 +161,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let target = Target::find(&options.address, options.timeout)
         .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
     let plan = options.plan(&target);
-    #[cfg(unix)]
     stop_on_signals(&plan.stop)?;
 
     let show_progress = !options.json && io::stdout().is_terminal();
@@ -179,11 +180,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// The first signal ends the run, a second one the process.
-#[cfg(unix)]
 fn stop_on_signals(stop: &Arc<AtomicBool>) -> io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    use signal_hook::flag;
-
     for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(stop))?;
         flag::register(signal, Arc::clone(stop))?;

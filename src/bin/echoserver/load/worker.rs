@@ -339,14 +339,15 @@ impl<'a> Worker<'a> {
         if self.plan.reconnect && self.schedule.is_none() {
             connection.flow.set_timing(Timing::Opened(now));
         }
-        let opened = start_connecting(&self.plan.address, self.plan.timeout).and_then(|mut stream| {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll
-                .registry()
-                .register(&mut stream, Token(index), interest)?;
-            connection.stream = Some(stream);
-            Ok(())
-        });
+        let opened =
+            start_connecting(&self.plan.address, self.plan.timeout).and_then(|mut stream| {
+                let interest = Interest::READABLE | Interest::WRITABLE;
+                self.poll
+                    .registry()
+                    .register(&mut stream, Token(index), interest)?;
+                connection.stream = Some(stream);
+                Ok(())
+            });
         match opened {
             // The connection may be complete already.
             Ok(()) => self.make_runnable(index),
