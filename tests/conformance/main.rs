@@ -78,6 +78,35 @@ fn plain_server_passes_every_required_case() {
 }
 
 #[test]
+fn failed_strict_cases_are_warnings_in_the_text() {
+    let server = ThreadPerConnection::start(Fault::LosesUrgentData);
+    let address = server.address().to_string();
+    let check = |arguments: &[&str]| {
+        let output = run(program().args(["check", &address]).args(arguments));
+        let text = String::from_utf8(output.stdout).expect("text");
+        (output.status.code(), text)
+    };
+    let (status, text) = check(&["--only=urgent_data_in*", "--only=burst"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!((status, lines.len()), (Some(0), 3), "{text}");
+    assert!(lines[0].starts_with("ok    burst "), "{text}");
+    assert!(
+        lines[1].starts_with("warn  urgent-data-in-a-stream "),
+        "{text}"
+    );
+    let summary = "1 of 2 cases passed, 0 failed, 1 strict failed (not counted without --strict)";
+    assert_eq!(lines[2], format!("{address}: {summary}"));
+
+    let (status, text) = check(&["--only=urgent-data-in*", "--strict"]);
+    assert!(text.starts_with("FAIL  urgent-data-in-a-stream "), "{text}");
+    assert!(
+        text.ends_with(": 0 of 1 cases passed, 1 failed\n"),
+        "{text}"
+    );
+    assert_eq!(status, Some(1));
+}
+
+#[test]
 fn plain_server_with_inline_urgent_data_passes_every_case() {
     raise_descriptor_limit();
     let server = ThreadPerConnection::start(Fault::None);
@@ -325,4 +354,20 @@ fn failed_connection_is_counted_and_opened_again() {
         output.contains("connections   1 of 1 answered, 1 failed\n"),
         "{output}"
     );
+}
+
+#[test]
+fn load_prints_a_line_each_second_on_a_terminal() {
+    let server = Process::serve(&[]);
+    let mut command = program();
+    command.args(["load", &server.address().to_string(), "--rate=50", "-d=0"]);
+    let timeout = u64::try_from(DEADLINE.as_millis()).unwrap();
+    let mut terminal = rexpect::session::spawn_command(command, Some(timeout)).unwrap();
+    terminal
+        .exp_regex(r"    1 s  +[0-9]+ messages/s  p99 ")
+        .unwrap();
+    terminal.send_control('c').unwrap();
+    terminal.exp_string("verified ").unwrap();
+    terminal.exp_eof().unwrap();
+    server.terminate();
 }

@@ -80,6 +80,7 @@ fn errors_match_their_snapshot() {
         "echoserver check",
         "echoserver check localhost",
         "echoserver check 127.0.0.1:1",
+        "echoserver check :1",
         "ECHOSERVER_WORKERS=abc echoserver check 127.0.0.1:1",
         "echoserver check unix:/missing/echo",
         "echoserver check 5555 --only=nothing",
