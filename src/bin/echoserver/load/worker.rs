@@ -60,6 +60,7 @@ pub(crate) struct Worker<'a> {
     connections: Vec<Connection>,
     /// Connections that may make progress without an event.
     runnable: VecDeque<usize>,
+    next_sweep: Instant,
     /// Number of the next connection to be opened: its stream depends on it.
     next_number: u64,
     schedule: Option<Schedule>,
@@ -89,8 +90,8 @@ struct Connection {
     is_runnable: bool,
     is_answered: bool,
     opened: Instant,
-    /// When bytes were last seen to have come, and how many had come then.
-    progress: (Instant, u64),
+    /// How many sweeps in a row have seen no new byte, and how many bytes the last one has seen.
+    progress: (u32, u64),
     /// When to open it again after a failure.
     retry: Option<Instant>,
     /// It has failed and is not opened again.
@@ -154,6 +155,7 @@ impl<'a> Worker<'a> {
                 .map(|_| Connection::new(plan, now))
                 .collect(),
             runnable: VecDeque::new(),
+            next_sweep: now,
             next_number: index,
             schedule,
             due: 0,
@@ -174,7 +176,6 @@ impl<'a> Worker<'a> {
 
         let mut now = Instant::now();
         let mut phase = Phase::new(self.plan, now);
-        let mut next_sweep = now;
         self.start(now);
         loop {
             while phase.period_end <= now {
@@ -187,11 +188,8 @@ impl<'a> Worker<'a> {
                 self.report(phase.period, reports);
                 return Ok(());
             }
-            if next_sweep <= now {
-                next_sweep = now + (self.plan.timeout / 4).min(MAX_SWEEP_INTERVAL);
-                self.sweep(now);
-            }
-            let mut wait = MAX_SLEEP.min(phase.period_end - now).min(next_sweep - now);
+            let until_sweep = self.sweep(now);
+            let mut wait = MAX_SLEEP.min(phase.period_end - now).min(until_sweep);
             if let Some(end) = phase.end {
                 wait = wait.min(end - now);
             }
@@ -329,13 +327,9 @@ impl<'a> Worker<'a> {
         let now = Instant::now();
         connection.payload = Payload::new(self.next_number);
         self.next_number += self.plan.threads as u64;
-        (connection.opened, connection.progress, connection.retry) = (now, (now, 0), None);
-        connection.is_connecting = true;
-        (
-            connection.readable,
-            connection.writable,
-            connection.read_closed,
-        ) = (false, true, false);
+        (connection.opened, connection.progress, connection.retry) = (now, (0, 0), None);
+        (connection.is_connecting, connection.writable) = (true, true);
+        (connection.readable, connection.read_closed) = (false, false);
         if self.plan.reconnect && self.schedule.is_none() {
             connection.flow.set_timing(Timing::Opened(now));
         }
@@ -372,8 +366,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Ends connections that make no progress, and opens failed ones again.
-    fn sweep(&mut self, now: Instant) {
+    /// Ends connections that make no progress, and opens failed ones again, if it is time; returns how long until it
+    /// is again.
+    ///
+    /// Progress is judged by the number of sweeps, not by the clock: after a pause of this process, answers may wait
+    /// to be read.
+    fn sweep(&mut self, now: Instant) -> Duration {
+        let interval = (self.plan.timeout / 4).min(MAX_SWEEP_INTERVAL);
+        if now < self.next_sweep {
+            return self.next_sweep - now;
+        }
+        self.next_sweep = now + interval;
         for index in 0..self.connections.len() {
             let connection = &mut self.connections[index];
             if connection.stream.is_none() {
@@ -385,8 +388,11 @@ impl<'a> Worker<'a> {
             let received = connection.flow.received();
             let is_waiting = connection.is_connecting || connection.flow.is_awaiting_bytes();
             if !is_waiting || received > connection.progress.1 {
-                connection.progress = (now, received);
-            } else if now - connection.progress.0 >= self.plan.timeout {
+                connection.progress = (0, received);
+                continue;
+            }
+            connection.progress.0 += 1;
+            if connection.progress.0 * interval > self.plan.timeout {
                 let error = match connection.is_connecting {
                     true => format!("cannot connect: no answer for {:?}", self.plan.timeout),
                     false => format!("nothing came back for {:?}", self.plan.timeout),
@@ -394,6 +400,7 @@ impl<'a> Worker<'a> {
                 self.fail(index, &error);
             }
         }
+        interval
     }
 
     /// Adds what is only known at the end.
@@ -437,7 +444,7 @@ impl Connection {
             is_runnable: false,
             is_answered: false,
             opened: now,
-            progress: (now, 0),
+            progress: (0, 0),
             retry: None,
             has_ended: false,
         }
