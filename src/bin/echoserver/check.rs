@@ -14,7 +14,7 @@ use echoserver::Address;
 use serde_json::json;
 
 use self::cases::{CASES, Case, Class};
-use self::client::{Endpoint, Verdict};
+use self::client::{CaseResult, Endpoint};
 use crate::figures::parse_time;
 use crate::target::{self, Target, UNREACHABLE};
 use crate::{FAILURE, Failure, USAGE, print};
@@ -62,7 +62,7 @@ struct Outcome {
     case: &'static Case,
     seconds: f64,
     /// `None` if the case does not apply to this kind of socket.
-    verdict: Option<Verdict>,
+    result: Option<CaseResult>,
 }
 
 /// Runs the command.
@@ -182,7 +182,7 @@ fn run_cases(
 
 fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>) -> Outcome {
     let (start, current) = (Instant::now(), *lock(pace));
-    let verdict = (target.is_tcp() || !case.needs_tcp()).then(|| {
+    let result = (target.is_tcp() || !case.needs_tcp()).then(|| {
         (case.run)(&Endpoint::new(
             &target.address,
             current.patience,
@@ -190,13 +190,13 @@ fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>) -> Outcome
         ))
     });
     let elapsed = start.elapsed();
-    if matches!(verdict, Some(Err(_))) {
+    if matches!(result, Some(Err(_))) {
         lock(pace).shorten(current, elapsed);
     }
     Outcome {
         case,
         seconds: elapsed.as_secs_f64(),
-        verdict,
+        result,
     }
 }
 
@@ -237,7 +237,7 @@ impl Pace {
 
 impl Outcome {
     fn status(&self, strict: bool) -> &'static str {
-        match (&self.verdict, self.case.class) {
+        match (&self.result, self.case.class) {
             (None, _) => "skip",
             (Some(Ok(())), _) => "ok",
             (Some(Err(_)), Class::Strict) if !strict => "warn",
@@ -246,7 +246,7 @@ impl Outcome {
     }
 
     fn error(&self) -> Option<&String> {
-        self.verdict.as_ref()?.as_ref().err()
+        self.result.as_ref()?.as_ref().err()
     }
 
     fn line(&self, strict: bool) -> String {

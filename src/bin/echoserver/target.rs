@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use echoserver::Address;
@@ -31,14 +31,14 @@ impl Target {
             address => address.to_string(),
         };
         let connect = || {
-            let mut last = io::Error::other("the name has no address");
+            let mut first_error = None;
             for address in resolve(address)? {
                 match connect(&address, timeout, |_| Ok(())) {
                     Ok(_) => return Ok(address),
-                    Err(error) => last = error,
+                    Err(error) => first_error = first_error.or(Some(error)),
                 }
             }
-            Err(last)
+            Err(first_error.unwrap_or_else(|| io::Error::other("the name has no address")))
         };
         match connect() {
             Ok(address) => Ok(Self { name, address }),
@@ -63,14 +63,22 @@ impl fmt::Display for Target {
 }
 
 fn resolve(address: &Address) -> io::Result<Vec<SockAddr>> {
-    let of_host = |host: &str, port| {
-        let addresses = (host, port).to_socket_addrs()?;
-        Ok(addresses.map(SockAddr::from).collect())
-    };
     match address {
         Address::Ip(address) => Ok(vec![(*address).into()]),
-        Address::Host(host, port) => of_host(host, *port),
-        Address::AnyInterface(port) => of_host("localhost", *port),
+        Address::Host(host, port) => {
+            let addresses = (host.as_str(), *port).to_socket_addrs()?;
+            Ok(addresses.map(SockAddr::from).collect())
+        }
+        // Localhost, without a resolver, which a container may not have.
+        Address::AnyInterface(port) => {
+            let addresses = [
+                Ipv4Addr::LOCALHOST.into(),
+                IpAddr::from(Ipv6Addr::LOCALHOST),
+            ];
+            Ok(addresses
+                .map(|ip| SocketAddr::from((ip, *port)).into())
+                .into())
+        }
         #[cfg(unix)]
         Address::UnixPath(path) => SockAddr::unix(path).map(|address| vec![address]),
         #[cfg(any(target_os = "linux", target_os = "android"))]

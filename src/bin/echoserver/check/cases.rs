@@ -1,18 +1,16 @@
-//! The cases: each is a function of a server that returns what the server gets wrong.
-//!
-//! They use a socket, and know nothing about the server.
+//! The cases. Each is a function of the server's address, and returns what the server gets wrong.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use super::client::{Client, Endpoint, Verdict, count, data, side_by_side};
+use super::client::{CaseResult, Client, Endpoint, count, data, side_by_side};
 
-/// Whether a failed case counts.
+/// Whether a failed case always counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// A stream comes back, whatever other clients do.
     Required,
-    /// What many servers get wrong. Counts only if the user wants it.
+    /// What many servers get wrong. Counts only with `--strict`.
     Strict,
 }
 
@@ -31,7 +29,7 @@ pub(crate) struct Case {
     /// The function's name.
     function: &'static str,
     pub(crate) description: &'static str,
-    pub(crate) run: fn(&Endpoint) -> Verdict,
+    pub(crate) run: fn(&Endpoint) -> CaseResult,
 }
 
 impl Case {
@@ -90,7 +88,7 @@ cases! {
 
 // Data of every shape and size.
 
-fn every_byte_value(server: &Endpoint) -> Verdict {
+fn every_byte_value(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     for byte in 0..=u8::MAX {
         client.echo(&[byte])?;
@@ -99,7 +97,7 @@ fn every_byte_value(server: &Endpoint) -> Verdict {
     client.echo(&all)
 }
 
-fn every_size(server: &Endpoint) -> Verdict {
+fn every_size(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     let around = (0..=20).flat_map(|power| [-1, 0, 1].map(|step| (1 << power) + step));
     for size in around.filter(|&size: &i32| size > 0) {
@@ -111,7 +109,7 @@ fn every_size(server: &Endpoint) -> Verdict {
 }
 
 /// Many event loops stop after what one read returns.
-fn burst(server: &Endpoint) -> Verdict {
+fn burst(server: &Endpoint) -> CaseResult {
     for length in [20_000, 70_000, 200_000] {
         let client = server.connect()?;
         let bytes = data(1, length);
@@ -120,7 +118,7 @@ fn burst(server: &Endpoint) -> Verdict {
     Ok(())
 }
 
-fn byte_by_byte(server: &Endpoint) -> Verdict {
+fn byte_by_byte(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(2, 20_000);
     client.both(
@@ -129,7 +127,7 @@ fn byte_by_byte(server: &Endpoint) -> Verdict {
     )
 }
 
-fn pieces_of_every_size(server: &Endpoint) -> Verdict {
+fn pieces_of_every_size(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(3, 2_000_000);
     client.both(
@@ -149,12 +147,12 @@ fn pieces_of_every_size(server: &Endpoint) -> Verdict {
     )
 }
 
-fn bulk(server: &Endpoint) -> Verdict {
+fn bulk(server: &Endpoint) -> CaseResult {
     server.connect()?.exchange(&data(4, 20_000_000))
 }
 
 /// No byte means anything to an echo server.
-fn commands(server: &Endpoint) -> Verdict {
+fn commands(server: &Endpoint) -> CaseResult {
     let telnet = b"\xff\xf4\xff\xfd\x06 \xff\xfb\x01";
     let words: [&[u8]; 12] = [
         b"quit\n",
@@ -180,7 +178,7 @@ fn commands(server: &Endpoint) -> Verdict {
     Ok(())
 }
 
-fn never_speaks_first(server: &Endpoint) -> Verdict {
+fn never_speaks_first(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     client.expect_silence()?;
     client.echo(b"now")?;
@@ -191,13 +189,13 @@ fn never_speaks_first(server: &Endpoint) -> Verdict {
 
 // Half-close, in every order.
 
-fn half_close_at_once(server: &Endpoint) -> Verdict {
+fn half_close_at_once(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     client.half_close()?;
     client.expect_eof()
 }
 
-fn half_close_after_all_is_read(server: &Endpoint) -> Verdict {
+fn half_close_after_all_is_read(server: &Endpoint) -> CaseResult {
     for length in [1, 4_096, 16_384, 65_536] {
         let client = server.connect()?;
         client.echo(&data(7, length))?;
@@ -208,7 +206,7 @@ fn half_close_after_all_is_read(server: &Endpoint) -> Verdict {
 }
 
 /// Data and FIN may reach the server in one event.
-fn half_close_with_the_data(server: &Endpoint) -> Verdict {
+fn half_close_with_the_data(server: &Endpoint) -> CaseResult {
     for round in 0..300 {
         let length = 1 + round * 331 % 40_000;
         let client = server.connect()?;
@@ -217,7 +215,7 @@ fn half_close_with_the_data(server: &Endpoint) -> Verdict {
     Ok(())
 }
 
-fn half_close_at_a_buffers_edge(server: &Endpoint) -> Verdict {
+fn half_close_at_a_buffers_edge(server: &Endpoint) -> CaseResult {
     for power in 9..=18 {
         for length in [(1 << power) - 1, 1 << power, (1 << power) + 1] {
             let client = server.connect()?;
@@ -228,7 +226,7 @@ fn half_close_at_a_buffers_edge(server: &Endpoint) -> Verdict {
 }
 
 /// Sends all and half-closes before it reads a byte.
-fn read_late(client: &Client, bytes: &[u8]) -> Verdict {
+fn read_late(client: &Client, bytes: &[u8]) -> CaseResult {
     client.both(
         |client| client.send(bytes).and_then(|()| client.half_close()),
         |client| {
@@ -239,13 +237,13 @@ fn read_late(client: &Client, bytes: &[u8]) -> Verdict {
     )
 }
 
-fn half_close_then_read_late(server: &Endpoint) -> Verdict {
+fn half_close_then_read_late(server: &Endpoint) -> CaseResult {
     read_late(&server.connect()?, &data(9, 3_000_000))?;
     read_late(&server.connect()?, &data(10, 20_000_000))
 }
 
 /// With a small window most of the answer is still in the server when the half-close reaches it.
-fn half_close_then_read_late_by_a_small_window(server: &Endpoint) -> Verdict {
+fn half_close_then_read_late_by_a_small_window(server: &Endpoint) -> CaseResult {
     for length in [100_000, 400_000, 1_000_000] {
         let client = server.connect_with_window(4_096)?;
         read_late(&client, &data(11, length))?;
@@ -253,19 +251,19 @@ fn half_close_then_read_late_by_a_small_window(server: &Endpoint) -> Verdict {
     Ok(())
 }
 
-fn half_close_by_fifty_late_readers(server: &Endpoint) -> Verdict {
+fn half_close_by_fifty_late_readers(server: &Endpoint) -> CaseResult {
     side_by_side(50, |index| {
         read_late(&server.connect()?, &data(index, 400_000))
     })
 }
 
 /// The client does not read the answer, and closes both halves in turn.
-fn half_close_of_the_reading_side_first(server: &Endpoint) -> Verdict {
+fn half_close_of_the_reading_side_first(server: &Endpoint) -> CaseResult {
     let neighbour = server.connect()?;
     for length in [0, 1, 10_000] {
         let client = server.connect()?;
         client.stop_reading()?;
-        // The answer may be answered with a reset, which may be first.
+        // The server's answer may cause a reset, which may come first.
         let _reset = client.send(&data(12, length));
         let _reset = client.half_close();
     }
@@ -274,7 +272,7 @@ fn half_close_of_the_reading_side_first(server: &Endpoint) -> Verdict {
 
 // Late and slow readers.
 
-fn late_reader(server: &Endpoint) -> Verdict {
+fn late_reader(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(13, 12_000_000);
     client.both(
@@ -287,7 +285,7 @@ fn late_reader(server: &Endpoint) -> Verdict {
     client.echo(b"and goes on")
 }
 
-fn slow_reader(server: &Endpoint) -> Verdict {
+fn slow_reader(server: &Endpoint) -> CaseResult {
     let client = server.connect_with_window(2_048)?;
     let bytes = data(14, 300_000);
     client.both(
@@ -300,7 +298,7 @@ fn slow_reader(server: &Endpoint) -> Verdict {
 }
 
 /// A server without a limit can be made to use any amount of memory.
-fn backpressure(server: &Endpoint) -> Verdict {
+fn backpressure(server: &Endpoint) -> CaseResult {
     let client = server.connect_with_window(65_536)?;
     let bytes = data(15, 64 << 20);
     let sent = client.send_until_stuck(&bytes)?;
@@ -319,7 +317,7 @@ fn backpressure(server: &Endpoint) -> Verdict {
 // Urgent data.
 
 /// A read stops at the urgent mark, and no event reports the bytes after it.
-fn urgent_data_with_bytes_after_it(server: &Endpoint) -> Verdict {
+fn urgent_data_with_bytes_after_it(server: &Endpoint) -> CaseResult {
     for round in 0..100 {
         let client = server.connect()?;
         let (before, after) = (vec![b'b'; round * 37], vec![b'a'; 1 + round * 53]);
@@ -340,7 +338,7 @@ fn urgent_data_with_bytes_after_it(server: &Endpoint) -> Verdict {
     Ok(())
 }
 
-fn urgent_data_in_a_stream(server: &Endpoint) -> Verdict {
+fn urgent_data_in_a_stream(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(16, 500_000);
     client.both(
@@ -358,7 +356,7 @@ fn urgent_data_in_a_stream(server: &Endpoint) -> Verdict {
 
 // Resets, and clients that leave.
 
-fn resets_at_any_point(server: &Endpoint) -> Verdict {
+fn resets_at_any_point(server: &Endpoint) -> CaseResult {
     let neighbour = server.connect()?;
     let bytes = data(17, 1_000_000);
     for sent in [0, 1, 100, 20_000, 1_000_000] {
@@ -384,7 +382,7 @@ fn resets_at_any_point(server: &Endpoint) -> Verdict {
 }
 
 /// What the server still writes to such a client causes a reset, and SIGPIPE.
-fn close_with_unread_answers(server: &Endpoint) -> Verdict {
+fn close_with_unread_answers(server: &Endpoint) -> CaseResult {
     let neighbour = server.connect()?;
     for _ in 0..60 {
         let client = server
@@ -395,7 +393,7 @@ fn close_with_unread_answers(server: &Endpoint) -> Verdict {
     neighbour.echo(b"still here")
 }
 
-fn connect_and_run(server: &Endpoint) -> Verdict {
+fn connect_and_run(server: &Endpoint) -> CaseResult {
     for round in 0..600 {
         let client = server.connect()?;
         if round % 3 == 0 {
@@ -405,7 +403,7 @@ fn connect_and_run(server: &Endpoint) -> Verdict {
     server.connect()?.exchange(b"still here")
 }
 
-fn churn(server: &Endpoint) -> Verdict {
+fn churn(server: &Endpoint) -> CaseResult {
     side_by_side(4, |index| {
         for round in 0..200 {
             let client = server.connect()?;
@@ -421,11 +419,11 @@ fn churn(server: &Endpoint) -> Verdict {
 
 // Crowds and floods.
 
-fn crowd(server: &Endpoint) -> Verdict {
+fn crowd(server: &Endpoint) -> CaseResult {
     const CROWD: usize = 300;
     let crowd: Vec<Client> = (0..CROWD)
         .map(|_| server.connect())
-        .collect::<Verdict<_>>()?;
+        .collect::<CaseResult<_>>()?;
     let among = |error| format!("among {CROWD} open connections: {error}");
     for round in 0..3 {
         let message = |index: usize| data((round * CROWD + index) as u64, 100 + index);
@@ -447,14 +445,14 @@ fn crowd(server: &Endpoint) -> Verdict {
     Ok(())
 }
 
-fn crowd_in_bulk(server: &Endpoint) -> Verdict {
+fn crowd_in_bulk(server: &Endpoint) -> CaseResult {
     side_by_side(40, |index| {
         server.connect()?.exchange(&data(index, 500_000))
     })
 }
 
 /// Connections that flood must not starve another one.
-fn flood_beside_a_ping(server: &Endpoint) -> Verdict {
+fn flood_beside_a_ping(server: &Endpoint) -> CaseResult {
     let over = AtomicBool::new(false);
     let bytes = data(19, 1 << 20);
     let flood = || {
@@ -484,11 +482,11 @@ fn flood_beside_a_ping(server: &Endpoint) -> Verdict {
     })
 }
 
-fn never_readers_beside_a_ping(server: &Endpoint) -> Verdict {
+fn never_readers_beside_a_ping(server: &Endpoint) -> CaseResult {
     let bytes = data(20, 64 << 20);
     let clients: Vec<Client> = (0..10)
         .map(|_| server.connect_with_window(16_384))
-        .collect::<Verdict<_>>()?;
+        .collect::<CaseResult<_>>()?;
     side_by_side(clients.len() as u64, |index| {
         clients[index as usize].send_until_stuck(&bytes).map(drop)
     })?;

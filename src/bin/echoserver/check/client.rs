@@ -21,7 +21,7 @@ const REST_INTERVAL: Duration = Duration::from_millis(300);
 /// Writes may wait longer than reads: until the reader of a late case has begun.
 const WRITE_FACTOR: u32 = 3;
 
-pub(crate) type Verdict<T = ()> = Result<T, String>;
+pub(crate) type CaseResult<T = ()> = Result<T, String>;
 
 /// The server, and how long a case waits for it.
 #[derive(Debug)]
@@ -43,16 +43,19 @@ impl Endpoint {
         }
     }
 
-    pub(crate) fn connect(&self) -> Verdict<Client<'_>> {
+    pub(crate) fn connect(&self) -> CaseResult<Client<'_>> {
         self.connect_with(|_| Ok(()))
     }
 
     /// Connects with a receive buffer of about `bytes`, which TCP advertises from the start.
-    pub(crate) fn connect_with_window(&self, bytes: usize) -> Verdict<Client<'_>> {
+    pub(crate) fn connect_with_window(&self, bytes: usize) -> CaseResult<Client<'_>> {
         self.connect_with(|socket| socket.set_recv_buffer_size(bytes))
     }
 
-    fn connect_with(&self, set_up: impl FnOnce(&Socket) -> io::Result<()>) -> Verdict<Client<'_>> {
+    fn connect_with(
+        &self,
+        set_up: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> CaseResult<Client<'_>> {
         self.check_limit()?;
         let connect = || {
             let socket = target::connect(&self.address, self.patience, set_up)?;
@@ -71,7 +74,7 @@ impl Endpoint {
         })
     }
 
-    fn check_limit(&self) -> Verdict {
+    fn check_limit(&self) -> CaseResult {
         match Instant::now() < self.deadline {
             true => Ok(()),
             false => Err(format!("the case was not done after {:?}", self.limit)),
@@ -89,7 +92,7 @@ pub(crate) struct Client<'a> {
 
 impl Client<'_> {
     /// Sends all of `bytes`.
-    pub(crate) fn send(&self, mut bytes: &[u8]) -> Verdict {
+    pub(crate) fn send(&self, mut bytes: &[u8]) -> CaseResult {
         let length = bytes.len();
         while !bytes.is_empty() {
             self.endpoint.check_limit()?;
@@ -113,13 +116,13 @@ impl Client<'_> {
     }
 
     /// Sends one urgent byte.
-    pub(crate) fn send_urgent(&self, byte: u8) -> Verdict {
+    pub(crate) fn send_urgent(&self, byte: u8) -> CaseResult {
         let sent = self.socket.send_out_of_band(&[byte]);
         self.done(sent.map(drop), "send an urgent byte")
     }
 
     /// Sends `bytes` until the kernel accepts no more; returns how many it accepted.
-    pub(crate) fn send_until_stuck(&self, bytes: &[u8]) -> Verdict<usize> {
+    pub(crate) fn send_until_stuck(&self, bytes: &[u8]) -> CaseResult<usize> {
         let set_timeout = |timeout| {
             let set = self.socket.set_write_timeout(Some(timeout));
             self.done(set, "set a timeout")
@@ -142,16 +145,16 @@ impl Client<'_> {
     }
 
     /// Sends a FIN: no more bytes follow.
-    pub(crate) fn half_close(&self) -> Verdict {
+    pub(crate) fn half_close(&self) -> CaseResult {
         self.done(self.socket.shutdown(Shutdown::Write), "half-close")
     }
 
     /// Shuts the reading half down, which the server cannot see.
-    pub(crate) fn stop_reading(&self) -> Verdict {
+    pub(crate) fn stop_reading(&self) -> CaseResult {
         self.done(self.socket.shutdown(Shutdown::Read), "stop reading")
     }
 
-    fn done(&self, result: io::Result<()>, what: &str) -> Verdict {
+    fn done(&self, result: io::Result<()>, what: &str) -> CaseResult {
         result.map_err(|error| format!("cannot {what}: {}", self.end_text(&error, 1)))
     }
 
@@ -162,12 +165,12 @@ impl Client<'_> {
     }
 
     /// Reads until `expected` has come back, and not a byte further.
-    pub(crate) fn expect(&self, expected: &[u8]) -> Verdict {
+    pub(crate) fn expect(&self, expected: &[u8]) -> CaseResult {
         self.expect_in_pieces(expected, 64 << 10)
     }
 
     /// The same, with at most `size` bytes a read.
-    pub(crate) fn expect_in_pieces(&self, expected: &[u8], size: usize) -> Verdict {
+    pub(crate) fn expect_in_pieces(&self, expected: &[u8], size: usize) -> CaseResult {
         let mut buffer = vec![0; size.min(expected.len())];
         let mut received = 0;
         while received < expected.len() {
@@ -197,7 +200,7 @@ impl Client<'_> {
     }
 
     /// Expects that the server closes the connection cleanly and sends nothing more.
-    pub(crate) fn expect_eof(&self) -> Verdict {
+    pub(crate) fn expect_eof(&self) -> CaseResult {
         let mut extra = [0; 64];
         match (&self.socket).read(&mut extra) {
             Ok(0) => Ok(()),
@@ -213,7 +216,7 @@ impl Client<'_> {
     }
 
     /// Expects that the server sends nothing by itself.
-    pub(crate) fn expect_silence(&self) -> Verdict {
+    pub(crate) fn expect_silence(&self) -> CaseResult {
         let set_timeout = |timeout| {
             let set = self.socket.set_read_timeout(Some(timeout));
             self.done(set, "set a timeout")
@@ -236,7 +239,7 @@ impl Client<'_> {
     }
 
     /// Sends `bytes`, and expects them back. For what certainly fits into the sockets' buffers.
-    pub(crate) fn echo(&self, bytes: &[u8]) -> Verdict {
+    pub(crate) fn echo(&self, bytes: &[u8]) -> CaseResult {
         self.send(bytes)?;
         self.expect(bytes)
     }
@@ -244,9 +247,9 @@ impl Client<'_> {
     /// Runs `send` on a thread of its own, and `read` at the same time.
     pub(crate) fn both(
         &self,
-        send: impl FnOnce(&Self) -> Verdict + Send,
-        read: impl FnOnce(&Self) -> Verdict,
-    ) -> Verdict {
+        send: impl FnOnce(&Self) -> CaseResult + Send,
+        read: impl FnOnce(&Self) -> CaseResult,
+    ) -> CaseResult {
         thread::scope(|scope| {
             let sending = scope.spawn(|| send(self));
             let received = read(self);
@@ -260,7 +263,7 @@ impl Client<'_> {
     }
 
     /// Sends `bytes` and half-closes; at the same time, reads all of it and then EOF.
-    pub(crate) fn exchange(&self, bytes: &[u8]) -> Verdict {
+    pub(crate) fn exchange(&self, bytes: &[u8]) -> CaseResult {
         self.both(
             |client| client.send(bytes).and_then(|()| client.half_close()),
             |client| client.expect(bytes).and_then(|()| client.expect_eof()),
@@ -305,17 +308,17 @@ pub(crate) fn data(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// Runs `work` on `count` threads at once, and returns the first error.
-pub(crate) fn side_by_side(count: u64, work: impl Fn(u64) -> Verdict + Sync) -> Verdict {
+pub(crate) fn side_by_side(count: u64, work: impl Fn(u64) -> CaseResult + Sync) -> CaseResult {
     thread::scope(|scope| {
         let work = &work;
         let threads: Vec<_> = (0..count)
             .map(|index| scope.spawn(move || work(index)))
             .collect();
-        let verdicts = threads
+        let results = threads
             .into_iter()
             .map(|thread| thread.join().expect("clients do not panic"));
         // Joins all before it looks at any.
-        verdicts.collect::<Vec<_>>().into_iter().collect()
+        results.collect::<Vec<_>>().into_iter().collect()
     })
 }
 
