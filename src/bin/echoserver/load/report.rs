@@ -51,7 +51,10 @@ pub(crate) fn text(plan: &Plan, total: &Tally) -> String {
         let _ = writeln!(text, "{name:13} {value}");
     };
     let megabytes = rate(total.bytes, total.elapsed) / 1e6;
-    let messages = Count(rate(total.messages, total.elapsed) as u64);
+    let messages = match rate(total.messages, total.elapsed) {
+        few @ ..100.0 => format!("{few:.2}"),
+        many => Count(many as u64).to_string(),
+    };
     line(
         "throughput",
         format!("{messages} messages/s, {megabytes:.2} MB/s each way"),
