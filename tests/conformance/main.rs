@@ -309,6 +309,20 @@ fn load_gives_up_a_connection_without_answers() {
     assert_eq!(report["errors"], errors);
 }
 
+#[test]
+fn load_ends_at_an_impossible_rate() {
+    let server = Process::serve(&[]);
+    let address = server.address().to_string();
+    let (status, report) = report("load", &address, &["--rate=10000000", "--duration=0.2"]);
+    assert_eq!(
+        (status, &report["failed"]),
+        (0, &0.into()),
+        "{}",
+        report["errors"]
+    );
+    assert!(report["unanswered"].as_u64() > Some(0));
+}
+
 /// Accepts the next connection on which something is sent, and echoes two messages. When the second has arrived, the
 /// first has come back.
 fn echo_two_messages(listener: &TcpListener) -> TcpStream {

@@ -115,12 +115,12 @@ fn parse_time_or_0(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| (1e-6..=1e9).contains(rate));
+    let rate = text.parse().ok().filter(|rate| (1e-6..=1e7).contains(rate));
     rate.ok_or_else(|| "expected messages per second such as 1, 0.1 or 50000".to_owned())
 }
 
 impl Options {
-    fn plan(&self, target: &Target) -> Plan {
+    fn plan(&self, target: &Target) -> Plan<'_> {
         let most = self.messages.unwrap_or(u64::MAX);
         let connections = u64::from(self.connections).min(most);
         let threads = u64::from(self.threads).min(connections) as usize;
@@ -136,15 +136,11 @@ impl Options {
             .map_or(Duration::from_secs(10), |_| Duration::ZERO);
         let duration = self.duration.unwrap_or(default);
         Plan {
+            options: self,
             address: target.address.clone(),
             size: self.size.unwrap_or(size) as u64,
             max_in_flight,
-            messages: self.messages,
-            rate: self.rate,
-            reconnect: self.connect,
-            warm_up: self.warm_up,
             duration: Some(duration).filter(|duration| !duration.is_zero()),
-            timeout: self.timeout,
             threads,
             connections: connections as usize,
             stop: Arc::default(),
@@ -165,7 +161,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
     let show_progress = !options.json && io::stdout().is_terminal();
     if !options.json {
-        print(&report::head(&target, &plan, options.flood))?;
+        print(&report::head(&target, &plan))?;
     }
     let (warm_up, total) = generate(&plan, show_progress)?;
 

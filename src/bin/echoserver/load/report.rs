@@ -17,11 +17,11 @@ const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), 
 const BAR: usize = 40;
 
 /// What is going to be done.
-pub(crate) fn head(target: &Target, plan: &Plan, flood: bool) -> String {
-    let pace = match plan.rate {
+pub(crate) fn head(target: &Target, plan: &Plan) -> String {
+    let pace = match plan.options.rate {
         Some(rate) => format!("{rate} messages/s"),
-        None if flood => "without waiting".to_owned(),
-        None if plan.reconnect => "a connection for each message".to_owned(),
+        None if plan.options.flood => "without waiting".to_owned(),
+        None if plan.options.connect => "a connection for each message".to_owned(),
         None => format!("{} in flight on each", plan.max_in_flight),
     };
     let (connections, size) = (Count(plan.connections as u64), Count(plan.size));
@@ -67,7 +67,7 @@ pub(crate) fn text(plan: &Plan, total: &Tally) -> String {
             Count(total.messages)
         ),
     );
-    let answered = match plan.reconnect {
+    let answered = match plan.options.connect {
         true => String::new(),
         false => format!(
             "{} of {} answered, ",
@@ -140,7 +140,7 @@ pub(crate) fn json(target: &Target, plan: &Plan, warm_up: &Tally, total: &Tally)
         "target": target.name,
         "connections": plan.connections,
         "message_size": plan.size,
-        "rate": plan.rate,
+        "rate": plan.options.rate,
         "seconds": total.elapsed.as_secs_f64(),
         "messages": total.messages,
         "messages_per_second": rate(total.messages, total.elapsed),

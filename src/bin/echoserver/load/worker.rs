@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{SockAddr, SockRef};
 
 use crate::figures::Count;
+use crate::load::Options;
 use crate::load::flow::{Flow, Schedule, Timing};
 use crate::load::payload::Payload;
 use crate::load::tally::{Period, Tally, record};
@@ -22,6 +23,8 @@ const MAX_SEND: usize = 64 << 10;
 const MAX_RECEIVE: usize = 256 << 10;
 /// Calls in each direction before other connections get their turn.
 const MAX_CALLS: usize = 16;
+/// Messages that become due in one tick, so that a rate that is too high does not delay the end.
+const MAX_GRANTS: u64 = 10_000;
 /// Connections that a thread opens at the same time before it starts.
 const MAX_OPENING: usize = 64;
 /// How long a failed connection stays closed.
@@ -33,20 +36,14 @@ const MAX_SLEEP: Duration = Duration::from_millis(100);
 /// On Linux, a short read or write proves that the next one would block, and a later change raises an event.
 const SHORT_MEANS_BLOCKED: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
-/// What all threads do.
+/// What all threads do: the options, and what follows from them.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Plan<'a> {
+    pub(crate) options: &'a Options,
     pub(crate) address: SockAddr,
     pub(crate) size: u64,
     pub(crate) max_in_flight: u64,
-    /// Messages in all.
-    pub(crate) messages: Option<u64>,
-    pub(crate) rate: Option<f64>,
-    /// A connection for each message.
-    pub(crate) reconnect: bool,
-    pub(crate) warm_up: Duration,
     pub(crate) duration: Option<Duration>,
-    pub(crate) timeout: Duration,
     pub(crate) threads: usize,
     pub(crate) connections: usize,
     pub(crate) stop: Arc<AtomicBool>,
@@ -55,7 +52,7 @@ pub(crate) struct Plan {
 }
 
 pub(crate) struct Worker<'a> {
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     poll: Poll,
     connections: Vec<Connection>,
     /// Connections that may make progress without an event.
@@ -70,8 +67,8 @@ pub(crate) struct Worker<'a> {
     messages: u64,
     remaining: u64,
     tally: Tally,
-    input: Vec<u8>,
-    output: Vec<u8>,
+    /// Received bytes, then bytes to be sent: one buffer takes less of the caches than two.
+    buffer: Vec<u8>,
 }
 
 #[allow(
@@ -100,7 +97,7 @@ struct Connection {
 
 /// The part of the run that is being measured.
 struct Phase<'a> {
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     period: Period,
     period_end: Instant,
     start: Instant,
@@ -108,15 +105,15 @@ struct Phase<'a> {
 }
 
 impl<'a> Phase<'a> {
-    fn new(plan: &'a Plan, now: Instant) -> Self {
+    fn new(plan: &'a Plan<'a>, now: Instant) -> Self {
         let mut phase = Self {
             plan,
             period: Period::WarmUp,
-            period_end: now + plan.warm_up,
+            period_end: now + plan.options.warm_up,
             start: now,
             end: None,
         };
-        if plan.warm_up.is_zero() {
+        if plan.options.warm_up.is_zero() {
             phase.advance(now);
         }
         phase
@@ -138,16 +135,16 @@ impl<'a> Phase<'a> {
 
 impl<'a> Worker<'a> {
     /// Prepares the thread with this index, without opening connections.
-    pub(crate) fn new(plan: &'a Plan, index: usize) -> io::Result<Self> {
+    pub(crate) fn new(plan: &'a Plan<'a>, index: usize) -> io::Result<Self> {
         let (threads, index, now) = (plan.threads as u64, index as u64, Instant::now());
         let share = |total: u64| total / threads + u64::from(index < total % threads);
-        let schedule = plan.rate.map(|rate| Schedule {
+        let schedule = plan.options.rate.map(|rate| Schedule {
             start: now,
             rate,
             first: index,
             step: threads,
         });
-        let messages = plan.messages.map_or(u64::MAX, share);
+        let messages = plan.options.messages.map_or(u64::MAX, share);
         Ok(Self {
             plan,
             poll: Poll::new()?,
@@ -162,8 +159,7 @@ impl<'a> Worker<'a> {
             messages,
             remaining: messages,
             tally: Tally::new(),
-            input: vec![0; MAX_RECEIVE],
-            output: vec![0; MAX_SEND],
+            buffer: vec![0; MAX_RECEIVE],
         })
     }
 
@@ -203,7 +199,7 @@ impl<'a> Worker<'a> {
 
     /// Opens the connections, some at a time, until each is open or has failed.
     fn open_all(&mut self, events: &mut Events) -> io::Result<()> {
-        if self.plan.reconnect {
+        if self.plan.options.connect {
             return Ok(());
         }
         let mut next = 0;
@@ -245,9 +241,10 @@ impl<'a> Worker<'a> {
     /// Allows the messages that are due now, to one connection after the other; returns when the next is due.
     fn grant_due(&mut self, now: Instant) -> Option<Instant> {
         let schedule = self.schedule?;
+        let limit = self.due.saturating_add(MAX_GRANTS);
         while self.due < self.messages {
             let next = schedule.due(self.due);
-            if next > now {
+            if next > now || self.due == limit {
                 return Some(next);
             }
             let index = (self.due % self.connections.len() as u64) as usize;
@@ -299,20 +296,20 @@ impl<'a> Worker<'a> {
             self.remaining -= self.connections[index].flow.abandon();
             return;
         }
-        let is_wanted = self.plan.reconnect && connection.flow.sendable() > 0;
+        let is_wanted = self.plan.options.connect && connection.flow.sendable() > 0;
         if is_wanted && connection.stream.is_none() && connection.retry.is_none() {
             // It may be complete at once.
             self.open(index);
         }
         let connection = &mut self.connections[index];
         let completed = self.tally.messages;
-        let result = connection.transfer(&mut self.input, &mut self.output, &mut self.tally);
+        let result = connection.transfer(&mut self.buffer, &mut self.tally);
         if self.messages < u64::MAX {
             self.remaining -= self.tally.messages - completed;
         }
         match result {
             Err(error) => self.fail(index, &error),
-            Ok(()) if self.plan.reconnect && self.tally.messages > completed => {
+            Ok(()) if self.plan.options.connect && self.tally.messages > completed => {
                 connection.stream = None;
                 connection.flow.restart();
                 self.make_runnable(index);
@@ -330,18 +327,19 @@ impl<'a> Worker<'a> {
         (connection.opened, connection.progress, connection.retry) = (now, (0, 0), None);
         (connection.is_connecting, connection.writable) = (true, true);
         (connection.readable, connection.read_closed) = (false, false);
-        if self.plan.reconnect && self.schedule.is_none() {
+        if self.plan.options.connect && self.schedule.is_none() {
             connection.flow.set_timing(Timing::Opened(now));
         }
-        let opened =
-            start_connecting(&self.plan.address, self.plan.timeout).and_then(|mut stream| {
+        let opened = start_connecting(&self.plan.address, self.plan.options.timeout).and_then(
+            |mut stream| {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll
                     .registry()
                     .register(&mut stream, Token(index), interest)?;
                 connection.stream = Some(stream);
                 Ok(())
-            });
+            },
+        );
         match opened {
             // The connection may be complete already.
             Ok(()) => self.make_runnable(index),
@@ -359,7 +357,7 @@ impl<'a> Worker<'a> {
         let lost = connection.flow.restart();
         self.tally.lost += lost;
         connection.retry = Some(Instant::now() + RETRY_DELAY);
-        if self.plan.messages.is_some() {
+        if self.plan.options.messages.is_some() {
             self.remaining -= lost;
             connection.has_ended = true;
             self.make_runnable(index);
@@ -372,7 +370,7 @@ impl<'a> Worker<'a> {
     /// Progress is judged by the number of sweeps, not by the clock: after a pause of this process, answers may wait
     /// to be read.
     fn sweep(&mut self, now: Instant) -> Duration {
-        let interval = (self.plan.timeout / 4).min(MAX_SWEEP_INTERVAL);
+        let interval = (self.plan.options.timeout / 4).min(MAX_SWEEP_INTERVAL);
         if now < self.next_sweep {
             return self.next_sweep - now;
         }
@@ -392,10 +390,13 @@ impl<'a> Worker<'a> {
                 continue;
             }
             connection.progress.0 += 1;
-            if connection.progress.0 * interval > self.plan.timeout {
+            if connection.progress.0 * interval > self.plan.options.timeout {
                 let error = match connection.is_connecting {
-                    true => format!("cannot connect: no answer for {:?}", self.plan.timeout),
-                    false => format!("nothing came back for {:?}", self.plan.timeout),
+                    true => format!(
+                        "cannot connect: no answer for {:?}",
+                        self.plan.options.timeout
+                    ),
+                    false => format!("nothing came back for {:?}", self.plan.options.timeout),
                 };
                 self.fail(index, &error);
             }
@@ -434,7 +435,7 @@ impl Connection {
             flow: Flow::new(
                 plan.size,
                 plan.max_in_flight,
-                if plan.reconnect { 1 } else { u64::MAX },
+                if plan.options.connect { 1 } else { u64::MAX },
                 Timing::Sent(VecDeque::new()),
             ),
             is_connecting: false,
@@ -456,12 +457,7 @@ impl Connection {
     }
 
     /// Receives, verifies and sends until calls would block, or up to a limit.
-    fn transfer(
-        &mut self,
-        input: &mut [u8],
-        output: &mut [u8],
-        tally: &mut Tally,
-    ) -> Result<(), String> {
+    fn transfer(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Result<(), String> {
         let Some(mut stream) = self.stream.take() else {
             return Ok(());
         };
@@ -474,13 +470,13 @@ impl Connection {
             if !self.readable {
                 break;
             }
-            match stream.read(input) {
+            match stream.read(buffer) {
                 Ok(0) => return Err("the server closed the connection".to_owned()),
                 Ok(count) => {
                     now = Instant::now();
                     self.readable =
-                        count == input.len() || self.read_closed || !SHORT_MEANS_BLOCKED;
-                    self.receive(&input[..count], now, tally)?;
+                        count == buffer.len() || self.read_closed || !SHORT_MEANS_BLOCKED;
+                    self.receive(&buffer[..count], now, tally)?;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -488,12 +484,12 @@ impl Connection {
             }
         }
         for _ in 0..MAX_CALLS {
-            let sendable = self.flow.sendable().min(output.len() as u64) as usize;
+            let sendable = self.flow.sendable().min(MAX_SEND as u64) as usize;
             if !self.writable || sendable == 0 {
                 break;
             }
-            self.payload.fill(self.flow.sent(), &mut output[..sendable]);
-            match stream.write(&output[..sendable]) {
+            self.payload.fill(self.flow.sent(), &mut buffer[..sendable]);
+            match stream.write(&buffer[..sendable]) {
                 Ok(count) => {
                     self.writable = count == sendable || !SHORT_MEANS_BLOCKED;
                     self.flow.add_sent(count as u64, now);
