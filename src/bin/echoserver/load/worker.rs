@@ -480,7 +480,7 @@ impl Connection {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error_text(&error)),
+                Err(error) => return Err(format!("connection failed: {}", error_text(&error))),
             }
         }
         for _ in 0..MAX_CALLS {
@@ -496,7 +496,7 @@ impl Connection {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error_text(&error)),
+                Err(error) => return Err(format!("connection failed: {}", error_text(&error))),
             }
         }
         self.stream = Some(stream);
