@@ -1,4 +1,4 @@
-//! `cargo bench`: this server beside its peers, in one run, on one machine, with one load.
+//! `cargo bench`: this server beside its peers, in one run, on one machine, with one load: `echoserver load`.
 //!
 //! For each case of each measure the servers take turns (A B C A B C), so that what slows the machine
 //! down for a while slows all of them down. A sample is: start the server as a process of its own,
@@ -11,8 +11,6 @@
 
 #[cfg(target_os = "linux")]
 mod chart;
-#[cfg(target_os = "linux")]
-mod load;
 #[cfg(target_os = "linux")]
 mod measures;
 #[cfg(target_os = "linux")]

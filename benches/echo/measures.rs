@@ -1,11 +1,17 @@
 //! What is measured: the cases of each measure, and how one sample of a case is taken.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::load::{self, Client, Echoes, PATIENCE, Pace, Tally, Visits};
-use crate::process::{CpuTime, Machine, Running, Server, TICK_NS, cpu_time};
+use serde_json::Value;
+
+use crate::process::{CpuTime, Machine, Running, Server, TICK_NS, children_time, cpu_time};
+
+/// How long anything outside of a measurement may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A question, and the cases that answer it.
 pub(crate) struct Measure {
@@ -169,13 +175,13 @@ pub(crate) fn measure(name: &str, scale: Scale) -> Option<Measure> {
 }
 
 impl Load {
-    /// What is counted per second, and how many operations of the load are one of them.
-    pub(crate) fn unit(&self) -> (&'static str, f64) {
+    /// What is counted per second.
+    pub(crate) fn unit(&self) -> &'static str {
         match self {
-            Self::Messages { .. } => ("messages/s", 1.0),
-            Self::Flood { .. } => ("MB/s", 1e6),
-            Self::Visits { .. } => ("connections/s", 1.0),
-            Self::Resting { .. } => ("B/connection", 1.0),
+            Self::Messages { .. } => "messages/s",
+            Self::Flood { .. } => "MB/s",
+            Self::Visits { .. } => "connections/s",
+            Self::Resting { .. } => "B/connection",
         }
     }
 
@@ -257,9 +263,9 @@ pub(crate) fn sample(case: &Case, server: &Server, effort: Effort) -> Result<Sam
 fn rest(running: &Running, connections: usize) -> io::Result<Sample> {
     let unknown = || io::Error::other("a remote server's memory is not seen");
     // What the first connection costs, the server pays once.
-    drop(load::rest(running.address, 1)?);
+    drop(open_idle(running.address, 1)?);
     let before = running.memory().ok_or_else(unknown)?;
-    let resting = load::rest(running.address, connections)?;
+    let resting = open_idle(running.address, connections)?;
     let after = running.memory().ok_or_else(unknown)?;
     drop(resting);
     Ok(Sample {
@@ -271,90 +277,119 @@ fn rest(running: &Running, connections: usize) -> io::Result<Sample> {
     })
 }
 
+/// Opens connections that are served once and then idle.
+fn open_idle(address: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
+    let open = |index| {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE / 5))?;
+        stream.write_all(&[b'x'; 64])?;
+        stream.read_exact(&mut [0; 64]).map_err(|error| {
+            let message = format!("only {index} of {count} connections are served");
+            io::Error::new(error.kind(), message)
+        })?;
+        Ok(stream)
+    };
+    (0..count).map(open).collect()
+}
+
 fn drive(case: &Case, running: &Running, effort: Effort) -> io::Result<Sample> {
-    let resting = match case.load {
-        Load::Messages { resting, .. } => load::rest(running.address, resting)?,
+    let idle = match case.load {
+        Load::Messages { resting, .. } => open_idle(running.address, resting)?,
         _ => Vec::new(),
     };
-    let mut clients = clients(case, running, effort.threads)?;
     let effort = effort.at_least(case.load.connections());
-    drive_until_answered(&mut clients, effort.warm_up)?;
-
-    let (own, machine, start) = (own_time(), Machine::now(), Instant::now());
-    let before = running.cpu_time();
-    let tally = drive_until_answered(&mut clients, effort.sample)?;
-    let after = running.cpu_time();
-    let used = before.zip(after).map(|(before, after)| after.since(before));
-    let noise = noise(own, machine, used.unwrap_or_default(), start.elapsed());
-    drop(resting);
-    if tally.operations == 0 {
-        return Err(io::Error::other("nothing came back"));
-    }
-    Ok(figures(case, &tally, used, noise))
-}
-
-/// Runs for so long; on a machine that is busy with something else the first answer may take longer.
-fn drive_until_answered(clients: &mut [Box<dyn Client>], duration: Duration) -> io::Result<Tally> {
-    let mut elapsed = Duration::ZERO;
+    let start = Instant::now();
     loop {
-        let mut tally = load::run(clients, duration)?;
-        elapsed += tally.elapsed;
-        tally.elapsed = elapsed;
-        if tally.operations > 0 || elapsed > PATIENCE {
-            return Ok(tally);
+        let (own, machine, start_of_run) = (own_time(), Machine::now(), Instant::now());
+        let before = running.cpu_time();
+        let report = load(case.load, running.address, effort)?;
+        let after = running.cpu_time();
+        let used = before.zip(after).map(|(before, after)| after.since(before));
+        // On a machine that is busy with something else the first answer may take longer.
+        if report["messages"] == 0 && start.elapsed() < PATIENCE {
+            continue;
         }
+        if report["messages"] == 0 {
+            return Err(io::Error::other("nothing came back"));
+        }
+        let noise = noise(
+            own,
+            machine,
+            used.unwrap_or_default(),
+            start_of_run.elapsed(),
+        );
+        drop(idle);
+        return Ok(figures(case, &report, used, noise));
     }
 }
 
-fn figures(case: &Case, tally: &Tally, used: Option<Duration>, noise: Noise) -> Sample {
-    let (_, per) = case.load.unit();
-    let count = tally.operations as f64 / per;
-    let quantile = |quantile| tally.latency.value_at_quantile(quantile);
-    let any = !tally.latency.is_empty();
+/// Runs `echoserver load`, and returns its report.
+fn load(load: Load, address: SocketAddr, effort: Effort) -> io::Result<Value> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoserver"));
+    command.args(["load", "--json", &address.to_string()]);
+    command.arg(format!("--connections={}", load.connections()));
+    command.arg(format!("--duration={}", effort.sample.as_secs_f64()));
+    command.arg(format!("--warm-up={}", effort.warm_up.as_secs_f64()));
+    command.arg(format!("--threads={}", effort.threads));
+    match load {
+        Load::Messages {
+            bytes, in_flight, ..
+        } => {
+            command.arg(format!("--size={bytes}"));
+            command.arg(format!("--in-flight={in_flight}"));
+        }
+        Load::Flood { .. } => drop(command.arg("--flood")),
+        Load::Visits { .. } => drop(command.arg("--connect")),
+        Load::Resting { .. } => unreachable!("idle connections are no load"),
+    }
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.stdout.is_empty() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(error.trim().to_owned()));
+    }
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let errors = report["errors"].as_object().into_iter().flatten();
+    match errors.map(|(error, _)| error).next() {
+        Some(error) => Err(io::Error::other(error.clone())),
+        None => Ok(report),
+    }
+}
+
+fn figures(case: &Case, report: &Value, used: Option<Duration>, noise: Noise) -> Sample {
+    let (counted, per) = match case.load {
+        Load::Flood { .. } => ("bytes_verified", 1e6),
+        _ => ("messages", 1.0),
+    };
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let count = number(&report[counted]) / per;
+    // The server's CPU time includes the warm-up.
+    let all = count + number(&report["warm_up"][counted]) / per;
+    let latency = |name: &str| report["rtt_ns"][name].as_u64();
+    let latency_ns = [latency("p50"), latency("p99"), latency("p99.9")];
+    let answered = report["answered"].as_u64().unwrap_or(0) as usize;
     Sample {
-        value: count / tally.elapsed.as_secs_f64(),
-        cpu_ns: used.map(|used| used.as_nanos() as f64 / count),
-        latency_ns: any.then(|| [0.5, 0.99, 0.999].map(quantile)),
-        starved: case.load.connections().saturating_sub(tally.served),
+        value: count / number(&report["seconds"]),
+        cpu_ns: used.map(|used| used.as_nanos() as f64 / all),
+        latency_ns: latency_ns[0].map(|_| latency_ns.map(Option::unwrap_or_default)),
+        starved: match case.load {
+            // Each is followed by the next.
+            Load::Visits { .. } => 0,
+            _ => case.load.connections().saturating_sub(answered),
+        },
         noise,
     }
 }
 
-/// The connections of a load, shared out among threads.
-fn clients(case: &Case, running: &Running, threads: usize) -> io::Result<Vec<Box<dyn Client>>> {
-    let address = running.address;
-    let total = case.load.connections();
-    let threads = threads.clamp(1, total);
-    (0..threads)
-        .map(|thread| {
-            let count = total / threads + usize::from(thread < total % threads);
-            let client: Box<dyn Client> = match case.load {
-                Load::Messages {
-                    bytes, in_flight, ..
-                } => {
-                    let pace = Pace::Messages { bytes, in_flight };
-                    Box::new(Echoes::connect(address, count, pace)?)
-                }
-                Load::Flood { .. } => Box::new(Echoes::connect(address, count, Pace::Flood)?),
-                Load::Visits { .. } => Box::new(Visits::new(address, count)?),
-                Load::Resting { .. } => unreachable!("those who rest are no load"),
-            };
-            Ok(client)
-        })
-        .collect()
-}
-
-fn own_time() -> Option<CpuTime> {
-    cpu_time(Path::new("/proc/self"))
+/// CPU time of this process, and of the loads that have ended.
+fn own_time() -> Duration {
+    let own = cpu_time(Path::new("/proc/self")).map(CpuTime::total);
+    own.unwrap_or_default() + children_time().unwrap_or_default()
 }
 
 /// How busy the machine was beyond the server and its clients.
-fn noise(own: Option<CpuTime>, machine: Machine, server: Duration, elapsed: Duration) -> Noise {
-    let own = own
-        .zip(own_time())
-        .map(|(before, after)| after.since(before));
+fn noise(own: Duration, machine: Machine, server: Duration, elapsed: Duration) -> Noise {
     let now = Machine::now();
-    let ours = (own.unwrap_or_default() + server).as_secs_f64();
+    let ours = (own_time().saturating_sub(own) + server).as_secs_f64();
     let seconds = |ticks: u64| (ticks * TICK_NS) as f64 / 1e9;
     let elapsed = elapsed.as_secs_f64();
     Noise {

@@ -174,6 +174,11 @@ pub(crate) struct CpuTime {
 }
 
 impl CpuTime {
+    /// The time used since the start, by the coarse clock.
+    pub(crate) fn total(self) -> Duration {
+        Duration::from_nanos(self.ever_ns)
+    }
+
     /// The time used since `earlier`: by the fine clock, unless threads that ended took time along.
     pub(crate) fn since(self, earlier: CpuTime) -> Duration {
         const TICKS: u64 = 2 * TICK_NS;
@@ -245,6 +250,16 @@ pub(crate) fn cpu_time(proc: &Path) -> Option<CpuTime> {
         alive_ns,
         ever_ns: ticks * TICK_NS,
     })
+}
+
+/// CPU time of the children of this process that have ended.
+pub(crate) fn children_time() -> Option<Duration> {
+    let fields = stat(Path::new("/proc/self"))?;
+    let cutime_and_cstime = &fields[13..15];
+    let ticks = cutime_and_cstime.iter().map(|field| field.parse::<u64>());
+    Some(Duration::from_nanos(
+        ticks.sum::<Result<u64, _>>().ok()? * TICK_NS,
+    ))
 }
 
 /// What all CPUs did, in ticks: for others, and for nobody as the hypervisor took it.

@@ -112,7 +112,7 @@ pub(crate) fn tables(measure: &Measure, results: &Results) -> String {
 }
 
 fn rates(case: &Case, results: &Results) -> String {
-    let (unit, _) = case.load.unit();
+    let unit = case.load.unit();
     let mut table = Table::new(&[
         "",
         unit,
@@ -153,7 +153,7 @@ fn rates(case: &Case, results: &Results) -> String {
 }
 
 fn memory(case: &Case, results: &Results) -> String {
-    let (unit, _) = case.load.unit();
+    let unit = case.load.unit();
     let mut table = Table::new(&["", unit, "(min-max)", &case.label]);
     for (server, name) in results.servers.iter().enumerate() {
         let spread = results.value(0, server);
@@ -177,7 +177,7 @@ fn curve(measure: &Measure, results: &Results) -> String {
         heads
     };
     let cases = 0..measure.cases.len();
-    let mut rates = Table::new(&heads(load.unit().0, ""));
+    let mut rates = Table::new(&heads(load.unit(), ""));
     let mut costs = Table::new(&heads(
         &format!("CPU/{}", load.one()),
         "last/first (min-max)",

@@ -1,192 +1,201 @@
-//! What an echo server must bear, tried from outside: over TCP, on any server.
-//!
-//! `ECHO_TARGET=host:port cargo test --test conformance target` tries that server. Without a target
-//! this project's own is started. A case that fails says in one line what went wrong.
-//!
-//! The cases themselves are tried as well: a plain server with a thread per connection must pass
-//! them all, and each of a number of faulty servers must fail with its fault named.
+//! The commands `check` and `load`, tried on this server, on a plain one that is right, and on faulty ones.
 
 #![cfg(unix)]
 
-mod cases;
-mod client;
-#[allow(dead_code, unused_imports, reason = "only processes are needed here")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "only processes and waits are needed here"
+)]
 #[path = "../it/harness/mod.rs"]
 mod harness;
 mod servers;
 
-use std::env;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 
-use cases::Case;
-use client::{PATIENCE, Verdict};
-use harness::Process;
+use harness::{DEADLINE, Process, program, run};
+use rustix::process::Signal;
+use serde_json::Value;
 use servers::{Fault, ThreadPerConnection};
 
-/// Declares each case as a test of the target, and of the plain server.
-macro_rules! cases {
-    ($($case:ident)*) => {
-        mod target {
-            $(#[test]
-            fn $case() -> super::Verdict {
-                super::try_target(stringify!($case), super::cases::$case)
-            })*
-        }
-
-        mod thread_per_connection {
-            $(#[test]
-            fn $case() -> super::Verdict {
-                super::try_plain_server(stringify!($case), super::cases::$case)
-            })*
-        }
-    };
+/// Runs `echoserver COMMAND ADDRESS --json`; returns its exit status and report.
+fn report(command: &str, address: &str, arguments: &[&str]) -> (i32, Value) {
+    let output = run(program().args([command, address, "--json"]).args(arguments));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.is_empty(), "{stderr}");
+    let status = output.status.code().expect("no signal");
+    let report = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    (status, report)
 }
 
-cases! {
-    every_byte_value
-    every_size
-    burst
-    byte_by_byte
-    pieces_of_every_size
-    bulk
-    commands
-    never_speaks_first
-
-    half_close_at_once
-    half_close_after_all_is_read
-    half_close_with_the_data
-    half_close_at_a_buffers_edge
-    half_close_then_read_late
-    half_close_then_read_late_by_a_small_window
-    half_close_by_fifty_late_readers
-    half_close_of_the_reading_side_first
-
-    late_reader
-    slow_reader
-    backpressure
-
-    urgent_data_with_bytes_behind
-    urgent_data_in_a_stream
-
-    resets_at_any_point
-    close_with_unread_answers
-    connect_and_run
-    churn
-
-    crowd
-    crowd_in_bulk
-    flood_beside_a_ping
-    never_readers_beside_a_ping
+/// Returns the names and errors of the cases that ended so.
+fn cases_with(report: &Value, status: &str) -> Vec<(String, String)> {
+    let cases = report["cases"].as_array().expect("a list");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    cases
+        .iter()
+        .filter(|case| case["status"] == status)
+        .map(|case| (text(&case["name"]), text(&case["error"])))
+        .collect()
 }
 
-/// Tries the server that `ECHO_TARGET` names, or else this project's: it must also end in order,
-/// with nothing unaccounted for.
-fn try_target(name: &str, case: Case) -> Verdict {
-    raise_descriptor_limit();
-    let verdict = match env::var("ECHO_TARGET") {
-        Ok(target) => resolve(&target).and_then(case),
-        Err(_) => try_own_server(case),
-    };
-    verdict.map_err(|fault| format!("{name}: {fault}"))
+#[track_caller]
+fn check_passes(address: &str, skipped: usize) {
+    let (status, report) = report("check", address, &["--strict", "--jobs=8"]);
+    assert_eq!(cases_with(&report, "fail"), [], "{address}");
+    assert_eq!(cases_with(&report, "ok").len(), 29 - skipped);
+    assert_eq!(cases_with(&report, "skip").len(), skipped);
+    assert_eq!(status, 0);
 }
 
-fn try_own_server(case: Case) -> Verdict {
-    let server = Process::serve(&["--workers=2"]);
-    case(server.address())?;
+#[test]
+fn this_server_passes_every_case() {
+    let folder = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/echo", folder.path().display());
+    let listen = format!("--listen={unix}");
+    let server = Process::serve(&["--workers=2", &listen]);
+    check_passes(&server.address().to_string(), 0);
+    check_passes(&unix, 2);
     server.terminate();
-    Ok(())
 }
 
-fn try_plain_server(name: &str, case: Case) -> Verdict {
+#[test]
+fn plain_server_passes_every_required_case() {
+    raise_descriptor_limit();
+    let server = ThreadPerConnection::start(Fault::LosesUrgentData);
+    let (status, report) = report("check", &server.address().to_string(), &["--jobs=8"]);
+    assert_eq!(cases_with(&report, "fail"), []);
+    let warnings = cases_with(&report, "warn");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings
+            .iter()
+            .all(|(name, _)| name.starts_with("urgent-data"))
+    );
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn failed_strict_cases_are_warnings_in_the_text() {
+    let server = ThreadPerConnection::start(Fault::LosesUrgentData);
+    let address = server.address().to_string();
+    let check = |arguments: &[&str]| {
+        let output = run(program().args(["check", &address]).args(arguments));
+        let text = String::from_utf8(output.stdout).expect("text");
+        (output.status.code(), text)
+    };
+    let (status, text) = check(&["--only=urgent_data_in*", "--only=burst"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!((status, lines.len()), (Some(0), 3), "{text}");
+    assert!(lines[0].starts_with("ok    burst "), "{text}");
+    assert!(
+        lines[1].starts_with("warn  urgent-data-in-a-stream "),
+        "{text}"
+    );
+    let summary = "1 of 2 cases passed, 0 failed, 1 strict failed (not counted without --strict)";
+    assert_eq!(lines[2], format!("{address}: {summary}"));
+
+    let (status, text) = check(&["--only=urgent-data-in*", "--strict"]);
+    assert!(text.starts_with("FAIL  urgent-data-in-a-stream "), "{text}");
+    assert!(
+        text.ends_with(": 0 of 1 cases passed, 1 failed\n"),
+        "{text}"
+    );
+    assert_eq!(status, Some(1));
+}
+
+#[test]
+fn plain_server_with_inline_urgent_data_passes_every_case() {
     raise_descriptor_limit();
     let server = ThreadPerConnection::start(Fault::None);
-    case(server.address()).map_err(|fault| format!("{name}: {fault}"))
+    check_passes(&server.address().to_string(), 0);
 }
 
-/// The first address of `target` at which anyone answers.
-fn resolve(target: &str) -> Verdict<SocketAddr> {
-    let addresses = target.to_socket_addrs();
-    let addresses = addresses.map_err(|error| format!("ECHO_TARGET={target}: {error}"))?;
-    let mut answering =
-        addresses.filter(|address| TcpStream::connect_timeout(address, PATIENCE).is_ok());
-    answering
-        .next()
-        .ok_or_else(|| format!("ECHO_TARGET={target}: nobody answers"))
-}
-
-/// Cases run side by side in one process, some with hundreds of connections.
+/// Cases are tried at the same time, some with hundreds of connections.
 fn raise_descriptor_limit() {
-    // Where it stays low, a case will say that it cannot connect.
+    // If it stays low, a case reports that it cannot connect.
     let _limit = rlimit::increase_nofile_limit(u64::MAX);
+}
+
+/// The kernel accepts connections and bytes, and no one reads them.
+#[test]
+fn server_that_never_answers_fails_in_bounded_time() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (status, report) = report("check", &address, &["--patience=0.5", "--jobs=4"]);
+    assert_eq!(status, 1);
+    let passed = cases_with(&report, "ok");
+    assert!(passed.len() < 6, "{passed:?}");
 }
 
 #[test]
 fn faults_are_named() {
-    let faults: [(Fault, Case, &str); 13] = [
+    let faults = [
         (
             Fault::DropsTheTail,
-            cases::half_close_then_read_late,
+            "half-close-then-read-late",
             "of 3,000,000 bytes came back, then EOF",
         ),
         (
             Fault::DropsTheTail,
-            cases::half_close_then_read_late_by_a_small_window,
+            "half-close-then-read-late-by-a-small-window",
             "bytes came back, then EOF",
         ),
         (
             Fault::StallsAfterABurst,
-            cases::burst,
-            "16,384 of 20,000 bytes came back, then nothing for 8 s",
+            "burst",
+            "16,384 of 20,000 bytes came back, then nothing for 5s",
         ),
         (
             Fault::ObeysQuit,
-            cases::commands,
+            "commands",
             r#"after "quit\n": 0 of 5 bytes came back, then EOF"#,
         ),
         (
             Fault::SpeaksFirst,
-            cases::never_speaks_first,
+            "never-speaks-first",
             r#"the server spoke first: "220 ready\r\n""#,
         ),
         (
             Fault::LosesThePartialWritesRest,
-            cases::late_reader,
+            "late-reader",
             "of 12,000,000 was sent as",
         ),
         (
             Fault::ChangesAByte,
-            cases::bulk,
+            "bulk",
             "byte 100,001 of 20,000,000 was sent as",
         ),
         (
             Fault::ResetsOnClose,
-            cases::half_close_after_all_is_read,
+            "half-close-after-all-is-read",
             "everything came back, then a reset instead of EOF",
         ),
         (
             Fault::NeverEnds,
-            cases::half_close_at_once,
-            "then nothing for 8 s instead of EOF",
+            "half-close-at-once",
+            "then nothing for 5s instead of EOF",
         ),
         (
             Fault::KnowsNoBound,
-            cases::backpressure,
-            "no bound: 67,108,864 bytes were taken from a client that reads nothing",
+            "backpressure",
+            "no limit: 67,108,864 bytes were accepted from a client that never reads",
         ),
         (
             Fault::LosesUrgentData,
-            cases::urgent_data_with_bytes_behind,
-            "the urgent byte behind 0 bytes did not come back in its place",
+            "urgent-data-with-bytes-after-it",
+            "the urgent byte after 0 bytes did not come back in its place",
         ),
         (
             Fault::ServesOneAtATime,
-            cases::crowd,
-            "among 300 open connections: 0 of 399 bytes came back, then nothing for 8 s",
+            "crowd",
+            "among 300 open connections: 0 of 399 bytes came back, then nothing for 5s",
         ),
         (
             Fault::DiesOfAReset,
-            cases::resets_at_any_point,
+            "resets-at-any-point",
             "cannot connect | 0 of 1 bytes came back, then",
         ),
     ];
@@ -195,12 +204,184 @@ fn faults_are_named() {
         for (fault, case, named) in faults {
             scope.spawn(move || {
                 let server = ThreadPerConnection::start(fault);
-                let said = case(server.address()).expect_err(&format!("{fault:?} was not noticed"));
+                let address = server.address().to_string();
+                let only = format!("--only={case}");
+                let (status, report) = report("check", &address, &["--strict", &only]);
+                let failed = cases_with(&report, "fail");
+                assert_eq!((status, failed.len()), (1, 1), "{fault:?} was not detected");
+                let error = &failed[0].1;
                 assert!(
-                    named.split(" | ").any(|named| said.contains(named)),
-                    "{fault:?} was called {said:?}, not {named:?}"
+                    named.split(" | ").any(|named| error.contains(named)),
+                    "{fault:?} was called {error:?}, not {named:?}"
                 );
             });
         }
     });
+}
+
+#[test]
+fn load_verifies_every_byte_in_every_mode() {
+    let folder = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/echo", folder.path().display());
+    let listen = format!("--listen={unix}");
+    let server = Process::serve(&["--workers=2", &listen]);
+    let tcp = server.address().to_string();
+    for (arguments, size) in [
+        ("-n=1", 64),
+        ("-n=1000 -c=7 --threads=2", 64),
+        ("-n=300 -c=3 --size=100KiB", 100 << 10),
+        ("-n=10001 -c=10 --in-flight=16 --size=7", 7),
+        ("-n=500 -c=4 --flood", 64 << 10),
+        ("-n=300 -c=5 --connect --threads=2", 64),
+        ("-n=100 -c=3 --rate=1000 --threads=3", 64),
+        ("-n=100 -c=3 --rate=1000 --connect", 64),
+    ] {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        let messages: u64 = arguments[0].strip_prefix("-n=").unwrap().parse().unwrap();
+        for address in [&tcp, &unix] {
+            let (status, report) = report("load", address, &arguments);
+            assert_eq!(status, 0, "{arguments:?}: {}", report["errors"]);
+            assert_eq!(
+                report["messages"], messages,
+                "{arguments:?}: {}",
+                report["errors"]
+            );
+            assert_eq!(
+                report["bytes_verified"],
+                messages * size,
+                "{arguments:?}: {}",
+                report["errors"]
+            );
+            let histogram = report["rtt_ns"]["histogram"].as_array().expect("a list");
+            let counts = histogram.iter().map(|pair| pair[1].as_u64().unwrap());
+            assert_eq!(
+                counts.sum::<u64>(),
+                messages,
+                "{arguments:?}: {}",
+                report["errors"]
+            );
+            assert_eq!(report["failed"], 0, "{arguments:?}: {}", report["errors"]);
+        }
+    }
+    server.terminate();
+}
+
+/// One wrong place in each of two streams of 52 MB.
+#[test]
+fn load_detects_wrong_bytes() {
+    let faults = [
+        Fault::FlipsABit,
+        Fault::SwapsTwoReads,
+        Fault::RepeatsARead,
+        Fault::MixesConnections,
+    ];
+    thread::scope(|scope| {
+        for fault in faults {
+            scope.spawn(move || {
+                let server = ThreadPerConnection::start(fault);
+                let arguments = ["--flood", "-n=1600", "-c=2"];
+                let (status, report) = report("load", &server.address().to_string(), &arguments);
+                assert_eq!(
+                    (status, &report["failed"]),
+                    (1, &2.into()),
+                    "{fault:?}: {}",
+                    report["errors"]
+                );
+                let errors = report["errors"].as_object().expect("an object");
+                let is_wrong_byte = |error: &String| error.starts_with("wrong byte: byte 29,9");
+                assert!(
+                    errors.keys().all(is_wrong_byte),
+                    "{fault:?}: {}",
+                    report["errors"]
+                );
+            });
+        }
+    });
+}
+
+#[test]
+fn load_gives_up_a_connection_without_answers() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (status, report) = report("load", &address, &["-n=1", "--timeout=0.2"]);
+    assert_eq!((status, &report["lost"]), (1, &1.into()), "{report}");
+    let errors = serde_json::json!({ "nothing came back for 200ms": 1 });
+    assert_eq!(report["errors"], errors);
+}
+
+#[test]
+fn load_ends_at_an_impossible_rate() {
+    let server = Process::serve(&[]);
+    let address = server.address().to_string();
+    let (status, report) = report("load", &address, &["--rate=10000000", "--duration=0.2"]);
+    assert_eq!(
+        (status, &report["failed"]),
+        (0, &0.into()),
+        "{}",
+        report["errors"]
+    );
+    assert!(report["unanswered"].as_u64() > Some(0));
+}
+
+/// Accepts the next connection on which something is sent, and echoes two messages. When the second has arrived, the
+/// first has come back.
+fn echo_two_messages(listener: &TcpListener) -> TcpStream {
+    let mut message = [0; 64];
+    loop {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // The first connection only tests whether the server can be reached.
+        if stream.read_exact(&mut message).is_ok() {
+            stream.write_all(&message).unwrap();
+            stream.read_exact(&mut message).unwrap();
+            return stream;
+        }
+    }
+}
+
+#[test]
+fn signal_ends_the_load_with_its_summary() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let load = Process::launch_with_stdout(program().args(["load", &address, "-d=0"]));
+        let _connection = echo_two_messages(&listener);
+        load.signal(signal);
+        let (status, output) = load.wait();
+        assert_eq!(status.code(), Some(0), "{output}");
+        assert!(output.contains("\nverified      64 bytes\n"), "{output}");
+    }
+}
+
+#[test]
+fn failed_connection_is_counted_and_opened_again() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let arguments = ["load", &address, "-d=0", "--rate=100"];
+    let load = Process::launch_with_stdout(program().args(arguments));
+    drop(echo_two_messages(&listener));
+    let _connection = echo_two_messages(&listener);
+    load.signal(Signal::INT);
+    let (status, output) = load.wait();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(
+        output.contains("connections   1 of 1 answered, 1 failed\n"),
+        "{output}"
+    );
+}
+
+#[test]
+fn load_prints_a_line_each_second_on_a_terminal() {
+    let server = Process::serve(&[]);
+    let mut command = program();
+    command.args(["load", &server.address().to_string(), "--rate=50", "-d=0"]);
+    let timeout = u64::try_from(DEADLINE.as_millis()).unwrap();
+    let mut terminal = rexpect::session::spawn_command(command, Some(timeout)).unwrap();
+    terminal
+        .exp_regex(r"    1 s  +[0-9]+ messages/s  p99 ")
+        .unwrap();
+    terminal.send_control('c').unwrap();
+    terminal.exp_string("verified ").unwrap();
+    terminal.exp_eof().unwrap();
+    server.terminate();
 }

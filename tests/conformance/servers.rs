@@ -2,9 +2,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -34,7 +34,15 @@ pub(crate) enum Fault {
     /// Serves one connection after the other.
     ServesOneAtATime,
     DiesOfAReset,
+    /// These change one place in each stream, at [`WRONG_PLACE`].
+    FlipsABit,
+    SwapsTwoReads,
+    RepeatsARead,
+    /// Replaces one byte by one of another connection.
+    MixesConnections,
 }
+
+const WRONG_PLACE: usize = 29_999_000;
 
 /// A thread for each connection, which reads, and writes what it has read.
 #[derive(Debug)]
@@ -86,6 +94,7 @@ fn end(over: &AtomicBool, address: SocketAddr) {
 
 fn accept(listener: TcpListener, fault: Fault, over: &AtomicBool) {
     let address = listener.local_addr().expect("it is bound");
+    let other = Mutex::new(Vec::new());
     thread::scope(|scope| {
         // Closed once nothing more is accepted, and not only when the last connection ends.
         let listener = listener;
@@ -97,8 +106,9 @@ fn accept(listener: TcpListener, fault: Fault, over: &AtomicBool) {
             let Ok((stream, _)) = accepted else {
                 continue;
             };
+            let other = &other;
             let serve = move || {
-                let served = serve(&stream, fault, over);
+                let served = serve(&stream, fault, over, other);
                 if fault == Fault::DiesOfAReset && served.is_err() {
                     end(over, address);
                 }
@@ -111,7 +121,13 @@ fn accept(listener: TcpListener, fault: Fault, over: &AtomicBool) {
     });
 }
 
-fn serve(mut stream: &TcpStream, fault: Fault, over: &AtomicBool) -> io::Result<()> {
+/// `other` is what another connection has read.
+fn serve(
+    mut stream: &TcpStream,
+    fault: Fault,
+    over: &AtomicBool,
+    other: &Mutex<Vec<u8>>,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     SockRef::from(stream).set_out_of_band_inline(fault != Fault::LosesUrgentData)?;
     match fault {
@@ -136,6 +152,14 @@ fn serve(mut stream: &TcpStream, fault: Fault, over: &AtomicBool) -> io::Result<
                 bytes[100_000 - echoed] ^= 0x20;
             }
             _ => {}
+        }
+        if (echoed..echoed + count).contains(&WRONG_PLACE) {
+            echo_wrongly(stream, fault, bytes, other)?;
+            echoed += count;
+            continue;
+        }
+        if fault == Fault::MixesConnections {
+            *other.lock().expect("no thread panics") = bytes.to_vec();
         }
         echoed += count;
         match fault {
@@ -181,4 +205,35 @@ fn serve_with_a_queue(mut stream: &TcpStream, drops_the_tail: bool) -> io::Resul
             }
         }
     })
+}
+
+/// Echoes `bytes`, and perhaps those of the next read, as the fault has it.
+fn echo_wrongly(
+    mut stream: &TcpStream,
+    fault: Fault,
+    bytes: &mut [u8],
+    other: &Mutex<Vec<u8>>,
+) -> io::Result<()> {
+    let mut next = vec![0; bytes.len()];
+    match fault {
+        Fault::FlipsABit => bytes[0] ^= 1,
+        Fault::SwapsTwoReads => {
+            stream.read_exact(&mut next)?;
+            stream.write_all(&next)?;
+        }
+        Fault::RepeatsARead => {
+            stream.read_exact(&mut next)?;
+            stream.write_all(bytes)?;
+        }
+        Fault::MixesConnections => {
+            let other = other.lock().expect("no thread panics");
+            let mut pairs = bytes.iter_mut().zip(&*other);
+            let (byte, foreign) = pairs
+                .find(|(own, other)| own != other)
+                .expect("they differ");
+            *byte = *foreign;
+        }
+        _ => {}
+    }
+    stream.write_all(bytes)
 }

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::iter;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -11,13 +10,14 @@ use bytesize::ByteSize;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
-use clap_complete::Shell;
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use echoserver::{Address, Config};
 use log::LevelFilter;
 
+use crate::pages::GeneratedFile;
 use crate::serve::greeting::Greeting;
 use crate::serve::logging::Format;
+use crate::{check, load};
 
 /// Bounds of `TCP_KEEPIDLE` in Linux.
 const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
@@ -27,12 +27,20 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
 #[command(mut_args(common_settings))]
+#[command(
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    propagate_version = true
+)]
 #[command(after_help = "\
     Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64K, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
     Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
-    Man page: --generate man. Shell completions: --generate bash, zsh or fish.")]
+    Man pages: --generate man, man-check or man-load. Completions: --generate bash, zsh or fish.")]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// Address to listen on; repeat the option or separate with commas. Forms: IP:PORT, HOST:PORT,
     /// [V6]:PORT, :PORT or PORT (all interfaces, IPv6 and IPv4), unix:PATH, unix:@NAME. Port 0
     /// picks a free port [default: 5555]
@@ -130,39 +138,30 @@ pub(crate) struct Options {
     pub(crate) generate: Option<GeneratedFile>,
 }
 
-/// A file generated from the definitions of the options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum GeneratedFile {
-    Man,
-    Bash,
-    Zsh,
-    Fish,
+/// What the program does instead of serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Check(check::Options),
+    Load(load::Options),
 }
 
-impl GeneratedFile {
-    /// Prints the file to stdout. A closed stdout is not an error.
-    pub(crate) fn print(self) -> io::Result<()> {
-        let mut command = Options::command();
-        let mut text = Vec::new();
-        let mut complete =
-            |shell: Shell| clap_complete::generate(shell, &mut command, "echoserver", &mut text);
-        match self {
-            Self::Man => clap_mangen::Man::new(command).render(&mut text)?,
-            Self::Bash => complete(Shell::Bash),
-            Self::Zsh => complete(Shell::Zsh),
-            Self::Fish => complete(Shell::Fish),
-        }
-        let mut stdout = io::stdout();
-        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => result,
-        }
+/// Parses the command line. A command does not read the environment, which holds options of the server.
+pub(crate) fn parse() -> Result<Options, clap::Error> {
+    let mut command = Options::command();
+    let is_command = |first: OsString| {
+        command
+            .get_subcommands()
+            .any(|known| first == known.get_name())
+    };
+    if env::args_os().nth(1).is_some_and(is_command) {
+        command = without_environment(command);
     }
+    Options::from_arg_matches(&command.try_get_matches()?)?.check()
 }
 
 impl Options {
     /// Checks what depends on several options.
-    pub(crate) fn check(self) -> Result<Self, clap::Error> {
+    fn check(self) -> Result<Self, clap::Error> {
         #[cfg(unix)]
         if self.unix_mode.is_some()
             && !(self.listen.iter().chain(&self.metrics))
@@ -231,7 +230,7 @@ fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
         .map_err(|_| "expected a number of at least 1".to_owned())
 }
 
-fn parse_buffer_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_buffer_size(text: &str) -> Result<usize, String> {
     // A lone letter means a power of 1024, as in other servers; `ByteSize` takes it for a power of 1000.
     let unit = if text.ends_with(|letter: char| "kmgKMG".contains(letter)) {
         "iB"

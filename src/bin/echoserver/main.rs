@@ -1,15 +1,18 @@
-//! The `echoserver` program: parse the command line, set up, run the server, report the result.
+//! The `echoserver` program: parse the command line, set up, run the server or a command, report the result.
 
+mod check;
 mod cli;
+mod figures;
+mod load;
+mod pages;
 mod serve;
+mod target;
 
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::Options;
+use crate::cli::Command;
 use crate::serve::logging::Log;
 use crate::serve::service::Inherited;
 
@@ -18,7 +21,7 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse().and_then(Options::check) {
+    let options = match cli::parse() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => return fail(USAGE, cli::one_line(error)),
         Err(help_or_version) => {
@@ -27,11 +30,17 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    if let Some(file) = options.generate {
-        return match file.print() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(FAILURE, format_args!("cannot write to stdout: {error}")),
-        };
+    let command = match (&options.command, options.generate) {
+        (Some(Command::Check(options)), _) => Some(check::run(options)),
+        (Some(Command::Load(options)), _) => Some(load::run(options)),
+        (None, Some(file)) => Some(file.text().and_then(|text| print(&text))),
+        (None, None) => None,
+    };
+    match command {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(Failure(status, Some(error)))) => return fail(status, error),
+        Some(Err(Failure(status, None))) => return ExitCode::from(status),
+        None => {}
     }
 
     // Changes the environment, so it must run before any thread starts.
@@ -50,6 +59,31 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILURE),
+    }
+}
+
+/// Why a command failed: its exit status, and an error unless the output already contains it.
+#[derive(Debug)]
+pub(crate) struct Failure(u8, Option<String>);
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self(FAILURE, Some(target::error_text(&error)))
+    }
+}
+
+/// Prints to stdout. A closed stdout is not an error.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let error = format!("cannot write to stdout: {error}");
+            Err(Failure(FAILURE, Some(error)))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -53,7 +53,7 @@ fn manifest_is_valid() {
 /// With the variables of the manifest, the program serves, and its buffers fit into the memory limit.
 #[test]
 fn program_runs_with_the_variables_of_the_manifest() {
-    let mut options = help_options();
+    let mut options = help_options(&["--help"]);
     // Until the program has it.
     options.insert("drain-delay".to_owned());
     let mut variables = variables();
@@ -100,7 +100,7 @@ fn probes_of_the_manifest_succeed() {
         let status = http::get(address, path).status;
         // Until the program has /livez and /readyz.
         assert!(
-            status == 200 || !help_options().contains("drain-delay"),
+            status == 200 || !help_options(&["--help"]).contains("drain-delay"),
             "{path}: {status}"
         );
     }

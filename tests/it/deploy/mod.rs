@@ -34,7 +34,7 @@ fn option_of(variable: &str) -> String {
 
 /// Checks that variables which a package sets belong to options, and that the user's variables replace them.
 fn check_defaults(defaults: &[(&str, &str)]) {
-    let options = help_options();
+    let options = help_options(&["--help"]);
     for (name, value) in defaults {
         assert!(options.contains(&option_of(name)), "{name}={value}");
     }

@@ -7,9 +7,9 @@ use std::process::{Command, Output, Stdio};
 use tempfile::tempdir;
 
 use crate::harness::{command, installed, program, run};
-use crate::program::command_line::help_options;
+use crate::program::command_line::{HELP, help_options};
 
-const PAGES: [&str; 4] = ["man", "bash", "zsh", "fish"];
+const PAGES: [&str; 6] = ["man", "man-check", "man-load", "bash", "zsh", "fish"];
 
 fn generate(page: &str) -> String {
     let output = check_quiet(program().args(["--generate", page]));
@@ -26,12 +26,16 @@ fn check_quiet(command: &mut Command) -> Output {
 
 #[test]
 fn every_page_has_every_option() {
-    let options = help_options();
-    assert!(options.contains("drain-timeout"), "{options:?}");
+    let options = HELP.map(help_options);
+    assert!(options[0].contains("drain-timeout"), "{options:?}");
     for page in PAGES {
         // A man page escapes hyphens.
         let text = generate(page).replace("\\-", "-");
-        for option in &options {
+        let options = match PAGES.iter().position(|known| *known == page) {
+            Some(index @ 0..3) => options[index].clone(),
+            _ => options.iter().flatten().cloned().collect(),
+        };
+        for option in options {
             let long = match page {
                 "fish" => format!("-l {option}"),
                 _ => format!("--{option}"),
@@ -42,32 +46,53 @@ fn every_page_has_every_option() {
 }
 
 #[test]
-fn man_page_renders_without_warnings() {
-    let page = generate("man");
-    for line in [
-        ".TH echoserver 1",
-        ".SH NAME",
-        ".SH SYNOPSIS",
-        ".SH OPTIONS",
-    ] {
-        assert!(page.contains(line), "{page}");
-    }
-    if !installed(&["groff"]) {
-        return;
-    }
+fn man_pages_render_without_warnings() {
     let folder = tempdir().unwrap();
-    let file = folder.path().join("echoserver.1");
-    fs::write(&file, &page).unwrap();
-    // -ww enables every warning.
-    let arguments = ["-man", "-Tascii", "-P-cbou", "-ww"];
-    let output = check_quiet(command("groff").args(arguments).arg(&file));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in ["echoserver(1)", "--drain-timeout <TIME> [default: 5s]"] {
-        assert!(text.contains(part), "no {part} in {text}");
-    }
-    if installed(&["mandoc"]) {
-        check_quiet(command("mandoc").args(["-T", "ascii"]).arg(&file));
+    for (page, title, part) in [
+        ("man", "echoserver", "--drain-timeout <TIME> [default: 5s]"),
+        (
+            "man-check",
+            "echoserver-check",
+            "--patience <SECONDS> [default: 5]",
+        ),
+        (
+            "man-load",
+            "echoserver-load",
+            "--timeout <TIME> [default: 10]",
+        ),
+    ] {
+        let roff = generate(page);
+        assert!(roff.contains(&format!(".TH {title} 1")), "{roff}");
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "OPTIONS",
+            "\"EXIT STATUS\"",
+            "ENVIRONMENT",
+            "EXAMPLES",
+        ] {
+            assert!(
+                roff.contains(&format!("\n.SH {section}\n")),
+                "{section}: {roff}"
+            );
+        }
+        assert!(!roff.contains("EXTRA"), "{roff}");
+        if !installed(&["groff"]) {
+            continue;
+        }
+        let file = folder.path().join(page);
+        fs::write(&file, &roff).unwrap();
+        // -ww enables every warning.
+        let arguments = ["-man", "-Tascii", "-P-cbou", "-ww"];
+        let output = check_quiet(command("groff").args(arguments).arg(&file));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [&format!("{title}(1)"), part] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+        if installed(&["mandoc"]) {
+            check_quiet(command("mandoc").args(["-T", "ascii"]).arg(&file));
+        }
     }
 }
 
@@ -80,18 +105,21 @@ fn bash_completions_complete() {
     let file = folder.path().join("completion");
     fs::write(&file, generate("bash")).unwrap();
     check_quiet(command("bash").arg("-n").arg(&file));
-    let complete = |word: &str, before: &str| {
+    let complete = |words: &[&str]| {
         let script = r#". "$0"
-            COMP_WORDS=(echoserver "$2" "$1") COMP_CWORD=2
-            _echoserver echoserver "$1" "$2"
+            COMP_WORDS=(echoserver "$@") COMP_CWORD=$#
+            _echoserver echoserver "${@: -1}" "${@: -2:1}"
             echo "${COMPREPLY[@]}""#;
         let mut bash = command("bash");
         bash.args(["--norc", "-c", script]).arg(&file);
-        let output = check_quiet(bash.args([word, before]));
+        let output = check_quiet(bash.args(words));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    assert_eq!(complete("--work", "-v"), "--workers");
-    assert_eq!(complete("", "--log-format"), "text json");
+    assert_eq!(complete(&["-v", "--work"]), "--workers");
+    assert_eq!(complete(&["--log-format", ""]), "text json");
+    assert_eq!(complete(&["lo"]), "load");
+    assert_eq!(complete(&["check", "--pat"]), "--patience");
+    assert_eq!(complete(&["load", "-v", "--in"]), "--in-flight");
 }
 
 #[test]

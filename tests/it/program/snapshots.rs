@@ -22,13 +22,23 @@ fn stdout(arguments: &[&str]) -> String {
 #[test]
 fn help_matches_its_snapshot() {
     check(&stdout(&["--help"]), file!["snapshots/help.txt"]);
+    check(
+        &stdout(&["check", "--help"]),
+        file!["snapshots/help-check.txt"],
+    );
+    check(
+        &stdout(&["load", "--help"]),
+        file!["snapshots/help-load.txt"],
+    );
+    check(&stdout(&["check", "--list"]), file!["snapshots/cases.txt"]);
 }
 
 #[test]
-fn man_page_matches_its_snapshot() {
-    let page = stdout(&["--generate", "man"]);
-    let page = page.replace(env!("CARGO_PKG_VERSION"), "VERSION");
-    check(&page, file!["snapshots/man.txt"]);
+fn man_pages_match_their_snapshots() {
+    let page = |name| stdout(&["--generate", name]).replace(env!("CARGO_PKG_VERSION"), "VERSION");
+    check(&page("man"), file!["snapshots/man.txt"]);
+    check(&page("man-check"), file!["snapshots/man-check.txt"]);
+    check(&page("man-load"), file!["snapshots/man-load.txt"]);
 }
 
 #[test]
@@ -74,6 +84,24 @@ fn errors_match_their_snapshot() {
         "echoserver --log-format=xml",
         "echoserver --drain-time=1s",
         "echoserver stray",
+        "echoserver -v check 5555",
+        "echoserver check",
+        "echoserver check localhost",
+        "echoserver check 127.0.0.1:1",
+        "echoserver check :1",
+        "ECHOSERVER_WORKERS=abc echoserver check 127.0.0.1:1",
+        "echoserver check unix:/missing/echo",
+        "echoserver check 5555 --only=nothing",
+        "echoserver check 5555 --patience=0",
+        "echoserver check 5555 --jobs=0",
+        "echoserver load",
+        "echoserver load 127.0.0.1:1",
+        "echoserver load 127.0.0.1:1 --rate=fast",
+        "echoserver load 127.0.0.1:1 --size=0",
+        "echoserver load 127.0.0.1:1 --duration=long",
+        "echoserver load 127.0.0.1:1 --connections=0",
+        "echoserver load 127.0.0.1:1 --flood --rate=1",
+        "echoserver load 127.0.0.1:1 -n 1 --warm-up=1",
     ];
     let text = reports.map(report).join("\n");
     check(&text, file!["snapshots/errors.txt"]);

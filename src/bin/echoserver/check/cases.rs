@@ -1,0 +1,499 @@
+//! The cases. Each is a function of the server's address, and returns what the server gets wrong.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+
+use super::client::{CaseResult, Client, Endpoint, count, data, side_by_side};
+
+/// Whether a failed case always counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A stream comes back, whatever other clients do.
+    Required,
+    /// What many servers get wrong. Counts only with `--strict`.
+    Strict,
+}
+
+impl Class {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) class: Class,
+    /// The function's name.
+    function: &'static str,
+    pub(crate) description: &'static str,
+    pub(crate) run: fn(&Endpoint) -> CaseResult,
+}
+
+impl Case {
+    pub(crate) fn name(&self) -> String {
+        self.function.replace('_', "-")
+    }
+
+    /// Unix-domain sockets have no urgent data.
+    pub(crate) fn needs_tcp(&self) -> bool {
+        self.function.starts_with("urgent")
+    }
+}
+
+macro_rules! cases {
+    ($($class:ident $function:ident: $description:literal,)*) => {
+        pub(crate) const CASES: &[Case] = &[$(Case {
+            class: Class::$class,
+            function: stringify!($function),
+            description: $description,
+            run: $function,
+        }),*];
+    };
+}
+
+cases! {
+    Required every_byte_value: "each byte value alone, then all 256 in one message",
+    Required every_size: "messages of 1 byte to 1 MiB, around the powers of two",
+    Required burst: "20 to 200 kB in one write, more than one read takes",
+    Required byte_by_byte: "20,000 writes of one byte",
+    Required pieces_of_every_size: "2 MB in pieces of 1 to 4,099 bytes",
+    Required bulk: "20 MB and a half-close",
+    Required commands: "bytes that mean something in other protocols: quit, HTTP, telnet, TLS",
+    Required never_speaks_first: "no byte and no EOF before the client has sent something",
+    Required half_close_at_once: "a half-close before any byte",
+    Required half_close_after_all_is_read: "a half-close when nothing is in flight",
+    Required half_close_with_the_data: "data and FIN together, 300 times",
+    Required half_close_at_a_buffers_edge: "a half-close after 512 to 262,145 bytes",
+    Required half_close_then_read_late: "up to 20 MB and a half-close before the first read",
+    Required half_close_then_read_late_by_a_small_window: "the same with a receive buffer of 4 KiB",
+    Required half_close_by_fifty_late_readers: "the same on 50 connections",
+    Required half_close_of_the_reading_side_first: "a client that never reads its answer closes both halves",
+    Required late_reader: "12 MB sent before the first read, without a half-close",
+    Required slow_reader: "300 kB read 700 bytes at a time",
+    Strict backpressure: "a server must not accept without limit from a client that never reads",
+    Strict urgent_data_with_bytes_after_it: "urgent bytes (TCP's URG flag) come back in place, and those after them",
+    Strict urgent_data_in_a_stream: "100 urgent bytes in 500 kB",
+    Required resets_at_any_point: "168 clients that reset, before, between and after bytes; others are unaffected",
+    Required close_with_unread_answers: "60 clients that close without reading; others are unaffected",
+    Required connect_and_run: "600 clients that connect and leave, some with a reset",
+    Required churn: "800 short connections, 4 at a time",
+    Required crowd: "300 connections open at once",
+    Required crowd_in_bulk: "500 kB on each of 40 connections at once",
+    Required flood_beside_a_ping: "100 small messages beside 6 connections that flood",
+    Required never_readers_beside_a_ping: "100 small messages beside 10 clients that never read",
+}
+
+// Data of every shape and size.
+
+fn every_byte_value(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    for byte in 0..=u8::MAX {
+        client.echo(&[byte])?;
+    }
+    let all: Vec<u8> = (0..=u8::MAX).collect();
+    client.echo(&all)
+}
+
+fn every_size(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    let around = (0..=20).flat_map(|power| [-1, 0, 1].map(|step| (1 << power) + step));
+    for size in around.filter(|&size: &i32| size > 0) {
+        let bytes = data(u64::from(size.unsigned_abs()), size.unsigned_abs() as usize);
+        let echoed = client.both(|client| client.send(&bytes), |client| client.expect(&bytes));
+        echoed.map_err(|error| format!("in a message of {} bytes: {error}", count(bytes.len())))?;
+    }
+    Ok(())
+}
+
+/// Many event loops stop after what one read returns.
+fn burst(server: &Endpoint) -> CaseResult {
+    for length in [20_000, 70_000, 200_000] {
+        let client = server.connect()?;
+        let bytes = data(1, length);
+        client.both(|client| client.send(&bytes), |client| client.expect(&bytes))?;
+    }
+    Ok(())
+}
+
+fn byte_by_byte(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    let bytes = data(2, 20_000);
+    client.both(
+        |client| bytes.iter().try_for_each(|byte| client.send(&[*byte])),
+        |client| client.expect(&bytes),
+    )
+}
+
+fn pieces_of_every_size(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    let bytes = data(3, 2_000_000);
+    client.both(
+        |client| {
+            let mut rest = &bytes[..];
+            for size in (1..).map(|step: usize| step * step % 4_099 + 1) {
+                let (piece, after) = rest.split_at(size.min(rest.len()));
+                client.send(piece)?;
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            client.half_close()
+        },
+        |client| client.expect(&bytes).and_then(|()| client.expect_eof()),
+    )
+}
+
+fn bulk(server: &Endpoint) -> CaseResult {
+    server.connect()?.exchange(&data(4, 20_000_000))
+}
+
+/// No byte means anything to an echo server.
+fn commands(server: &Endpoint) -> CaseResult {
+    let telnet = b"\xff\xf4\xff\xfd\x06 \xff\xfb\x01";
+    let words: [&[u8]; 12] = [
+        b"quit\n",
+        b"QUIT\r\n",
+        b"exit\n",
+        b"bye\n",
+        b"shutdown\n",
+        b".\r\n",
+        b"\x04",
+        b"\0\0\0\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        telnet,
+    ];
+    for word in words {
+        let error = |error| format!("after {:?}: {error}", String::from_utf8_lossy(word));
+        let client = server.connect().map_err(error)?;
+        client.echo(word).map_err(error)?;
+        let within = [&data(5, 3_000)[..], b"\n", word, &data(6, 3_000)].concat();
+        client.exchange(&within).map_err(error)?;
+    }
+    Ok(())
+}
+
+fn never_speaks_first(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    client.expect_silence()?;
+    client.echo(b"now")?;
+    client.expect_silence()?;
+    client.half_close()?;
+    client.expect_eof()
+}
+
+// Half-close, in every order.
+
+fn half_close_at_once(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    client.half_close()?;
+    client.expect_eof()
+}
+
+fn half_close_after_all_is_read(server: &Endpoint) -> CaseResult {
+    for length in [1, 4_096, 16_384, 65_536] {
+        let client = server.connect()?;
+        client.echo(&data(7, length))?;
+        client.half_close()?;
+        client.expect_eof()?;
+    }
+    Ok(())
+}
+
+/// Data and FIN may reach the server in one event.
+fn half_close_with_the_data(server: &Endpoint) -> CaseResult {
+    for round in 0..300 {
+        let length = 1 + round * 331 % 40_000;
+        let client = server.connect()?;
+        client.exchange(&data(round as u64, length))?;
+    }
+    Ok(())
+}
+
+fn half_close_at_a_buffers_edge(server: &Endpoint) -> CaseResult {
+    for power in 9..=18 {
+        for length in [(1 << power) - 1, 1 << power, (1 << power) + 1] {
+            let client = server.connect()?;
+            client.exchange(&data(8, length))?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends all and half-closes before it reads a byte.
+fn read_late(client: &Client, bytes: &[u8]) -> CaseResult {
+    client.both(
+        |client| client.send(bytes).and_then(|()| client.half_close()),
+        |client| {
+            client.wait_until_sender_rests();
+            client.expect(bytes)?;
+            client.expect_eof()
+        },
+    )
+}
+
+fn half_close_then_read_late(server: &Endpoint) -> CaseResult {
+    read_late(&server.connect()?, &data(9, 3_000_000))?;
+    read_late(&server.connect()?, &data(10, 20_000_000))
+}
+
+/// With a small window most of the answer is still in the server when the half-close reaches it.
+fn half_close_then_read_late_by_a_small_window(server: &Endpoint) -> CaseResult {
+    for length in [100_000, 400_000, 1_000_000] {
+        let client = server.connect_with_window(4_096)?;
+        read_late(&client, &data(11, length))?;
+    }
+    Ok(())
+}
+
+fn half_close_by_fifty_late_readers(server: &Endpoint) -> CaseResult {
+    side_by_side(50, |index| {
+        read_late(&server.connect()?, &data(index, 400_000))
+    })
+}
+
+/// The client does not read the answer, and closes both halves in turn.
+fn half_close_of_the_reading_side_first(server: &Endpoint) -> CaseResult {
+    let neighbour = server.connect()?;
+    for length in [0, 1, 10_000] {
+        let client = server.connect()?;
+        client.stop_reading()?;
+        // The server's answer may cause a reset, which may come first.
+        let _reset = client.send(&data(12, length));
+        let _reset = client.half_close();
+    }
+    neighbour.echo(b"still here")
+}
+
+// Late and slow readers.
+
+fn late_reader(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    let bytes = data(13, 12_000_000);
+    client.both(
+        |client| client.send(&bytes),
+        |client| {
+            client.wait_until_sender_rests();
+            client.expect(&bytes)
+        },
+    )?;
+    client.echo(b"and goes on")
+}
+
+fn slow_reader(server: &Endpoint) -> CaseResult {
+    let client = server.connect_with_window(2_048)?;
+    let bytes = data(14, 300_000);
+    client.both(
+        |client| client.send(&bytes).and_then(|()| client.half_close()),
+        |client| {
+            client.expect_in_pieces(&bytes, 700)?;
+            client.expect_eof()
+        },
+    )
+}
+
+/// A server without a limit can be made to use any amount of memory.
+fn backpressure(server: &Endpoint) -> CaseResult {
+    let client = server.connect_with_window(65_536)?;
+    let bytes = data(15, 64 << 20);
+    let sent = client.send_until_stuck(&bytes)?;
+    if sent == bytes.len() {
+        let sent = count(sent);
+        return Err(format!(
+            "no limit: {sent} bytes were accepted from a client that never reads"
+        ));
+    }
+    server.connect()?.echo(b"a neighbour")?;
+    client.expect(&bytes[..sent])?;
+    client.half_close()?;
+    client.expect_eof()
+}
+
+// Urgent data.
+
+/// A read stops at the urgent mark, and no event reports the bytes after it.
+fn urgent_data_with_bytes_after_it(server: &Endpoint) -> CaseResult {
+    for round in 0..100 {
+        let client = server.connect()?;
+        let (before, after) = (vec![b'b'; round * 37], vec![b'a'; 1 + round * 53]);
+        client.send(&before)?;
+        client.send_urgent(b'!')?;
+        client.send(&after)?;
+        let place = count(before.len());
+        client.expect(&before)?;
+        client.expect(b"!").map_err(|error| {
+            format!("the urgent byte after {place} bytes did not come back in its place: {error}")
+        })?;
+        client
+            .expect(&after)
+            .map_err(|error| format!("after an urgent byte: {error}"))?;
+        client.half_close()?;
+        client.expect_eof()?;
+    }
+    Ok(())
+}
+
+fn urgent_data_in_a_stream(server: &Endpoint) -> CaseResult {
+    let client = server.connect()?;
+    let bytes = data(16, 500_000);
+    client.both(
+        |client| {
+            for piece in bytes.chunks(5_000) {
+                let (last, first) = piece.split_last().expect("no piece is empty");
+                client.send(first)?;
+                client.send_urgent(*last)?;
+            }
+            client.half_close()
+        },
+        |client| client.expect(&bytes).and_then(|()| client.expect_eof()),
+    )
+}
+
+// Resets, and clients that leave.
+
+fn resets_at_any_point(server: &Endpoint) -> CaseResult {
+    let neighbour = server.connect()?;
+    let bytes = data(17, 1_000_000);
+    for sent in [0, 1, 100, 20_000, 1_000_000] {
+        for (read, ends) in [(0, false), (0, true), (1, false), (sent / 2, true)] {
+            // A large message can fill the buffers, which costs a wait.
+            for _ in 0..if sent < bytes.len() { 10 } else { 2 } {
+                let client = server
+                    .connect()
+                    .map_err(|error| format!("after a reset at byte {}: {error}", count(sent)))?;
+                let sent = client.send_until_stuck(&bytes[..sent])?;
+                if ends {
+                    client.half_close()?;
+                }
+                client.expect(&bytes[..read.min(sent)])?;
+                client.reset();
+            }
+        }
+        neighbour
+            .echo(b"still here")
+            .map_err(|error| format!("a neighbour of resets: {error}"))?;
+    }
+    server.connect()?.exchange(&bytes)
+}
+
+/// What the server still writes to such a client causes a reset, and SIGPIPE.
+fn close_with_unread_answers(server: &Endpoint) -> CaseResult {
+    let neighbour = server.connect()?;
+    for _ in 0..60 {
+        let client = server
+            .connect()
+            .map_err(|error| format!("after clients that closed without reading: {error}"))?;
+        client.send(&data(18, 50_000))?;
+    }
+    neighbour.echo(b"still here")
+}
+
+fn connect_and_run(server: &Endpoint) -> CaseResult {
+    for round in 0..600 {
+        let client = server.connect()?;
+        if round % 3 == 0 {
+            client.reset();
+        }
+    }
+    server.connect()?.exchange(b"still here")
+}
+
+fn churn(server: &Endpoint) -> CaseResult {
+    side_by_side(4, |index| {
+        for round in 0..200 {
+            let client = server.connect()?;
+            let message = data(index * 1_000 + round, 10);
+            match round % 2 {
+                0 => client.exchange(&message)?,
+                _ => client.echo(&message)?,
+            }
+        }
+        Ok(())
+    })
+}
+
+// Crowds and floods.
+
+fn crowd(server: &Endpoint) -> CaseResult {
+    const CROWD: usize = 300;
+    let crowd: Vec<Client> = (0..CROWD)
+        .map(|_| server.connect())
+        .collect::<CaseResult<_>>()?;
+    let among = |error| format!("among {CROWD} open connections: {error}");
+    for round in 0..3 {
+        let message = |index: usize| data((round * CROWD + index) as u64, 100 + index);
+        for (index, client) in crowd.iter().enumerate() {
+            client.send(&message(index)).map_err(among)?;
+        }
+        for (index, client) in crowd.iter().enumerate().rev() {
+            client.expect(&message(index)).map_err(among)?;
+        }
+    }
+    for client in crowd
+        .iter()
+        .step_by(2)
+        .chain(crowd.iter().skip(1).step_by(2))
+    {
+        client.half_close()?;
+        client.expect_eof().map_err(among)?;
+    }
+    Ok(())
+}
+
+fn crowd_in_bulk(server: &Endpoint) -> CaseResult {
+    side_by_side(40, |index| {
+        server.connect()?.exchange(&data(index, 500_000))
+    })
+}
+
+/// Connections that flood must not starve another one.
+fn flood_beside_a_ping(server: &Endpoint) -> CaseResult {
+    let over = AtomicBool::new(false);
+    let bytes = data(19, 1 << 20);
+    let flood = || {
+        let client = server.connect()?;
+        while !over.load(SeqCst) {
+            client.both(|client| client.send(&bytes), |client| client.expect(&bytes))?;
+        }
+        Ok(())
+    };
+    let ping = || {
+        let client = server.connect()?;
+        for round in 0..100 {
+            client
+                .echo(&data(round, 64))
+                .map_err(|error| format!("a ping beside floods: {error}"))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let floods: Vec<_> = (0..6).map(|_| scope.spawn(flood)).collect();
+        let pinged = ping();
+        over.store(true, SeqCst);
+        let flooded = floods
+            .into_iter()
+            .map(|flood| flood.join().expect("floods do not panic"));
+        pinged.and(flooded.collect::<Vec<_>>().into_iter().collect())
+    })
+}
+
+fn never_readers_beside_a_ping(server: &Endpoint) -> CaseResult {
+    let bytes = data(20, 64 << 20);
+    let clients: Vec<Client> = (0..10)
+        .map(|_| server.connect_with_window(16_384))
+        .collect::<CaseResult<_>>()?;
+    side_by_side(clients.len() as u64, |index| {
+        clients[index as usize].send_until_stuck(&bytes).map(drop)
+    })?;
+    let ping = server.connect()?;
+    for round in 0..100 {
+        ping.echo(&data(round, 64))
+            .map_err(|error| format!("a ping beside clients that never read: {error}"))?;
+    }
+    Ok(())
+}

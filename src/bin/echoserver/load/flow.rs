@@ -1,0 +1,256 @@
+//! The messages of one connection: how many may be sent, and how long each took.
+//!
+//! It has no clock and does no I/O: times and byte counts are arguments.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// When messages are due: at a fixed rate, shared by several connections in turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schedule {
+    pub(crate) start: Instant,
+    /// Messages per second of all connections.
+    pub(crate) rate: f64,
+    /// Which of these messages are meant: every `step`-th, from `first` on.
+    pub(crate) first: u64,
+    pub(crate) step: u64,
+}
+
+impl Schedule {
+    /// Returns the messages of one of `count` connections that share these in turn.
+    pub(crate) fn nth_of(self, index: u64, count: u64) -> Self {
+        Self {
+            first: self.first + index * self.step,
+            step: self.step * count,
+            ..self
+        }
+    }
+
+    pub(crate) fn due(&self, index: u64) -> Instant {
+        let place = self.first + index * self.step;
+        self.start + Duration::from_secs_f64(place as f64 / self.rate)
+    }
+}
+
+/// When the time of a message begins.
+#[derive(Clone, Debug)]
+pub(crate) enum Timing {
+    /// When its first byte is sent. Contains the times of the messages in flight.
+    Sent(VecDeque<Instant>),
+    /// When its connection is opened.
+    Opened(Instant),
+    /// When it is due, even if it cannot be sent then: a stall counts for every message that it delays.
+    Due(Schedule),
+}
+
+/// A stream of messages of equal size.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    size: u64,
+    max_in_flight: u64,
+    /// Messages of one stream.
+    max_per_stream: u64,
+    /// Messages that may be sent, those of earlier streams included.
+    granted: u64,
+    /// Messages of earlier streams.
+    earlier: u64,
+    /// Messages of this stream that came back.
+    completed: u64,
+    /// Bytes of this stream.
+    sent: u64,
+    received: u64,
+    timing: Timing,
+}
+
+impl Flow {
+    pub(crate) fn new(size: u64, max_in_flight: u64, max_per_stream: u64, timing: Timing) -> Self {
+        Self {
+            size,
+            max_in_flight,
+            max_per_stream,
+            granted: 0,
+            earlier: 0,
+            completed: 0,
+            sent: 0,
+            received: 0,
+            timing,
+        }
+    }
+
+    /// Allows `count` more messages to be sent.
+    pub(crate) fn grant(&mut self, count: u64) {
+        self.granted = self.granted.saturating_add(count);
+    }
+
+    pub(crate) fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Returns how many bytes may be sent now.
+    pub(crate) fn sendable(&self) -> u64 {
+        let granted = (self.granted - self.earlier).min(self.max_per_stream);
+        let messages = granted.min(self.completed.saturating_add(self.max_in_flight));
+        messages.saturating_mul(self.size) - self.sent
+    }
+
+    pub(crate) fn is_awaiting_bytes(&self) -> bool {
+        self.sent > self.received
+    }
+
+    /// Returns the granted messages that have not come back. Only meaningful if grants are limited.
+    pub(crate) fn unanswered(&self) -> u64 {
+        self.granted - self.earlier - self.completed
+    }
+
+    pub(crate) fn add_sent(&mut self, count: u64, now: Instant) {
+        let before = self.sent.div_ceil(self.size);
+        self.sent += count;
+        if let Timing::Sent(times) = &mut self.timing {
+            let begun = self.sent.div_ceil(self.size) - before;
+            times.extend((0..begun).map(|_| now));
+        }
+    }
+
+    /// Counts bytes that came back, and calls `record` with the time of each message that they complete.
+    pub(crate) fn add_received(
+        &mut self,
+        count: u64,
+        now: Instant,
+        mut record: impl FnMut(Duration),
+    ) {
+        self.received += count;
+        while self.received - self.completed * self.size >= self.size {
+            let start = match &mut self.timing {
+                Timing::Sent(times) => times.pop_front().unwrap_or(now),
+                Timing::Opened(time) => *time,
+                Timing::Due(schedule) => schedule.due(self.earlier + self.completed),
+            };
+            self.completed += 1;
+            record(now.saturating_duration_since(start));
+        }
+    }
+
+    /// Starts a new stream. Returns how many messages were in flight and are lost.
+    pub(crate) fn restart(&mut self) -> u64 {
+        let begun = self.sent.div_ceil(self.size);
+        let lost = begun - self.completed;
+        self.earlier += begun;
+        (self.completed, self.sent, self.received) = (0, 0, 0);
+        if let Timing::Sent(times) = &mut self.timing {
+            times.clear();
+        }
+        lost
+    }
+
+    /// Gives up all messages that may still be sent. Returns their number.
+    pub(crate) fn abandon(&mut self) -> u64 {
+        let rest = self.unanswered();
+        self.granted = self.earlier + self.completed;
+        rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hdrhistogram::Histogram;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Sends 1,000 messages a second for 20 s to a server that answers after 100 us, but stalls for the first
+    /// 200 ms of each second.
+    fn times_of_stalling_server(max_in_flight: u64) -> Histogram<u64> {
+        let start = Instant::now();
+        let (rate, first, step) = (1000.0, 0, 1);
+        let schedule = Schedule {
+            start,
+            rate,
+            first,
+            step,
+        };
+        let mut flow = Flow::new(64, max_in_flight, u64::MAX, Timing::Due(schedule));
+        let mut times = Histogram::new(3).unwrap();
+        let mut previous_answer = start;
+        for index in 0..20_000 {
+            flow.grant(1);
+            let due = schedule.due(index);
+            let sent = if max_in_flight == 1 {
+                due.max(previous_answer)
+            } else {
+                due
+            };
+            let mut answer = sent + MS / 10;
+            let into_second = (answer - start).subsec_nanos();
+            let stall = (200 * MS).saturating_sub(Duration::from_nanos(into_second.into()));
+            answer += stall;
+            flow.add_sent(flow.sendable(), sent);
+            flow.add_received(64, answer, |time| {
+                times.record(time.as_nanos() as u64).unwrap();
+            });
+            previous_answer = answer;
+        }
+        times
+    }
+
+    #[test]
+    fn stall_counts_for_every_message_that_was_due_during_it() {
+        // A fifth of the messages is due in a stall, and waits for up to 200 ms.
+        let at_once = [
+            (0.5, 0.1),
+            (0.79, 0.1),
+            (0.9, 100.0),
+            (0.99, 190.0),
+            (0.999, 199.0),
+            (1.0, 200.0),
+        ];
+        // With one in flight, those that have queued up are answered 0.1 ms apart. One due t ms after the start
+        // of the stall waits for 200 - 0.9 t ms, so that 222 wait, and ten of them for more than 191 ms.
+        let in_turn = [
+            (0.5, 0.1),
+            (0.77, 0.1),
+            (0.9, 110.0),
+            (0.99, 191.0),
+            (1.0, 200.0),
+        ];
+        for (max_in_flight, expected) in [(u64::MAX, &at_once[..]), (1, &in_turn)] {
+            let times = times_of_stalling_server(max_in_flight);
+            assert_eq!(times.len(), 20_000);
+            for (quantile, expected) in expected {
+                let measured = times.value_at_quantile(*quantile) as f64 / 1e6;
+                let tolerance = 0.01 * expected + 0.05;
+                assert!(
+                    (measured - expected).abs() < tolerance,
+                    "{quantile}: {measured} ms"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn messages_in_flight_are_limited_and_timed_from_their_first_byte() {
+        let start = Instant::now();
+        let mut flow = Flow::new(10, 2, 3, Timing::Sent(VecDeque::new()));
+        flow.grant(9);
+        assert_eq!(flow.sendable(), 20);
+        flow.add_sent(11, start);
+        flow.add_sent(9, start + 5 * MS);
+        assert_eq!(flow.sendable(), 0);
+        let mut times = Vec::new();
+        flow.add_received(19, start + 7 * MS, |time| times.push(time));
+        assert_eq!((flow.sendable(), flow.is_awaiting_bytes()), (10, true));
+        flow.add_received(1, start + 8 * MS, |time| times.push(time));
+        assert_eq!(times, [7 * MS, 8 * MS]);
+        flow.add_sent(4, start);
+        assert_eq!(flow.restart(), 1);
+        assert_eq!((flow.sendable(), flow.unanswered()), (20, 6));
+    }
+}

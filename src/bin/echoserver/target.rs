@@ -1,0 +1,127 @@
+//! The server that `check` and `load` connect to.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use echoserver::Address;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Exit status if no connection to the server can be made.
+pub(crate) const UNREACHABLE: u8 = 3;
+
+/// Help text of the argument that names the server.
+pub(crate) const FORMS: &str = "Server to connect to: HOST:PORT, IP:PORT, [V6]:PORT, unix:PATH or \
+    unix:@NAME; PORT or :PORT means localhost";
+
+/// A server that accepted a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// As the user wrote it.
+    pub(crate) name: String,
+    pub(crate) address: SockAddr,
+}
+
+impl Target {
+    /// Resolves `address` and chooses the first of its socket addresses that accepts a connection.
+    pub(crate) fn find(address: &Address, timeout: Duration) -> Result<Self, String> {
+        let name = match address {
+            Address::AnyInterface(port) => format!("localhost:{port}"),
+            address => address.to_string(),
+        };
+        let connect = || {
+            let mut first_error = None;
+            for address in resolve(address)? {
+                match connect(&address, timeout, |_| Ok(())) {
+                    Ok(_) => return Ok(address),
+                    Err(error) => first_error = first_error.or(Some(error)),
+                }
+            }
+            Err(first_error.unwrap_or_else(|| io::Error::other("the name has no address")))
+        };
+        match connect() {
+            Ok(address) => Ok(Self { name, address }),
+            Err(error) => Err(format!("cannot connect to {name}: {}", error_text(&error))),
+        }
+    }
+
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.address.as_socket().is_some()
+    }
+}
+
+impl fmt::Display for Target {
+    /// Writes the name, and the IP address if the name does not show it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ip = self.address.as_socket().map(|address| address.to_string());
+        match ip.filter(|ip| *ip != self.name) {
+            Some(ip) => write!(f, "{} ({ip})", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+fn resolve(address: &Address) -> io::Result<Vec<SockAddr>> {
+    match address {
+        Address::Ip(address) => Ok(vec![(*address).into()]),
+        Address::Host(host, port) => {
+            let addresses = (host.as_str(), *port).to_socket_addrs()?;
+            Ok(addresses.map(SockAddr::from).collect())
+        }
+        // Localhost, without a resolver, which a container may not have.
+        Address::AnyInterface(port) => {
+            let addresses = [
+                Ipv4Addr::LOCALHOST.into(),
+                IpAddr::from(Ipv6Addr::LOCALHOST),
+            ];
+            Ok(addresses
+                .map(|ip| SocketAddr::from((ip, *port)).into())
+                .into())
+        }
+        #[cfg(unix)]
+        Address::UnixPath(path) => SockAddr::unix(path).map(|address| vec![address]),
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        Address::UnixAbstract(name) => {
+            SockAddr::unix(format!("\0{name}")).map(|address| vec![address])
+        }
+        other => Err(io::Error::other(format!("{other} is not supported"))),
+    }
+}
+
+/// Connects a blocking socket. `set_up` can set options before.
+pub(crate) fn connect(
+    address: &SockAddr,
+    timeout: Duration,
+    set_up: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<Socket> {
+    let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+    set_up(&socket)?;
+    if address.domain() == Domain::UNIX {
+        // It connects at once, or waits for a place in the backlog for as long as a write may wait.
+        socket.set_write_timeout(Some(timeout))?;
+        socket.connect(address)?;
+    } else {
+        socket.set_tcp_nodelay(true)?;
+        socket.connect_timeout(address, timeout)?;
+    }
+    Ok(socket)
+}
+
+/// Returns the message of an error without the system's error number.
+pub(crate) fn error_text(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => "timed out".to_owned(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "a reset".to_owned(),
+        ErrorKind::AddrNotAvailable => {
+            "no local port is free: closed connections hold them for a minute".to_owned()
+        }
+        _ => {
+            let text = error.to_string();
+            let text = text.split(" (os error").next().unwrap_or(&text);
+            let mut letters = text.chars();
+            let first = letters.next().map(|first| first.to_ascii_lowercase());
+            first.into_iter().chain(letters).collect()
+        }
+    }
+}
