@@ -107,7 +107,7 @@ impl Client {
         let mut done = 0;
         while done < bytes.len() {
             let room = chunk.len().min(bytes.len() - done);
-            let count = (&self.0).read(&mut chunk[..room]).unwrap_or_else(|error| {
+            let count = self.read(&mut chunk[..room]).unwrap_or_else(|error| {
                 panic!("{done} of {} bytes came, then: {error}", bytes.len())
             });
             if count == 0 {
@@ -142,33 +142,33 @@ impl Client {
         }
     }
 
-    /// Reads what is left, which a reset must end.
-    pub(crate) fn expect_reset(&self) {
-        let mut chunk = vec![0; 64 << 10];
+    /// Reads once. The end of a child process can interrupt a read.
+    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
-            match (&self.0).read(&mut chunk) {
-                Ok(0) => panic!("EOF instead of a reset"),
-                Ok(_) => {}
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-                    return;
-                }
+            match (&self.0).read(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
             }
         }
+    }
+
+    /// Reads what is left, which a reset must end.
+    pub(crate) fn expect_reset(&self) {
+        let read = io::copy(&mut &self.0, &mut io::sink());
+        let error = read.expect_err("EOF instead of a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     }
 
     /// Reads EOF: no byte more, and no reset.
     pub(crate) fn expect_eof(&self) {
         let mut byte = [0];
-        match (&self.0).read(&mut byte) {
-            Ok(count) => assert_eq!(count, 0, "a byte instead of EOF: {byte:?}"),
-            Err(error) => panic!("no EOF: {error}"),
-        }
+        let count = self.read(&mut byte).expect("no reset");
+        assert_eq!(count, 0, "a byte instead of EOF: {byte:?}");
     }
 
     /// Reads that the connection has ended, by EOF or reset.
     pub(crate) fn expect_closed(&self) {
-        match (&self.0).read(&mut [0]) {
+        match self.read(&mut [0]) {
             Ok(count) => assert_eq!(count, 0, "a byte came"),
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
         }
