@@ -5,12 +5,12 @@
 //! telnet 127.0.0.1 5556
 //! ```
 //!
-//! A client that sends nothing for as many seconds as the second argument says has to leave. One that does not read
-//! for so long that its messages exceed its buffer is closed.
+//! A client has to leave when it sends nothing for as many seconds as the second argument says, and when it reads so
+//! slowly that too many lines wait for it.
 //!
 //! A handler cannot write to another connection. It puts the line into the other's mailbox, and wakes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::env;
 use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Config::default()
     })?;
     let handle = server.handle();
-    ctrlc::set_handler(move || handle.shut_down())?;
+    ctrlc::set_handler(move || match handle.is_shut_down() {
+        false => handle.shut_down(),
+        true => handle.abort(),
+    })?;
     println!("listening on {}", server.addresses()[0]);
     let room = Room::default();
     server.run(|connection| Guest {
@@ -36,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         room: &room,
         idle,
         number: None,
+        unsent: VecDeque::new(),
     })?;
     Ok(())
 }
@@ -57,8 +61,11 @@ struct Mailbox {
     waker: Waker,
 }
 
-/// Lines that wait for a handler. Its worker takes them within a tick, so more means that its client does not read.
-const MAX_LINES: usize = 10_000;
+/// The longest line, in bytes.
+const MAX_LINE: usize = 1000;
+
+/// Lines that wait to be sent to a client. One that reads so slowly that there are more has to leave.
+const MAX_UNSENT: usize = 10_000;
 
 impl Room {
     fn lock(&self) -> MutexGuard<'_, Mailboxes> {
@@ -80,7 +87,7 @@ impl Room {
     fn say(&self, author: Option<u64>, line: &str) {
         let line: Arc<str> = line.into();
         for (number, mailbox) in &mut self.lock().of {
-            if Some(*number) != author && mailbox.lines.len() < MAX_LINES {
+            if Some(*number) != author && mailbox.lines.len() <= MAX_UNSENT {
                 mailbox.lines.push(Arc::clone(&line));
                 mailbox.waker.wake();
             }
@@ -99,61 +106,95 @@ struct Guest<'a> {
     name: String,
     room: &'a Room,
     idle: Duration,
-    /// `None` until the connection has opened.
+    /// `None` before the connection has opened and after it has left the room.
     number: Option<u64>,
+    unsent: VecDeque<Arc<str>>,
 }
 
 impl Handler for Guest<'_> {
     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
-        match event {
-            Event::Open => {
-                let (number, others) = self.room.enter(context.waker());
-                let welcome = format!("* you are {}, and {others} others are here\n", self.name);
-                let _fits = context.output.push(welcome.as_bytes());
-                self.number = Some(number);
-                self.room
-                    .say(self.number, &format!("* {} has come\n", self.name));
-                context.set_timer(Some(self.idle));
-            }
+        let action = match event {
+            Event::Open => self.enter(context),
+            Event::Input => self.say_lines(context),
+            Event::Wake | Event::Sent => self.send_lines(context),
             Event::Timer => {
                 let _fits = context.output.push(b"* you were silent for too long\n");
-                return Action::Close;
+                Action::Close
             }
-            Event::Wake => return self.receive(context),
-            Event::Input | Event::Sent | Event::Eof => {}
+            Event::Eof => Action::Continue,
+        };
+        if action == Action::Close {
+            // The connection can take some seconds to close.
+            self.leave();
         }
+        action
+    }
+}
+
+impl Guest<'_> {
+    fn enter(&mut self, context: &mut Context<'_>) -> Action {
+        let (number, others) = self.room.enter(context.waker());
+        let welcome = format!("* you are {}, and {others} others are here\n", self.name);
+        let _fits = context.output.push(welcome.as_bytes());
+        self.number = Some(number);
+        self.room
+            .say(self.number, &format!("* {} has come\n", self.name));
+        context.set_timer(Some(self.idle));
+        Action::Continue
+    }
+
+    /// Takes the lines that the client has sent to all others.
+    fn say_lines(&mut self, context: &mut Context<'_>) -> Action {
         while let Some(line) = context.input.line() {
             let length = line.len();
+            if length > MAX_LINE {
+                return refuse(context);
+            }
             let text = String::from_utf8_lossy(line.trim_ascii_end());
             let line = format!("{}: {text}\n", self.name);
             self.room.say(self.number, &line);
             context.input.consume(length);
             context.set_timer(Some(self.idle));
         }
-        Action::Continue
+        match context.input.len() > MAX_LINE {
+            true => refuse(context),
+            false => Action::Continue,
+        }
     }
-}
 
-impl Guest<'_> {
-    /// Sends the lines in the mailbox. They are appended to those that are still being sent.
-    fn receive(&mut self, context: &mut Context<'_>) -> Action {
-        for line in self
-            .number
-            .map_or_else(Vec::new, |number| self.room.take_lines(number))
-        {
+    /// Sends the lines of the others, as many as fit.
+    fn send_lines(&mut self, context: &mut Context<'_>) -> Action {
+        if let Some(number) = self.number {
+            self.unsent.extend(self.room.take_lines(number));
+        }
+        if self.unsent.len() > MAX_UNSENT {
+            return Action::Close;
+        }
+        while let Some(line) = self.unsent.front() {
             if !context.output.push(line.as_bytes()) {
-                return Action::Close;
+                return Action::Flush;
             }
+            self.unsent.pop_front();
         }
         Action::Continue
     }
+
+    fn leave(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.room.lock().of.remove(&number);
+            self.room.say(None, &format!("* {} has left\n", self.name));
+        }
+    }
+}
+
+fn refuse(context: &mut Context<'_>) -> Action {
+    let problem = format!("* lines have at most {MAX_LINE} bytes\n");
+    let _fits = context.output.push(problem.as_bytes());
+    Action::Close
 }
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
-            self.room.lock().of.remove(&number);
-            self.room.say(None, &format!("* {} has left\n", self.name));
-        }
+        self.leave();
     }
 }

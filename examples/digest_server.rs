@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::env;
 use std::error::Error;
 use std::num::NonZeroUsize;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use echoserver::{Action, Config, Context, Event, Handler, Server, Waker, WorkQueue};
@@ -25,6 +25,9 @@ const MAX_QUEUED: usize = 64;
 
 /// Answers that a connection waits for.
 const MAX_PENDING: usize = 16;
+
+/// The length of an answer: 64 digits and a line feed.
+const ANSWER: usize = 65;
 
 /// When to try again after the queue was full.
 const RETRY: Duration = Duration::from_millis(10);
@@ -43,7 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Config::default()
     })?;
     let handle = server.handle();
-    ctrlc::set_handler(move || handle.shut_down())?;
+    ctrlc::set_handler(move || match handle.is_shut_down() {
+        false => handle.shut_down(),
+        true => handle.abort(),
+    })?;
     println!("listening on {}", server.addresses()[0]);
     server.run(|_connection| DigestHandler {
         queue: &queue,
@@ -59,17 +65,11 @@ struct Job {
     waker: Waker,
 }
 
-fn run(
-    Job {
-        bytes,
-        answer,
-        waker,
-    }: Job,
-) {
-    // It fails if the connection has been closed.
-    if answer.send(digest(bytes)).is_ok() {
-        waker.wake();
-    }
+fn run(job: Job) {
+    // At the end, even of a panic, `answer` is dropped, and then the handler is called.
+    let _wake = job.waker.wake_on_drop();
+    let answer = job.answer;
+    let _connection_is_closed = answer.send(digest(job.bytes));
 }
 
 fn digest(mut bytes: u64) -> String {
@@ -110,10 +110,15 @@ impl Handler for DigestHandler<'_> {
 impl DigestHandler<'_> {
     /// Appends the answers that are ready, up to the first that is not.
     fn send(&mut self, context: &mut Context<'_>) -> Result<(), Action> {
-        while let Some(Ok(answer)) = self.pending.front().map(Receiver::try_recv) {
-            // With at most `MAX_PENDING` answers in a buffer of the default size, each one fits.
-            if !context.output.push(answer.as_bytes()) {
-                return Err(Action::Close);
+        while let Some(answer) = self.pending.front() {
+            if context.output.room() < ANSWER {
+                return Err(Action::Flush);
+            }
+            match answer.try_recv() {
+                Ok(answer) => _ = context.output.push(answer.as_bytes()),
+                Err(TryRecvError::Empty) => break,
+                // The job has panicked.
+                Err(TryRecvError::Disconnected) => return Err(Action::Close),
             }
             self.pending.pop_front();
         }
@@ -132,11 +137,10 @@ impl DigestHandler<'_> {
                 return Err(Action::Close);
             };
             let (answer, receiver) = channel();
-            let waker = context.waker();
             let job = Job {
                 bytes,
                 answer,
-                waker,
+                waker: context.waker(),
             };
             if self.queue.try_push(job).is_err() {
                 // The request stays in the input, so nothing is read from this client once its buffer is full.

@@ -32,7 +32,8 @@ use crate::connection::{Extras, Tick};
 /// A handler must not block, because its worker serves many other connections on the same thread. Slow work
 /// belongs into a [`WorkQueue`](crate::WorkQueue); its result comes back with a [`Waker`].
 pub trait Handler {
-    /// Called for each [`Event`]. The [`Action`] that it returns replaces that of the call before.
+    /// Called for each [`Event`]. The [`Action`] that it returns replaces that of the call before: for example, one that
+    /// returns [`Action::Continue`] when it is woken while output is pending gets no [`Event::Sent`].
     ///
     /// # Panics
     ///
@@ -65,7 +66,8 @@ pub enum Event {
 /// What the server does after [`Handler::process`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Wait for the next event. What is left in `input` is an unfinished message.
+    /// Wait for the next event. What is left in `input` is an unfinished message: the handler is not called for it
+    /// until more input arrives, and at the client's EOF it is discarded.
     ///
     /// If it fills `input` completely, no event can finish it, and the connection is closed
     /// ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
@@ -83,6 +85,10 @@ pub enum Action {
     /// accept pending output) or by a shutdown before its deadline. Input is still read, until `input` is full.
     Pending,
     /// Send all of `output`, then close the connection. Input that was not consumed is discarded.
+    ///
+    /// A client that accepts no output for 10 s is reset ([`CloseReason::IdleTimeout`](crate::CloseReason::IdleTimeout)), and
+    /// one that does not end its half is waited for 1 s. The handler is dropped after that, so it leaves shared
+    /// state when it returns this.
     Close,
 }
 
@@ -102,7 +108,8 @@ impl Context<'_> {
     ///
     /// The resolution is a millisecond, rounded up. Time is counted from the start of the worker's tick, so the
     /// call can come early by the duration of one tick, and late by as much. Data that has arrived before
-    /// the timer expires is handled first, also after a pause of the process.
+    /// the timer expires is handled first, also after a pause of the process. Data that the server does not read because
+    /// output is pending is not: a client is idle by this timer if it does not read its answers.
     pub fn set_timer(&mut self, timeout: Option<Duration>) {
         match timeout {
             Some(timeout) => {

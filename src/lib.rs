@@ -41,7 +41,8 @@
 //!
 //! **Lines.** A message arrives in pieces, and several can arrive at once. A handler therefore loops over the
 //! complete messages and leaves an unfinished one in `input`; the next call sees it again with more bytes
-//! appended. An answer that does not fit into `output` is left as well: [`Action::Flush`] has the handler called
+//! appended. The loop must not end with a complete message left for [`Action::Continue`]: no event would come for it.
+//! An answer that does not fit into `output` is left as well: [`Action::Flush`] has the handler called
 //! again when `output` is empty. While output is pending, the server does not read from that client: this is
 //! backpressure. The complete server:
 //!
@@ -50,8 +51,10 @@
 //! ```
 //!
 //! **Frames.** Binary protocols put a length before each message. A frame must fit into
-//! [`Config::buffer_size`]; one that fills `input` and is not consumed closes its connection
-//! ([`CloseReason::BufferFull`]). Here each frame is answered with a frame of its reversed contents:
+//! [`Config::buffer_size`] with its header of four bytes. One that fills `input` and is not consumed closes its
+//! connection ([`CloseReason::BufferFull`]): the client gets the earlier answers, then EOF. To tell it why, compare the
+//! header, or `input.len()` with `input.capacity()`, before that. Here each frame is answered with a frame of its
+//! reversed contents:
 //!
 //! ```
 //! # use echoserver::{Action, Context, Event, Handler};
@@ -61,6 +64,7 @@
 //!     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
 //!         while let Some(frame) = context.input.frame() {
 //!             let length = frame.len();
+//!             // Before the frame is changed: it is reversed only once.
 //!             if context.output.room() < length {
 //!                 return Action::Flush;
 //!             }
@@ -83,7 +87,7 @@
 //! ```no_run
 //! # use std::io;
 //! # use std::num::NonZeroUsize;
-//! # use std::sync::mpsc::{Receiver, Sender, channel};
+//! # use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 //! # use std::time::Duration;
 //! # use echoserver::{Action, Config, Context, Event, Handler, Server, Waker, WorkQueue};
 //! struct Job {
@@ -93,9 +97,11 @@
 //! }
 //!
 //! fn run(job: Job) {
-//!     let answer = job.line; // Here: a database, a file, a computation.
-//!     let _connection_is_closed = job.answer.send(answer);
-//!     job.waker.wake();
+//!     // At the end, even of a panic, `answer` is dropped, and then the handler is called.
+//!     let _wake = job.waker.wake_on_drop();
+//!     let answer = job.answer;
+//!     let result = job.line.to_ascii_uppercase(); // Here: a database, a file, a computation.
+//!     let _connection_is_closed = answer.send(result);
 //! }
 //!
 //! struct Slow<'a> {
@@ -105,31 +111,36 @@
 //!
 //! impl Handler for Slow<'_> {
 //!     fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
-//!         loop {
-//!             if let Some(answer) = &self.answer {
-//!                 let Ok(answer) = answer.try_recv() else {
-//!                     return Action::Pending; // Woken for another reason, or new input.
-//!                 };
-//!                 if !context.output.push(&answer) {
-//!                     return Action::Close; // Longer than the buffer: the output is empty here.
-//!                 }
-//!                 self.answer = None;
-//!                 return Action::Flush; // The next line when this answer is sent.
-//!             }
-//!             let Some(line) = context.input.line() else {
-//!                 return Action::Continue;
-//!             };
-//!             let (length, line) = (line.len(), line.to_vec());
-//!             let (sender, receiver) = channel();
-//!             let job = Job { line, answer: sender, waker: context.waker() };
-//!             if self.queue.try_push(job).is_err() {
-//!                 // The queue is full. Leave the line in the input, and try again later.
-//!                 context.set_timer(Some(Duration::from_millis(10)));
-//!                 return Action::Pending;
-//!             }
-//!             context.input.consume(length);
-//!             self.answer = Some(receiver);
+//!         if !context.output.is_empty() {
+//!             return Action::Flush; // Woken while an answer is being sent.
 //!         }
+//!         if let Some(answer) = &self.answer {
+//!             let answer = match answer.try_recv() {
+//!                 Ok(answer) => answer,
+//!                 Err(TryRecvError::Empty) => return Action::Pending, // Called for another reason.
+//!                 Err(TryRecvError::Disconnected) => return Action::Close, // The job has panicked.
+//!             };
+//!             self.answer = None;
+//!             return match context.output.push(&answer) {
+//!                 true => Action::Flush, // The next line when this answer is sent.
+//!                 false => Action::Close, // It is longer than the whole buffer.
+//!             };
+//!         }
+//!         let Some(line) = context.input.line() else {
+//!             return Action::Continue;
+//!         };
+//!         let (length, line) = (line.len(), line.to_vec());
+//!         let (sender, receiver) = channel();
+//!         let job = Job { line, answer: sender, waker: context.waker() };
+//!         match self.queue.try_push(job) {
+//!             Ok(()) => {
+//!                 context.input.consume(length);
+//!                 self.answer = Some(receiver);
+//!             }
+//!             // The queue is full. The line stays in the input until the timer expires.
+//!             Err(_job) => context.set_timer(Some(Duration::from_millis(10))),
+//!         }
+//!         Action::Pending
 //!     }
 //! }
 //!
@@ -149,7 +160,8 @@
 //!   and return [`Action::Flush`].
 //! * **A message that depends on time** is sent when the timer expires: [`Context::set_timer`].
 //! * **A message from another connection** goes through shared state: put it where the other handler finds it, and
-//!   use that connection's [`Waker`].
+//!   use that connection's [`Waker`]. A shutdown closes connections that wait for nothing but input at once, so a wake-up
+//!   can come too late for them.
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
 //!   atomic, because the workers run in parallel. The closure also receives the [`Peer`] and, as a
@@ -157,7 +169,9 @@
 //! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
 //!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
 //!   returns the counters.
-//! * **To test a handler**, run it in `testing::simulate`, with the feature `testing`.
+//! * **To run the server on another thread** whose handlers borrow, use [`std::thread::scope`].
+//! * **To test a handler**, run it in `testing::simulate`, with the feature `testing`, and behind a socket: bind port 0,
+//!   connect to [`Server::addresses`], shut down and join. The example of [`Server`] does that.
 //!
 //! The repository's `examples/` have larger servers: `resp_server.rs` for `redis-cli` and `redis-benchmark`,
 //! `digest_server.rs` with jobs, and `chat.rs` with wakers and timers.
@@ -355,7 +369,7 @@ mod stats;
 pub mod testing;
 mod work_queue;
 
-pub use connection::waker::Waker;
+pub use connection::waker::{WakeOnDrop, Waker};
 pub use handler::{Action, Context, Echo, Event, Handler, Input, Output};
 pub use net::address::{Address, AddressError};
 pub use peer::Peer;

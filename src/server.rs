@@ -422,8 +422,8 @@ impl Handle {
     /// progress complete and no others begin), answers all input that has arrived, and closes every
     /// connection once its output is delivered. Connections that are not done
     /// [`drain_timeout`](Config::drain_timeout) after this call are closed then, and reset if the server still
-    /// holds bytes of them. Returns at once. Further calls
-    /// have no effect.
+    /// holds bytes of them. A client that has received everything and stays connected is waited for 1 s. Returns
+    /// at once. Further calls have no effect.
     pub fn shut_down(&self) {
         let deadline = self.clock.now().saturating_add(millis(self.drain_timeout));
         self.control.shut_down(deadline.min(NEVER - 1));

@@ -56,6 +56,10 @@ const MAX_TRACE: usize = 100;
 /// has ended its half after it. A longer input must not change earlier output: the output for an input starts
 /// with the output for every prefix of that input, and so does the output after the end.
 ///
+/// Choose small limits: a client sends a dozen messages at most. Timers expire after any time, so an output that depends
+/// on time has no model. `handler` is called for each connection of each schedule, on several threads; connections that
+/// share state cannot be simulated.
+///
 /// A handler that has asked for a [waker](crate::Context::waker) is woken at random times, and again until it no longer
 /// returns [`Action::Pending`](crate::Action::Pending). A handler that hands work to other threads is therefore
 /// simulated without them: its answers are ready when it is woken.

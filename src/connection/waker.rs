@@ -38,6 +38,13 @@ impl Waker {
         }
     }
 
+    /// Returns a guard that wakes the connection when it is dropped. A job that starts with it wakes its connection
+    /// when it is done and when it panics.
+    #[must_use = "it wakes at once if it is not kept"]
+    pub fn wake_on_drop(self) -> WakeOnDrop {
+        WakeOnDrop(self)
+    }
+
     /// The connection's token. It can have been reused since the wake-up.
     pub(crate) fn token(&self) -> usize {
         self.0.token
@@ -52,6 +59,19 @@ impl Waker {
 impl fmt::Debug for Waker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Waker").finish_non_exhaustive()
+    }
+}
+
+/// Wakes a connection when it is dropped; see [`Waker::wake_on_drop`].
+///
+/// Variables are dropped in reverse order, so create it before those whose drop the handler is to see, such as the sending
+/// half of a channel.
+#[derive(Debug)]
+pub struct WakeOnDrop(Waker);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.wake();
     }
 }
 
@@ -167,6 +187,15 @@ mod tests {
         assert!(receiver.take().unwrap().is_same(&waker));
         waker.wake();
         assert_eq!(notified.load(Ordering::Relaxed), 2);
+        assert!(receiver.take().is_some());
+    }
+
+    #[test]
+    fn guard_wakes_when_it_is_dropped() {
+        let (queue, receiver, _) = counting_queue();
+        let guard = queue.waker(1).wake_on_drop();
+        assert!(receiver.take().is_none());
+        drop(guard);
         assert!(receiver.take().is_some());
     }
 

@@ -8,7 +8,6 @@ use tempfile::tempdir;
 #[cfg(unix)]
 use rustix::process::Signal;
 
-#[cfg(unix)]
 use crate::harness::wait_until;
 use crate::harness::{Client, Process, command, installed, run};
 
@@ -416,6 +415,43 @@ fn chat_brings_a_line_to_all_others() {
     second.expect_eof();
 }
 
+/// Many lines at once, for clients that read them.
+#[test]
+fn chat_brings_a_burst_to_all_others() {
+    let server = start("chat", &[]);
+    let (author, name) = enter(connect(&server), 0);
+    let (reader, other) = enter(connect(&server), 1);
+    author.expect(format!("* {other} has come\n").as_bytes());
+    let line = format!("{}\n", "x".repeat(100));
+    thread::scope(|scope| {
+        scope.spawn(|| author.send(line.repeat(5_000).as_bytes()));
+        let expected = format!("{name}: {line}").repeat(5_000);
+        reader.expect(expected.as_bytes());
+    });
+}
+
+#[test]
+fn chat_refuses_a_long_line_of_its_author_only() {
+    let server = start("chat", &[]);
+    for line in [[&[b'x'; 1000][..], b"\n"].concat(), vec![0xff; 1001]] {
+        let (author, name) = enter(connect(&server), 0);
+        let (other, other_name) = enter(connect(&server), 1);
+        author.expect(format!("* {other_name} has come\n").as_bytes());
+        author.send(&line);
+        author.expect(b"* lines have at most 1000 bytes\n");
+        author.expect_eof();
+        other.expect(format!("* {name} has left\n").as_bytes());
+        other.send(b"bye\n");
+        drop((author, other));
+        wait_until("both are gone", || {
+            let welcome = connect(&server);
+            let mut line = vec![0; 200];
+            let count = std::io::Read::read(&mut &welcome.0, &mut line).unwrap();
+            text(&line[..count]).ends_with("0 others are here\n")
+        });
+    }
+}
+
 #[test]
 fn chat_closes_a_silent_client() {
     let server = start("chat", &["1"]);
@@ -433,7 +469,7 @@ fn chat_closes_a_client_that_does_not_read() {
     let silent = Client::connect_with_receive_buffer(server.address(), 8 << 10);
     let (_silent, name) = enter(silent, 1);
     talker.expect(format!("* {name} has come\n").as_bytes());
-    let line = [&[b'x'; 1000][..], b"\n"].concat();
+    let line = [&[b'x'; 900][..], b"\n"].concat();
     let mut heard = String::new();
     while !heard.contains("has left") {
         talker.send(&line);

@@ -362,6 +362,46 @@ fn connection_is_served_while_jobs_block_all_threads_of_the_queue() {
     other.expect(b"q");
 }
 
+/// A handler whose only job panics.
+struct Panicking<'a> {
+    queue: &'a WorkQueue<(mpsc::Sender<()>, Waker)>,
+    answer: Option<mpsc::Receiver<()>>,
+}
+
+impl Handler for Panicking<'_> {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        if event == Event::Input {
+            let (sender, receiver) = mpsc::channel();
+            self.answer = Some(receiver);
+            self.queue.push((sender, context.waker()));
+        }
+        let answer = self.answer.as_ref().map(mpsc::Receiver::try_recv);
+        match answer {
+            Some(Err(mpsc::TryRecvError::Disconnected)) => Action::Close,
+            Some(_) => Action::Pending,
+            None => Action::Continue,
+        }
+    }
+}
+
+#[test]
+fn panic_of_a_job_calls_the_handler() {
+    let run = |(answer, waker): (mpsc::Sender<()>, Waker)| {
+        let _wake = waker.wake_on_drop();
+        let _answer = answer;
+        panic!("intended");
+    };
+    let queue = WorkQueue::new(NonZeroUsize::MIN, 1, run).unwrap();
+    let queue: &'static _ = Box::leak(Box::new(queue));
+    let server = TestServer::run(bind(config()), move |_connection| Panicking {
+        queue,
+        answer: None,
+    });
+    let client = server.connect();
+    client.send(b"?");
+    client.expect_closed();
+}
+
 /// Frames of more than the default buffer, each answered with its length.
 #[test]
 fn frames_are_handled_whole() {
