@@ -554,6 +554,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(Some(Status::Runnable))
     }
 
+    /// What comes next, unless the connection [awaits input](Self::awaits_input).
     #[cold]
     #[inline(never)]
     fn next_step(&self, input: &Buffer) -> Step {
@@ -571,8 +572,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             {
                 Step::Read
             }
-            Wait::Input if self.state != State::Serving => Step::Finish,
-            Wait::Input | Wait::Answer => Step::Wait,
+            Wait::Input => Step::Finish,
+            Wait::Answer => Step::Wait,
         }
     }
 
