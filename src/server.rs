@@ -359,7 +359,7 @@ impl Server {
             }
             accepted.and(served)
         })?;
-        Ok(handle.counters.snapshot())
+        Ok(handle.counters.snapshot_at(handle.clock.now()))
     }
 }
 
@@ -428,7 +428,7 @@ impl Handle {
     /// Returns a snapshot of the server's counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.counters.snapshot()
+        self.counters.snapshot_at(self.clock.now())
     }
 }
 
