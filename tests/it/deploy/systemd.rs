@@ -14,8 +14,8 @@ use tempfile::tempdir;
 
 use super::{packaged, replace_all};
 use crate::harness::{
-    Client, DEADLINE, Process, command, error_line, free_address, http, installed, program,
-    program_after, random_bytes, run, wait_until,
+    BlockedServer, Client, DEADLINE, Process, TestServer, command, error_line, free_address, http,
+    installed, program, program_after, random_bytes, run, wait_until,
 };
 
 /// Returns a command that passes `sockets` to the program as service managers do.
@@ -181,6 +181,23 @@ fn absent_service_manager_is_not_logged() {
     Client::connect(server.address()).check_echo(b"alone");
     let log = server.terminate();
     assert!(!log.contains("WARN") && !log.contains("notify"), "{log}");
+}
+
+#[test]
+fn woken_worker_ticks_unless_it_is_stuck() {
+    let wakes = |server: &TestServer| server.stats().workers[0].wakes;
+    let idle = TestServer::echo();
+    for _ in 0..3 {
+        let before = wakes(&idle);
+        idle.handle.wake_workers();
+        wait_until("the worker runs a tick", || wakes(&idle) > before);
+    }
+    let (blocked, _) = BlockedServer::new(0);
+    let before = wakes(&blocked.server);
+    blocked.server.handle.wake_workers();
+    assert_eq!(wakes(&blocked.server), before);
+    let server = blocked.release();
+    wait_until("the worker runs a tick", || wakes(&server) > before);
 }
 
 /// Copies the packaged units to `folder`, with the path of this build's program.
