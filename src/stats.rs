@@ -96,6 +96,13 @@ impl Counter {
         self.0.store(self.get().wrapping_add(count), Relaxed);
     }
 
+    /// Sets it to `value` if that is larger. Same single writer.
+    pub(crate) fn raise(&self, value: u64) {
+        if value > self.get() {
+            self.0.store(value, Relaxed);
+        }
+    }
+
     /// Updates a sum after one of its terms changed from `old` to `new`. Same single writer.
     pub(crate) fn adjust(&self, old: usize, new: usize) {
         self.add((new as u64).wrapping_sub(old as u64));
@@ -152,6 +159,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) discarded: [Counter; CloseReason::ALL.len()],
     pub(crate) wakes: Counter,
     pub(crate) yields: Counter,
+    /// In milliseconds.
+    pub(crate) longest_tick: Counter,
 }
 
 impl WorkerCounters {
@@ -170,6 +179,7 @@ impl WorkerCounters {
             discarded: self.discarded.each_ref().map(Counter::get),
             wakes: self.wakes.get(),
             yields: self.yields.get(),
+            longest_tick: Duration::from_millis(self.longest_tick.get()),
         }
     }
 }
@@ -384,6 +394,9 @@ pub struct WorkerStats {
     pub wakes: u64,
     /// How often a connection used its budget and moved to the back of the run queue.
     pub yields: u64,
+    /// The longest tick: how long the events of other connections have waited at most. Of several workers, the
+    /// longest of all.
+    pub longest_tick: Duration,
 }
 
 impl WorkerStats {
@@ -415,6 +428,7 @@ impl AddAssign<&WorkerStats> for WorkerStats {
         self.buffered += other.buffered;
         self.wakes += other.wakes;
         self.yields += other.yields;
+        self.longest_tick = self.longest_tick.max(other.longest_tick);
         for index in 0..CloseReason::ALL.len() {
             self.closed[index] += other.closed[index];
             self.discarded[index] += other.discarded[index];
