@@ -93,7 +93,8 @@ pub(crate) struct Options {
     #[arg(env = "ECHOSERVER_METRICS")]
     pub(crate) metrics: Option<Address>,
 
-    /// Log more: -v each connection when it closes, -vv everything; RUST_LOG takes precedence
+    /// Log more: -v each connection when it closes, -vv also when it opens; takes precedence over
+    /// RUST_LOG
     #[arg(short, long, action = ArgAction::Count, help_heading = "Logging and metrics")]
     #[arg(env = "ECHOSERVER_VERBOSE")]
     verbose: u8,
@@ -175,8 +176,11 @@ impl Options {
         self.workers.unwrap_or(Config::default().workers)
     }
 
-    /// Returns the log level that applies without `RUST_LOG`.
-    pub(crate) fn log_level(&self) -> LevelFilter {
+    /// Returns the log level, which takes precedence over `RUST_LOG`.
+    pub(crate) fn log_level(&self) -> Option<LevelFilter> {
+        if (self.verbose, self.quiet) == (0, 0) {
+            return None;
+        }
         let levels = [
             LevelFilter::Off,
             LevelFilter::Error,
@@ -186,7 +190,7 @@ impl Options {
             LevelFilter::Trace,
         ];
         let level = (3 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
-        levels[level.min(levels.len() - 1)]
+        Some(levels[level.min(levels.len() - 1)])
     }
 }
 
@@ -244,6 +248,24 @@ fn parse_keepalive(text: &str) -> Result<Duration, String> {
             let (min, max) = bounds.into_inner();
             format!("expected 0s, or a duration from {min:?} to {max:?}")
         })
+}
+
+/// Returns the log format that the command line or the environment requests, even if they are invalid
+/// otherwise.
+pub(crate) fn log_format() -> Format {
+    let mut format = env::var_os("ECHOSERVER_LOG_FORMAT");
+    let mut arguments = env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--log-format" {
+            format = arguments.next();
+        } else if let Some(value) = argument.to_string_lossy().strip_prefix("--log-format=") {
+            format = Some(value.into());
+        }
+    }
+    match format.is_some_and(|format| format == "json") {
+        true => Format::Json,
+        false => Format::Text,
+    }
 }
 
 /// Formats an error of the command line as one line. The line names the environment variable that
@@ -377,12 +399,12 @@ mod tests {
     #[test]
     fn verbose_and_quiet_adjust_the_log_level() {
         for (arguments, level) in [
-            (&["-qqqqq"][..], LevelFilter::Off),
-            (&["-q"], LevelFilter::Warn),
-            (&[], LevelFilter::Info),
-            (&["-v", "-q"], LevelFilter::Info),
-            (&["-v"], LevelFilter::Debug),
-            (&["-vvvv"], LevelFilter::Trace),
+            (&["-qqqqq"][..], Some(LevelFilter::Off)),
+            (&["-q"], Some(LevelFilter::Warn)),
+            (&[], None),
+            (&["-v", "-q"], Some(LevelFilter::Info)),
+            (&["-v"], Some(LevelFilter::Debug)),
+            (&["-vvvv"], Some(LevelFilter::Trace)),
         ] {
             assert_eq!(
                 parse(arguments).unwrap().log_level(),

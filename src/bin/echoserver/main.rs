@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::Options;
-use crate::serve::logging::Log;
+use crate::serve::logging::{FINISH_TIMEOUT, Log, Style};
 use crate::serve::service::Inherited;
 
 /// Exit statuses other than 0.
@@ -44,9 +44,9 @@ fn main() -> ExitCode {
     let result = serve::run(&options, &log, inherited);
 
     if let Err(error) = &result {
-        log.write_line(&error_line(error));
+        log.error(error);
     }
-    log.finish();
+    log.finish(FINISH_TIMEOUT);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILURE),
@@ -55,10 +55,7 @@ fn main() -> ExitCode {
 
 /// Prints an error and returns its exit status. For errors before the log thread runs.
 fn fail(status: u8, error: impl Display) -> ExitCode {
-    let _closed = writeln!(io::stderr(), "{}", error_line(error));
+    let line = Style::new(cli::log_format()).error(&error);
+    let _closed = io::stderr().write_all(line.as_bytes());
     ExitCode::from(status)
-}
-
-fn error_line(error: impl Display) -> String {
-    format!("echoserver: {error}")
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use echoserver::{Config, Echo, Server};
+use log::Level;
 
 use self::logging::{Log, TARGET};
 use self::service::Inherited;
@@ -36,7 +37,7 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
     let config = options.config(max_connections, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
     inherited.adopt_into(&mut server)?;
-    log_config(&server, &config);
+    log_config(&server, &config, log);
 
     // These threads are stopped and joined when this function returns.
     let start_metrics = |address| metrics::start(address, server.handle());
@@ -48,9 +49,13 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
     #[cfg(unix)]
     service::notify_ready(&server);
 
-    let stats = server.run(|_peer| Echo)?;
+    let stats = server.run(|peer| {
+        log::trace!(target: "echoserver::access", peer:%; "opened");
+        Echo
+    })?;
 
-    log.stats("ended", &stats);
+    log.end();
+    log.stats(Level::Info, "ended", &stats);
     if let Some(problem) = stats.check_final_balance() {
         let error = format!("counters do not balance: {problem}");
         log::error!(target: TARGET, "{error}");
@@ -61,7 +66,7 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
 }
 
 /// Logs the configuration in effect.
-fn log_config(server: &Server, config: &Config) {
+fn log_config(server: &Server, config: &Config, log: &Log) {
     for address in server.addresses() {
         log::info!(target: TARGET, "listening on {address}");
     }
@@ -69,8 +74,7 @@ fn log_config(server: &Server, config: &Config) {
         duration.map_or_else(|| "off".to_owned(), |duration| format!("{duration:?}"))
     };
     let buffer_size = ByteSize(config.buffer_size as u64);
-    log::info!(
-        target: TARGET,
+    let text = format!(
         "workers: {}, max connections: {}, buffer size: {buffer_size}, backlog: {}, \
          idle timeout: {}, TCP keepalive: {}, drain timeout: {:?}, busy poll: {}",
         config.workers,
@@ -81,10 +85,22 @@ fn log_config(server: &Server, config: &Config) {
         config.drain_timeout,
         or_off(Some(config.busy_poll).filter(|duration| !duration.is_zero())),
     );
+    // 0 means off.
+    let millis = |duration: Option<Duration>| duration.unwrap_or_default().as_millis() as u64;
+    let fields = [
+        ("workers", config.workers.get() as u64),
+        ("max_connections", config.max_connections as u64),
+        ("buffer_size", config.buffer_size as u64),
+        ("backlog", u64::from(config.backlog)),
+        ("idle_timeout_ms", millis(config.idle_timeout)),
+        ("tcp_keepalive_ms", millis(config.tcp_keepalive)),
+        ("drain_timeout_ms", millis(Some(config.drain_timeout))),
+        ("busy_poll_us", config.busy_poll.as_micros() as u64),
+    ];
+    log.numbers(&text, &fields);
     let spare = config.max_spare_memory();
     let connections = config.max_memory().saturating_sub(spare);
-    log::info!(
-        target: TARGET,
+    let text = format!(
         "buffer memory: at most {} ({} connections x {}, plus {} spare); \
          the kernel's socket buffers are not included{SOCKET_BUFFERS}",
         ByteSize(config.max_memory()),
@@ -92,6 +108,8 @@ fn log_config(server: &Server, config: &Config) {
         ByteSize(connections / config.max_connections as u64),
         ByteSize(spare),
     );
+    let fields = [("max_bytes", config.max_memory()), ("spare_bytes", spare)];
+    log.numbers(&text, &fields);
     memory::warn_if_insufficient(config);
 }
 

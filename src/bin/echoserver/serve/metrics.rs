@@ -20,7 +20,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::serve::BackgroundThread;
+use crate::serve::{BackgroundThread, logging};
 
 /// Limit for the request line and headers of a request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;
@@ -53,14 +53,19 @@ pub(crate) fn start(address: Address, server: Handle) -> io::Result<BackgroundTh
         let mut registry = Registry::with_prefix("echoserver");
         registry.register_collector(Box::new(StatsCollector(server.clone())));
         let endpoint = Endpoint { registry, server };
-        let new_handler = |_peer: &_| HttpHandler {
-            endpoint: &endpoint,
-            response: Vec::new(),
-            sent: 0,
-            close: false,
+        // The log records of this thread, which accepts, and of the worker.
+        logging::set_server("metrics");
+        let new_handler = |_peer: &_| {
+            logging::set_server("metrics");
+            HttpHandler {
+                endpoint: &endpoint,
+                response: Vec::new(),
+                sent: 0,
+                close: false,
+            }
         };
         if let Err(error) = http_server.run(new_handler) {
-            log::error!("metrics: {error}");
+            log::error!("{error}");
         }
     };
     BackgroundThread::spawn("metrics", serve, move || handle.shut_down())

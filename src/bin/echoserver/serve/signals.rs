@@ -3,8 +3,10 @@
 
 use std::io;
 use std::process;
+use std::time::Duration;
 
 use echoserver::Handle;
+use log::Level;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator;
 use signal_hook::low_level::signal_name;
@@ -12,6 +14,9 @@ use signal_hook::low_level::signal_name;
 use crate::serve::BackgroundThread;
 use crate::serve::logging::Log;
 use crate::serve::service;
+
+/// How long to wait for the log after a second signal.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Registered signals, to be handled once the server is bound.
 pub(crate) struct Signals(iterator::Signals);
@@ -30,14 +35,14 @@ impl Signals {
             let mut draining = false;
             for signal in self.0.forever() {
                 if signal == SIGUSR1 {
-                    log.stats("stats", &server.stats());
+                    log.stats(Level::Info, "stats", &server.stats());
                     continue;
                 }
                 let name = signal_name(signal).unwrap_or("signal");
                 if draining {
-                    let stats = server.stats();
-                    log::warn!("second {name}: exiting without draining; {stats}");
-                    log.finish();
+                    let message = format!("second {name}: exiting without draining");
+                    log.stats(Level::Warn, &message, &server.stats());
+                    log.finish(FINISH_TIMEOUT);
                     process::exit(128 + signal);
                 }
                 draining = true;
