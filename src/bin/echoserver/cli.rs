@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use clap_complete::Shell;
 use echoserver::{Address, Buffer, Config};
 use log::LevelFilter;
@@ -250,6 +250,37 @@ fn parse_keepalive(text: &str) -> Result<Duration, String> {
         })
 }
 
+/// Parses the command line and the environment. An empty variable counts as unset.
+pub(crate) fn parse() -> Result<Options, clap::Error> {
+    let command = Options::command().mut_args(|argument| {
+        let value = argument.get_env().and_then(env::var_os);
+        match value.is_some_and(|value| value.is_empty()) {
+            true => argument.env(None::<&str>),
+            false => argument,
+        }
+    });
+    Options::from_arg_matches(&command.try_get_matches()?)
+}
+
+/// Returns a warning for each variable whose name is nearly that of an option. Others are not worth one:
+/// Kubernetes sets `ECHOSERVER_PORT` and more for a service called echoserver.
+pub(crate) fn misspelled_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
+    const MAX_EDITS: usize = 2;
+    let command = Options::command();
+    let variables = command.get_arguments().filter_map(Arg::get_env);
+    let variables: Vec<_> = variables.filter_map(|name| name.to_str()).collect();
+    let names = names.filter_map(|name| name.into_string().ok());
+    names
+        .filter(|name| name.starts_with("ECHOSERVER_") && !variables.contains(&name.as_str()))
+        .filter_map(|name| {
+            let edits = |variable: &&&str| strsim::levenshtein(&name, variable);
+            let nearest = variables.iter().min_by_key(edits)?;
+            let is_near = edits(&nearest) <= MAX_EDITS;
+            is_near.then(|| format!("the variable {name} is unknown; did you mean {nearest}?"))
+        })
+        .collect()
+}
+
 /// Returns the log format that the command line or the environment requests, even if they are invalid
 /// otherwise.
 pub(crate) fn log_format() -> Format {
@@ -394,6 +425,34 @@ mod tests {
                 )
             );
         }
+    }
+
+    #[test]
+    fn variables_that_resemble_an_option_are_reported() {
+        let warnings = |names: &[&str]| misspelled_variables(names.iter().map(OsString::from));
+        for (name, option) in [
+            ("ECHOSERVER_WORKER", "ECHOSERVER_WORKERS"),
+            ("ECHOSERVER_BACKLOGS", "ECHOSERVER_BACKLOG"),
+            ("ECHOSERVER_MAX_CONNECTION", "ECHOSERVER_MAX_CONNECTIONS"),
+            ("ECHOSERVER_BUFFERSIZE", "ECHOSERVER_BUFFER_SIZE"),
+        ] {
+            let warning = format!("the variable {name} is unknown; did you mean {option}?");
+            assert_eq!(warnings(&[name]), [warning]);
+        }
+        let of_kubernetes = [
+            "ECHOSERVER_PORT",
+            "ECHOSERVER_PORT_5555_TCP",
+            "ECHOSERVER_PORT_5555_TCP_ADDR",
+            "ECHOSERVER_PORT_5555_TCP_PORT",
+            "ECHOSERVER_PORT_5555_TCP_PROTO",
+            "ECHOSERVER_SERVICE_HOST",
+            "ECHOSERVER_SERVICE_PORT",
+            "ECHOSERVER_SERVICE_PORT_ECHO",
+            "ECHOSERVER_SERVICE_PORT_METRICS",
+            "ECHOSERVER_WORKERS",
+            "OTHER_WORKER",
+        ];
+        assert_eq!(warnings(&of_kubernetes), [""; 0]);
     }
 
     #[test]

@@ -3,13 +3,11 @@
 mod cli;
 mod serve;
 
+use std::env;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::Options;
 use crate::serve::logging::{FINISH_TIMEOUT, Log, Style};
 use crate::serve::service::Inherited;
 
@@ -18,7 +16,7 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match cli::parse() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => return fail(USAGE, cli::one_line(&error)),
         Err(help_or_version) => {
@@ -40,6 +38,10 @@ fn main() -> ExitCode {
         Ok(log) => log,
         Err(error) => return fail(FAILURE, format_args!("cannot start the log: {error}")),
     };
+
+    for warning in cli::misspelled_variables(env::vars_os().map(|(name, _)| name)) {
+        log::warn!("{warning}");
+    }
 
     let result = serve::run(&options, &log, inherited);
 

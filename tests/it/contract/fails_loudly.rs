@@ -134,14 +134,6 @@ mod program {
     }
 
     #[test]
-    fn empty_environment_values_are_reported() {
-        for option in ["backlog", "workers", "max-connections", "unix-mode"] {
-            let error = error_line(program().arg("-v").env(variable(option), ""), 2);
-            assert!(error.contains(&variable(option)), "{option}: {error}");
-        }
-    }
-
-    #[test]
     fn invalid_values_of_every_option_are_tested() {
         let tested = invalid_values().map(|(option, _)| option.to_owned());
         let others = ["help", "version"].map(str::to_owned);

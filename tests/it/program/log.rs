@@ -115,6 +115,31 @@ fn flags_override_rust_log() {
 }
 
 #[test]
+fn empty_variable_counts_as_unset_and_a_misspelled_one_is_reported() {
+    let mut command = program();
+    command.arg("--listen=127.0.0.1:0");
+    for unset in [
+        "WORKERS",
+        "VERBOSE",
+        "METRICS",
+        "LOG_FORMAT",
+        "IDLE_TIMEOUT",
+    ] {
+        command.env(format!("ECHOSERVER_{unset}"), "");
+    }
+    command.env("ECHOSERVER_DRAIN_TIMEOUTS", "1s");
+    // As Kubernetes sets it.
+    command.env("ECHOSERVER_PORT", "tcp://10.0.0.1:5555");
+    let server = Process::start(&mut command);
+    let warnings = server.lines_with("WARN");
+    let expected = "the variable ECHOSERVER_DRAIN_TIMEOUTS is unknown; \
+        did you mean ECHOSERVER_DRAIN_TIMEOUT?";
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].ends_with(expected), "{warnings:?}");
+    server.terminate();
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn quietest_log_is_empty() {
     use std::io::Read;
@@ -291,10 +316,13 @@ fn run_under_journal(command: &mut std::process::Command) -> (Option<i32>, Strin
 fn journal_gets_priorities_instead_of_timestamps() {
     let mut command = program();
     command.args(["--listen=127.0.0.1:0", "--drain-timeout=1s"]);
-    let (status, log) = run_under_journal(command.env("RUST_LOG", "a=b=c"));
+    let (status, log) = run_under_journal(command.env("ECHOSERVER_WORKER", "2"));
     assert_eq!(status, Some(0), "{log}");
     let lines: Vec<_> = log.lines().collect();
-    assert!(lines[0].starts_with("<4>RUST_LOG is not used: "), "{log}");
+    assert!(
+        lines[0].starts_with("<4>the variable ECHOSERVER_WORKER is"),
+        "{log}"
+    );
     assert!(lines[1].starts_with("<6>listening on 127.0.0.1:"), "{log}");
     assert!(
         lines[1..].iter().all(|line| line.starts_with("<6>")),
