@@ -88,7 +88,8 @@ pub(crate) struct Options {
     #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     drain_timeout: Duration,
 
-    /// Address for HTTP: /metrics for Prometheus, /healthz for load balancers [default: off]
+    /// Address for HTTP: /metrics for Prometheus, /healthz, /livez and /readyz for load balancers
+    /// [default: off]
     #[arg(long, value_name = "ADDR", help_heading = "Logging and metrics")]
     #[arg(env = "ECHOSERVER_METRICS")]
     pub(crate) metrics: Option<Address>,

@@ -10,6 +10,7 @@ pub(crate) mod service;
 pub(crate) mod signals;
 
 use std::io;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -40,7 +41,14 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
     log_config(&server, &config, log);
 
     // These threads are stopped and joined when this function returns.
-    let start_metrics = |address| metrics::start(address, server.handle());
+    let start_metrics = |address| {
+        let observed = metrics::Observed {
+            server: server.handle(),
+            max_connections,
+            is_stopping: Arc::default(),
+        };
+        metrics::start(address, observed)
+    };
     let _metrics = options.metrics.clone().map(start_metrics).transpose()?;
     #[cfg(unix)]
     let _signals = signals.handle(server.handle(), log.clone())?;
