@@ -26,7 +26,7 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 #[command(after_help = "\
     Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64KiB, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
-    Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
+    Signals: SIGTERM, SIGINT or SIGHUP drains and exits 0; a second one exits at once.\n\
     Man page: --generate man. Shell completions: --generate bash, zsh or fish.")]
 pub(crate) struct Options {
     /// Address to listen on; repeat the option or separate with commas. Forms: IP:PORT, HOST:PORT,
@@ -82,6 +82,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
     #[arg(env = "ECHOSERVER_TCP_KEEPALIVE", default_value = "5m", value_parser = parse_keepalive)]
     tcp_keepalive: Duration,
+
+    /// How long to report "not ready" after a signal, and still accept, before the graceful shutdown
+    #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
+    #[arg(env = "ECHOSERVER_DRAIN_DELAY", default_value = "0s", value_parser = parse_duration)]
+    pub(crate) drain_delay: Duration,
 
     /// Time limit for a graceful shutdown; remaining connections are then reset
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]

@@ -8,8 +8,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::serve::Environment;
 use crate::serve::logging::{FINISH_TIMEOUT, Log, Style};
-use crate::serve::service::Inherited;
 
 /// Exit statuses other than 0.
 const FAILURE: u8 = 1;
@@ -32,8 +32,10 @@ fn main() -> ExitCode {
         };
     }
 
-    // Changes the environment, so it must run before any thread starts.
-    let inherited = Inherited::take();
+    let environment = match Environment::take() {
+        Ok(environment) => environment,
+        Err(error) => return fail(FAILURE, error),
+    };
     let log = match Log::start(options.log_level(), options.log_format) {
         Ok(log) => log,
         Err(error) => return fail(FAILURE, format_args!("cannot start the log: {error}")),
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
 
-    let result = serve::run(&options, &log, inherited);
+    let result = serve::run(&options, &log, environment);
 
     if let Err(error) = &result {
         log.error(error);

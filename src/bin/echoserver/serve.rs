@@ -11,6 +11,7 @@ pub(crate) mod signals;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -29,31 +30,55 @@ const SOCKET_BUFFERS: &str = if cfg!(any(target_os = "linux", target_os = "andro
     ""
 };
 
-/// Serves until a signal shuts the server down, then checks that the counters balance.
-pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
+/// What the process takes from its environment before it opens anything else, and before any thread starts.
+pub(crate) struct Environment {
+    inherited: Inherited,
     #[cfg(unix)]
-    let signals = signals::Signals::register()
-        .map_err(|error| with_context(&error, "cannot handle signals"))?;
+    signals: signals::Signals,
+}
+
+impl Environment {
+    /// Takes the inherited sockets, and registers the signals. A signal from then on leads to a shutdown.
+    pub(crate) fn take() -> io::Result<Self> {
+        Ok(Self {
+            inherited: Inherited::take(),
+            #[cfg(unix)]
+            signals: signals::Signals::register()
+                .map_err(|error| with_context(&error, "cannot handle signals"))?,
+        })
+    }
+}
+
+/// Serves until a signal shuts the server down, then checks that the counters balance.
+pub(crate) fn run(options: &Options, log: &Log, environment: Environment) -> io::Result<()> {
+    // The threads started here are stopped and joined when this function returns.
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    let (_signals, bound) =
+        environment
+            .signals
+            .handle(options.drain_delay, Arc::clone(&is_stopping), log.clone())?;
+    let inherited = environment.inherited;
     let max_connections = limits::max_connections(options)?;
     let config = options.config(max_connections, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
     inherited.adopt_into(&mut server)?;
     log_config(&server, &config, log);
 
-    // These threads are stopped and joined when this function returns.
     let start_metrics = |address| {
         let observed = metrics::Observed {
             server: server.handle(),
             max_connections,
-            is_stopping: Arc::default(),
+            is_stopping,
         };
         metrics::start(address, observed)
     };
     let _metrics = options.metrics.clone().map(start_metrics).transpose()?;
-    #[cfg(unix)]
-    let _signals = signals.handle(server.handle(), log.clone())?;
     let start_reports = |interval| reports::start(interval, server.handle(), log.clone());
     let _reports = options.stats_interval.map(start_reports).transpose()?;
+    // Its receiver has ended if the signals cannot be read.
+    #[cfg(unix)]
+    let _sent = bound.send(server.handle());
     #[cfg(unix)]
     service::notify_ready(&server);
 

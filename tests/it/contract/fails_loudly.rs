@@ -61,7 +61,7 @@ mod program {
     use crate::program::command_line::help_options;
 
     /// Values that each option must reject.
-    const INVALID: [(&str, &[&str]); 15] = [
+    const INVALID: [(&str, &[&str]); 16] = [
         (
             "listen",
             &[
@@ -84,6 +84,7 @@ mod program {
                 "abc", "x", "-1s", "5", "0.5s", "500ms", "32768s", "99999s", "",
             ],
         ),
+        ("drain-delay", &["abc", "-1s", "5"]),
         ("drain-timeout", &["abc", "-1s", "5", "1 fortnight"]),
         ("busy-poll", &["abc", "-1us", "5", "1 fortnight"]),
         (

@@ -12,7 +12,8 @@ use rustix::process::Signal;
 use serde_json::{Map, Value};
 
 use crate::harness::{
-    BALANCED, Client, Process, READY, number, program, random_bytes, total, wait_until,
+    BALANCED, Client, Process, READY, number, program, program_after, random_bytes, total,
+    wait_until,
 };
 
 #[test]
@@ -343,6 +344,47 @@ fn journal_gets_priorities_instead_of_timestamps() {
         .env("JOURNAL_STREAM", "8:1");
     let log = Process::start(&mut command).terminate();
     assert!(log.starts_with('['), "{log}");
+}
+
+/// The file's size is limited, so that the last line that fits is incomplete.
+#[test]
+#[cfg(target_os = "linux")]
+fn full_log_file_is_survived_and_lost_lines_are_reported() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let read = || fs::read_to_string(file.path()).unwrap();
+    let mut command = program_after("ulimit -f 4");
+    let append = fs::File::options().append(true).open(file.path()).unwrap();
+    let (server, address) = Process::start_without_log(&mut command, append);
+    wait_until("the limit is reached", || {
+        server.signal(Signal::USR1);
+        read().len() >= 2048
+    });
+    let client = Client::connect(address);
+    for _ in 0..20 {
+        server.signal(Signal::USR1);
+        client.ping(b"still there");
+    }
+    let full = read();
+    assert!(!full.ends_with('\n'), "{full}");
+    file.as_file().set_len(full.len() as u64 - 500).unwrap();
+    let mut log = String::new();
+    wait_until("the lost lines are reported", || {
+        server.signal(Signal::USR1);
+        log = read();
+        log.contains(" log lines were not written: ")
+    });
+    file.as_file().set_len(0).unwrap();
+    client.close();
+    server.signal(Signal::TERM);
+    let (status, _) = server.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(read().ends_with(&format!("{BALANCED}\n")), "{}", read());
+    let is_start = |line: &&str| line.starts_with("[20");
+    let cut = full.lines().last().expect("an incomplete line");
+    assert!(
+        log.lines().skip(1).all(|line| is_start(&line)),
+        "{cut}: {log}"
+    );
 }
 
 /// More than the old limit of 2 s, in steps.

@@ -101,10 +101,10 @@ pub(crate) fn notify_ready(server: &Server) {
     ]);
 }
 
-/// Notifies the service manager that the server is draining.
+/// Notifies the service manager that the server is draining, or is going to.
 #[cfg(unix)]
-pub(crate) fn notify_stopping() {
-    notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+pub(crate) fn notify_stopping(status: &str) {
+    notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 /// Does nothing without a service manager (`NOTIFY_SOCKET`).
