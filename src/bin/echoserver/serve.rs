@@ -41,7 +41,7 @@ impl Environment {
     /// Takes the inherited sockets, and registers the signals. A signal from then on leads to a shutdown.
     pub(crate) fn take() -> io::Result<Self> {
         Ok(Self {
-            inherited: Inherited::take(),
+            inherited: Inherited::take()?,
             #[cfg(unix)]
             signals: signals::Signals::register()
                 .map_err(|error| with_context(&error, "cannot handle signals"))?,

@@ -68,7 +68,7 @@ fn inherited_sockets_add_to_configured_listeners() {
 fn inherited_descriptor_that_cannot_listen_is_reported() {
     let check = |command: &mut Command, problem| {
         let error = error_line(command, 1);
-        let context = "cannot listen on inherited socket 0";
+        let context = "cannot listen on inherited descriptor 3";
         assert_eq!(error, format!("{context}: {problem}"));
     };
     let other = "not a TCP or Unix-domain stream socket";
@@ -77,8 +77,8 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let file = fs::File::open("/dev/null").unwrap();
     for (descriptor, problem) in [
-        (OwnedFd::from(bound), "the TCP socket is not listening"),
-        (connected.into(), "the Unix-domain socket is not listening"),
+        (OwnedFd::from(bound), "the socket is not listening"),
+        (connected.into(), "the socket is not listening"),
         (datagrams.into(), other),
         (file.into(), other),
     ] {
@@ -86,7 +86,48 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
     }
     // It is not open, and must not be confused with a descriptor that the program opens later.
     let closed = "export LISTEN_PID=$$ LISTEN_FDS=1 && exec 3<&-";
-    check(&mut program_after(closed), other);
+    check(&mut program_after(closed), "not open");
+}
+
+/// A descriptor that was not passed must not be confused with one that the program opens.
+#[test]
+fn wrong_number_of_inherited_sockets_is_reported() {
+    let in_use = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = in_use.local_addr().unwrap().to_string();
+    for (count, error) in [
+        (
+            "2",
+            "cannot listen on inherited descriptor 4: not open".to_owned(),
+        ),
+        (
+            "20",
+            "cannot listen on inherited descriptor 4: not open".to_owned(),
+        ),
+        ("-1", invalid_count("-1")),
+        ("x", invalid_count("x")),
+        ("2000000000", invalid_count("2000000000")),
+    ] {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let setup = format!("export LISTEN_PID=$$ LISTEN_FDS={count} && exec 3<&0 4<&- </dev/null");
+        let mut command = program_after(&setup);
+        // It is checked first.
+        command.args(["--listen", &address]);
+        assert_eq!(error_line(command.stdin(OwnedFd::from(tcp)), 1), error);
+    }
+}
+
+fn invalid_count(count: &str) -> String {
+    format!("LISTEN_FDS: expected a number of descriptors up to 1024, not '{count}'")
+}
+
+#[test]
+fn sockets_for_another_process_are_not_taken() {
+    for variables in ["LISTEN_PID=1 LISTEN_FDS=5", "LISTEN_PID=1 LISTEN_FDS=x"] {
+        let mut command = program_after(&format!("export {variables}"));
+        let server = Process::start(command.arg("--listen=127.0.0.1:0"));
+        Client::connect(server.address()).check_echo(b"not inherited");
+        server.terminate();
+    }
 }
 
 /// The listener outlives the server: clients that connect in between wait in its backlog.
@@ -138,28 +179,67 @@ fn receive(manager: &UnixDatagram) -> String {
     String::from_utf8(datagram[..length].to_vec()).unwrap()
 }
 
+/// A service manager that listens at a path, or at an abstract name.
+fn service_managers(folder: &Path) -> Vec<(String, UnixDatagram)> {
+    let path = folder.join("notify");
+    let mut managers = vec![(
+        path.display().to_string(),
+        UnixDatagram::bind(&path).unwrap(),
+    )];
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::SocketAddr;
+
+        // Unique, as the path is.
+        let name = path.display().to_string();
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        managers.push((format!("@{name}"), manager));
+    }
+    for (_, manager) in &managers {
+        manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    }
+    managers
+}
+
 #[test]
 fn service_manager_is_notified() {
     let folder = tempdir().unwrap();
-    let socket = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&socket).unwrap();
-    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    for (name, manager) in service_managers(folder.path()) {
+        let mut command = program();
+        command.args(["--listen=127.0.0.1:0", "--drain-timeout=20s"]);
+        let server = Process::launch(command.env("NOTIFY_SOCKET", &name));
+
+        let ready = receive(&manager);
+        assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
+        let status = |line: &str| line.strip_prefix("STATUS=serving on ")?.parse().ok();
+        let address: Option<SocketAddr> = ready.lines().find_map(status);
+        // From the notification on, connections are accepted.
+        let client = Client::connect(address.unwrap_or_else(|| panic!("{ready}")));
+        client.ping(b"ready");
+
+        server.signal(Signal::TERM);
+        assert_eq!(receive(&manager), "STOPPING=1\nSTATUS=draining\n");
+        client.expect_eof();
+        drop(client);
+        server.wait_for_success();
+    }
+}
+
+#[test]
+fn service_manager_is_notified_of_a_drain_delay() {
+    let folder = tempdir().unwrap();
+    let (name, manager) = service_managers(folder.path()).remove(0);
     let mut command = program();
-    command.args(["--listen=127.0.0.1:0", "--drain-timeout=20s"]);
-    let server = Process::launch(command.env("NOTIFY_SOCKET", &socket));
-
-    let ready = receive(&manager);
-    assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
-    let status = |line: &str| line.strip_prefix("STATUS=serving on ")?.parse().ok();
-    let address: Option<SocketAddr> = ready.lines().find_map(status);
-    // From the notification on, connections are accepted.
-    let client = Client::connect(address.unwrap_or_else(|| panic!("{ready}")));
-    client.ping(b"ready");
-
+    command.args(["--listen=127.0.0.1:0", "--drain-delay=100ms"]);
+    let server = Process::start(command.env("NOTIFY_SOCKET", &name));
+    assert!(receive(&manager).starts_with("READY=1\n"));
     server.signal(Signal::TERM);
-    assert_eq!(receive(&manager), "STOPPING=1\nSTATUS=draining\n");
-    client.expect_eof();
-    drop(client);
+    for status in ["draining in 100ms", "draining"] {
+        let expected = format!("STOPPING=1\nSTATUS={status}\n");
+        assert_eq!(receive(&manager), expected);
+    }
     server.wait_for_success();
 }
 

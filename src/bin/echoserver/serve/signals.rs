@@ -136,7 +136,7 @@ impl SignalThread {
         match &self.server {
             Some(server) if elapsed >= self.drain_delay => {
                 log::info!("{name}: draining");
-                service::notify_stopping("draining");
+                service::notify_draining();
                 server.shut_down();
                 shutdown.is_draining = true;
                 None
@@ -173,7 +173,7 @@ impl SignalThread {
             self.is_stopping.store(true, Ordering::Relaxed);
             if !self.drain_delay.is_zero() {
                 log::info!("{name}: not ready, draining in {:?}", self.drain_delay);
-                service::notify_stopping(&format!("draining in {:?}", self.drain_delay));
+                service::notify_drain_delay(self.drain_delay);
             }
             return;
         };
