@@ -8,6 +8,8 @@ pub(crate) mod reports;
 pub(crate) mod service;
 #[cfg(unix)]
 pub(crate) mod signals;
+#[cfg(unix)]
+pub(crate) mod watchdog;
 
 use std::io;
 use std::sync::Arc;
@@ -81,6 +83,12 @@ pub(crate) fn run(options: &Options, log: &Log, environment: Environment) -> io:
     let _sent = bound.send(server.handle());
     #[cfg(unix)]
     service::notify_ready(&server);
+    #[cfg(unix)]
+    let start_watchdog = |timeout| watchdog::start(timeout, server.handle());
+    #[cfg(unix)]
+    let _watchdog = service::watchdog_timeout()
+        .map(start_watchdog)
+        .transpose()?;
 
     let stats = server.run(|peer| {
         log::trace!(target: "echoserver::access", peer:%; "opened");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -17,6 +18,8 @@ use crate::harness::{
     BlockedServer, Client, DEADLINE, Process, TestServer, command, error_line, free_address, http,
     installed, program, program_after, random_bytes, run, wait_until,
 };
+#[cfg(target_os = "linux")]
+use crate::program::resources::{can_trace, end_tracer};
 
 /// Returns a command that passes `sockets` to the program as service managers do.
 fn inheriting(sockets: Vec<OwnedFd>) -> Command {
@@ -179,34 +182,38 @@ fn receive(manager: &UnixDatagram) -> String {
     String::from_utf8(datagram[..length].to_vec()).unwrap()
 }
 
-/// A service manager that listens at a path, or at an abstract name.
-fn service_managers(folder: &Path) -> Vec<(String, UnixDatagram)> {
+/// Binds the socket of a service manager; returns its address as the program gets it.
+fn service_manager(folder: &Path) -> (String, UnixDatagram) {
     let path = folder.join("notify");
-    let mut managers = vec![(
-        path.display().to_string(),
-        UnixDatagram::bind(&path).unwrap(),
-    )];
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::net::SocketAddr;
+    listen(&path.display().to_string(), UnixDatagram::bind(&path))
+}
 
-        // Unique, as the path is.
-        let name = path.display().to_string();
-        let address = SocketAddr::from_abstract_name(&name).unwrap();
-        let manager = UnixDatagram::bind_addr(&address).unwrap();
-        managers.push((format!("@{name}"), manager));
-    }
-    for (_, manager) in &managers {
-        manager.set_read_timeout(Some(DEADLINE)).unwrap();
-    }
-    managers
+/// The same with an abstract name.
+#[cfg(target_os = "linux")]
+fn abstract_service_manager(folder: &Path) -> (String, UnixDatagram) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    // Unique, as the path is.
+    let name = folder.display().to_string();
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    listen(&format!("@{name}"), UnixDatagram::bind_addr(&address))
+}
+
+fn listen(name: &str, manager: io::Result<UnixDatagram>) -> (String, UnixDatagram) {
+    let manager = manager.expect("the name is free");
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    (name.to_owned(), manager)
 }
 
 #[test]
 fn service_manager_is_notified() {
     let folder = tempdir().unwrap();
-    for (name, manager) in service_managers(folder.path()) {
+    for (name, manager) in [
+        service_manager(folder.path()),
+        #[cfg(target_os = "linux")]
+        abstract_service_manager(folder.path()),
+    ] {
         let mut command = program();
         command.args(["--listen=127.0.0.1:0", "--drain-timeout=20s"]);
         let server = Process::launch(command.env("NOTIFY_SOCKET", &name));
@@ -230,7 +237,7 @@ fn service_manager_is_notified() {
 #[test]
 fn service_manager_is_notified_of_a_drain_delay() {
     let folder = tempdir().unwrap();
-    let (name, manager) = service_managers(folder.path()).remove(0);
+    let (name, manager) = service_manager(folder.path());
     let mut command = program();
     command.args(["--listen=127.0.0.1:0", "--drain-delay=100ms"]);
     let server = Process::start(command.env("NOTIFY_SOCKET", &name));
@@ -241,6 +248,85 @@ fn service_manager_is_notified_of_a_drain_delay() {
         assert_eq!(receive(&manager), expected);
     }
     server.wait_for_success();
+}
+
+#[test]
+fn watchdog_is_pinged_while_idle_and_during_a_drain() {
+    let folder = tempdir().unwrap();
+    let (name, manager) = service_manager(folder.path());
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0", "-w4", "--drain-timeout=1h"]);
+    command.env("WATCHDOG_USEC", "200000");
+    let server = Process::start(command.env("NOTIFY_SOCKET", &name));
+    assert!(receive(&manager).starts_with("READY=1\n"));
+    for _ in 0..5 {
+        assert_eq!(receive(&manager), "WATCHDOG=1\n");
+    }
+    // Three workers end at once.
+    let client = Client::connect_with_receive_buffer(server.address(), 64 << 10);
+    let bytes = random_bytes(1, 40 << 20);
+    let sent = client.send_until_stuck(&bytes);
+    server.signal(Signal::TERM);
+    let draining = "STOPPING=1\nSTATUS=draining\n";
+    while receive(&manager) != draining {}
+    for _ in 0..5 {
+        assert_eq!(receive(&manager), "WATCHDOG=1\n");
+    }
+    client.shutdown_write();
+    client.expect(&bytes[..sent]);
+    client.expect_eof();
+    let log = server.wait_for_success();
+    assert!(!log.contains("stuck"), "{log}");
+}
+
+/// A worker is stuck when strace delays it.
+#[test]
+#[cfg(target_os = "linux")]
+fn stuck_worker_is_not_reported_as_alive() {
+    if !can_trace() {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let (name, manager) = service_manager(folder.path());
+    let mut strace = command("strace");
+    strace.args(["-D", "-qq", "-f", "-o", "/dev/null", "-e", "trace=recvfrom"]);
+    strace.args(["-e", "inject=recvfrom:delay_enter=60000000"]);
+    strace
+        .arg(program().get_program())
+        .args(["--listen=127.0.0.1:0", "-w1"]);
+    strace.env("WATCHDOG_USEC", "400000");
+    let mut server = Process::start(strace.env("NOTIFY_SOCKET", &name));
+    assert!(receive(&manager).starts_with("READY=1\n"));
+    assert_eq!(receive(&manager), "WATCHDOG=1\n");
+    let client = Client::connect(server.address());
+    client.send(b"the worker hangs in recvfrom");
+    server.wait_for_log("worker 0 is stuck: no tick within 100ms");
+    // All pings of before.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 64]).is_ok() {}
+    let lines = server.lines_with("is stuck").len();
+    wait_until("it is checked again", || {
+        server.lines_with("is stuck").len() > lines + 2
+    });
+    let pinged = manager.recv(&mut [0; 64]).is_ok();
+    end_tracer(&server);
+    assert!(!pinged);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn watchdog_of_another_process_is_ignored() {
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0"]);
+    command
+        .env("WATCHDOG_USEC", "1000")
+        .env("WATCHDOG_PID", "1");
+    let server = Process::start(&mut command);
+    Client::connect(server.address()).check_echo(b"unwatched");
+    let is_watchdog = |task: procfs::process::Task| task.stat().unwrap().comm == "watchdog";
+    let tasks = server.procfs().tasks().unwrap();
+    assert!(!tasks.flatten().any(is_watchdog));
+    server.terminate();
 }
 
 #[test]

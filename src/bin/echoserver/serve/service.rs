@@ -165,6 +165,11 @@ mod unix {
         notify("STOPPING=1\nSTATUS=draining\n");
     }
 
+    /// Notifies the service manager that the server is alive.
+    pub(crate) fn notify_watchdog() {
+        notify("WATCHDOG=1\n");
+    }
+
     /// Does nothing without a service manager (`NOTIFY_SOCKET`).
     fn notify(message: &str) {
         let Some(name) = env::var_os("NOTIFY_SOCKET") else {
@@ -191,5 +196,12 @@ mod unix {
             }
         }
         SocketAddr::from_pathname(name)
+    }
+
+    /// Returns the time within which the service manager expects a sign of life (`WATCHDOG_USEC`), if it does.
+    pub(crate) fn watchdog_timeout() -> Option<Duration> {
+        let is_own = env::var("WATCHDOG_PID").map_or(true, |pid| pid == process::id().to_string());
+        let micros = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+        Some(Duration::from_micros(micros)).filter(|timeout| is_own && !timeout.is_zero())
     }
 }
