@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::serve::Environment;
-use crate::serve::logging::{FINISH_TIMEOUT, Log, Style};
+use crate::serve::logging::{Log, Style};
 
 /// Exit statuses other than 0.
 const FAILURE: u8 = 1;
@@ -45,13 +45,7 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
 
-    let result = serve::run(&options, &log, environment);
-
-    if let Err(error) = &result {
-        log.error(error);
-    }
-    log.finish(FINISH_TIMEOUT);
-    match result {
+    match serve::run(&options, &log, environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILURE),
     }

@@ -21,7 +21,7 @@ use bytesize::ByteSize;
 use echoserver::{Config, Echo, Server};
 use log::Level;
 
-use self::logging::{Log, TARGET};
+use self::logging::{FINISH_TIMEOUT, Log, TARGET};
 use self::service::Inherited;
 use crate::cli::Options;
 
@@ -51,15 +51,35 @@ impl Environment {
     }
 }
 
-/// Serves until a signal shuts the server down, then checks that the counters balance.
+/// Serves until a signal shuts the server down. Then reports an error, and waits for the log.
 pub(crate) fn run(options: &Options, log: &Log, environment: Environment) -> io::Result<()> {
-    // The threads started here are stopped and joined when this function returns.
+    let mut signals = None;
+    let result = serve(options, log, environment, &mut signals);
+    if let Err(error) = &result {
+        log.error(error);
+    }
+    log.finish(FINISH_TIMEOUT);
+    // Until now a second signal could end the process.
+    drop(signals);
+    result
+}
+
+/// Serves until a signal shuts the server down, then checks that the counters balance. Sets the thread that
+/// handles `signals`.
+#[cfg_attr(not(unix), expect(unused_variables))]
+fn serve(
+    options: &Options,
+    log: &Log,
+    environment: Environment,
+    signals: &mut Option<BackgroundThread>,
+) -> io::Result<()> {
     let is_stopping = Arc::new(AtomicBool::new(false));
+    let drain_delay = options.drain_delay;
     #[cfg(unix)]
-    let (_signals, bound) =
-        environment
-            .signals
-            .handle(options.drain_delay, Arc::clone(&is_stopping), log.clone())?;
+    let (thread, bound) =
+        (environment.signals).handle(drain_delay, Arc::clone(&is_stopping), log.clone())?;
+    #[cfg(unix)]
+    signals.replace(thread);
     let inherited = environment.inherited;
     let max_connections = limits::max_connections(options)?;
     let config = options.config(max_connections, !inherited.is_empty());
@@ -67,6 +87,7 @@ pub(crate) fn run(options: &Options, log: &Log, environment: Environment) -> io:
     inherited.adopt_into(&mut server)?;
     log_config(&server, &config, log);
 
+    // The threads started here are stopped and joined when this function returns.
     let start_metrics = |address| {
         let observed = metrics::Observed {
             server: server.handle(),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::hint;
+use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,8 @@ use rustix::process::Signal;
 
 use super::resources::{can_trace, end_tracer};
 use crate::harness::{
-    BALANCED, Client, Process, command, http, installed, program, random_bytes, wait_until,
+    BALANCED, Client, Process, command, http, installed, ping_all, program, random_bytes,
+    wait_until,
 };
 
 /// A signal ends the process by its default action until it is caught, and cleanly from then on.
@@ -141,6 +143,23 @@ fn second_signal_ends_a_drain_delay_at_once() {
     assert_eq!(status.code(), Some(130), "{log}");
     let line = "second SIGINT: exiting without draining: accepted=1 open=1 ";
     assert!(log.contains(line), "{log}");
+}
+
+/// The server has ended, but waits for a log that takes no byte.
+#[test]
+fn second_signal_ends_the_wait_for_the_log() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let (server, address) = Process::start_without_log(program().arg("-v"), writer);
+    let clients: Vec<_> = (0..1000).map(|_| Client::connect(address)).collect();
+    ping_all(&clients, b"x");
+    clients.into_iter().for_each(Client::close);
+    server.signal(Signal::TERM);
+    wait_until("it has closed its listener", || {
+        TcpStream::connect(address).is_err()
+    });
+    wait_until_no_repeat();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0.code(), Some(143));
 }
 
 /// Runs the program by env(1) with this option.

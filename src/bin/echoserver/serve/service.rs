@@ -200,6 +200,7 @@ mod unix {
 
     /// Returns the time within which the service manager expects a sign of life (`WATCHDOG_USEC`), if it does.
     pub(crate) fn watchdog_timeout() -> Option<Duration> {
+        env::var_os("NOTIFY_SOCKET")?;
         let is_own = env::var("WATCHDOG_PID").map_or(true, |pid| pid == process::id().to_string());
         let micros = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
         Some(Duration::from_micros(micros)).filter(|timeout| is_own && !timeout.is_zero())
