@@ -71,6 +71,7 @@ impl Signals {
             delivery: self.0,
             bound,
             server: None,
+            has_failed: false,
             drain_delay,
             is_stopping,
             log,
@@ -103,6 +104,8 @@ struct SignalThread {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
     bound: Receiver<Handle>,
     server: Option<Handle>,
+    /// The startup has failed, and the process is about to exit.
+    has_failed: bool,
     drain_delay: Duration,
     is_stopping: Arc<AtomicBool>,
     log: Log,
@@ -127,10 +130,10 @@ impl SignalThread {
     /// Begins the drain when it is due. Returns when to call this again, unless a signal arrives before.
     fn advance(&mut self) -> Option<Duration> {
         self.receive_server();
-        let shutdown = self
-            .shutdown
-            .as_mut()
-            .filter(|shutdown| !shutdown.is_draining)?;
+        let shutdown = self.shutdown.as_mut()?;
+        if shutdown.is_draining || self.has_failed {
+            return None;
+        }
         let name = signal_name(shutdown.signal).unwrap_or("signal");
         let elapsed = shutdown.requested.elapsed();
         match &self.server {
@@ -152,7 +155,12 @@ impl SignalThread {
     }
 
     fn receive_server(&mut self) {
-        self.server = self.server.take().or_else(|| self.bound.try_recv().ok());
+        if self.server.is_none() {
+            match self.bound.try_recv() {
+                Ok(server) => self.server = Some(server),
+                Err(error) => self.has_failed = error.is_disconnected(),
+            }
+        }
     }
 
     fn handle(&mut self, signal: i32) {
