@@ -93,6 +93,7 @@ fn serve(
             server: server.handle(),
             max_connections,
             is_stopping,
+            log: log.clone(),
         };
         metrics::start(address, observed)
     };

@@ -194,6 +194,25 @@ fn process_metrics_match_proc() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn lost_log_lines_are_counted() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let address = free_address();
+    let mut command = program();
+    command.arg(format!("--metrics={address}"));
+    let (server, _) = Process::start_without_log(&mut command, full);
+    wait_until("it serves metrics", || TcpStream::connect(address).is_ok());
+    let lost = |reason: &str| {
+        let metrics = get(address, "/metrics").body;
+        sum(&metrics, "echoserver_log_lines_lost_total", reason)
+    };
+    wait_until("its first lines are lost", || lost("write_failed") >= 3);
+    assert_eq!(lost("queue_full"), 0);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0.code(), Some(0));
+}
+
+#[test]
 fn metrics_pass_promtool() {
     if !installed(&["promtool"]) {
         return;

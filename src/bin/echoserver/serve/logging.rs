@@ -286,6 +286,15 @@ impl Log {
         }
     }
 
+    /// Returns how many lines are missing in the log, with the reason.
+    pub(crate) fn lost_lines(&self) -> [(&'static str, u64); 2] {
+        let count = |lines: &AtomicU64| lines.load(Relaxed);
+        [
+            ("queue_full", count(&self.counters.dropped_lines)),
+            ("write_failed", count(&self.counters.failed_lines)),
+        ]
+    }
+
     /// Writes an error that ends the process, independent of the level. It goes through the queue, because
     /// a direct write to stderr can block.
     pub(crate) fn error(&self, error: &dyn Display) {

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use echoserver::{Action, Address, Buffer, Config, Handle, Handler, Server};
 
 use self::exposition::Exposition;
+use crate::serve::logging::Log;
 use crate::serve::{BackgroundThread, logging};
 
 /// Limit for the request line and headers of a request, in bytes.
@@ -32,6 +33,7 @@ pub(crate) struct Observed {
     pub(crate) max_connections: usize,
     /// A signal has requested a shutdown; the drain may not have begun.
     pub(crate) is_stopping: Arc<AtomicBool>,
+    pub(crate) log: Log,
 }
 
 /// Starts a thread that serves the counters and the health of a server at `address`, also during its drain.
@@ -229,6 +231,7 @@ impl Endpoint {
         metrics.totals(&stats);
         metrics.acceptor(&stats);
         metrics.workers(&stats.workers);
+        metrics.log(self.observed.log.lost_lines());
         metrics.constants(self.observed.max_connections);
         process::add(&mut metrics, self.start);
         metrics.0

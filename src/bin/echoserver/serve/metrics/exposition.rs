@@ -1,6 +1,7 @@
 //! The metrics in Prometheus' text format, version 0.0.4, which every scraper reads.
 
 use std::fmt::{Display, Write};
+use std::iter;
 
 use echoserver::{CloseReason, Stats, WorkerStats};
 
@@ -43,9 +44,20 @@ impl Exposition {
         }
     }
 
-    fn by_reason(&mut self, name: &str, help: &str, values: [u64; CloseReason::ALL.len()]) {
-        let labels = CloseReason::ALL.map(|reason| format!("{{reason=\"{reason}\"}}"));
-        self.family(Kind::Counter, name, help, labels.into_iter().zip(values));
+    fn by_reason(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (&'static str, u64)>,
+    ) {
+        let series = values.into_iter();
+        let series = series.map(|(reason, value)| (format!("{{reason=\"{reason}\"}}"), value));
+        self.family(Kind::Counter, name, help, series);
+    }
+
+    fn by_close_reason(&mut self, name: &str, help: &str, values: [u64; CloseReason::ALL.len()]) {
+        let names = CloseReason::ALL.map(CloseReason::name);
+        self.by_reason(name, help, iter::zip(names, values));
     }
 
     fn by_worker<V: Display>(
@@ -72,7 +84,7 @@ impl Exposition {
         let name = "echoserver_connections_open";
         self.value(Gauge, name, "Open connections.", stats.open());
         let name = "echoserver_connections_closed_total";
-        self.by_reason(name, "Connections closed, by reason.", total.closed);
+        self.by_close_reason(name, "Connections closed, by reason.", total.closed);
         let name = "echoserver_received_bytes_total";
         self.value(Counter, name, "Bytes received.", total.bytes_in);
         let name = "echoserver_generated_bytes_total";
@@ -85,7 +97,7 @@ impl Exposition {
         self.value(Gauge, name, help, total.buffered);
         let name = "echoserver_discarded_bytes_total";
         let help = "Bytes discarded when their connection was closed, by reason.";
-        self.by_reason(name, help, total.discarded);
+        self.by_close_reason(name, help, total.discarded);
     }
 
     /// Adds the state of the acceptor.
@@ -127,6 +139,14 @@ impl Exposition {
         let name = "echoserver_worker_yields_total";
         let help = "Times a connection used its budget and yielded.";
         self.by_worker(Counter, name, help, workers, |worker| worker.yields);
+    }
+
+    /// Adds the lines that are missing in the log.
+    pub(super) fn log(&mut self, lost_lines: [(&'static str, u64); 2]) {
+        let name = "echoserver_log_lines_lost_total";
+        let help =
+            "Lines missing in the log: stderr was not read in time, or could not be written.";
+        self.by_reason(name, help, lost_lines);
     }
 
     /// Adds what does not change while the server runs.
