@@ -422,3 +422,26 @@ fn exit_waits_for_a_slow_reader_of_the_log() {
     assert!(log.ends_with(&format!("{BALANCED}\n")), "{log}");
     assert!(log.contains("] ended: accepted="), "{log}");
 }
+
+/// As another process can make it that shares the pipe or the terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn non_blocking_stderr_loses_no_line() {
+    use std::io::Read;
+
+    use crate::harness::{BALANCED, ping_all};
+
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let (server, address) = Process::start_without_log(program().arg("-v"), writer);
+    let clients: Vec<_> = (0..1000).map(|_| Client::connect(address)).collect();
+    ping_all(&clients, b"x");
+    clients.into_iter().for_each(Client::close);
+    server.signal(Signal::TERM);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(server.wait().0.code(), Some(0));
+    assert!(log.ends_with(&format!("{BALANCED}\n")), "{log}");
+    assert_eq!(log.matches(" reason=").count(), 1000);
+    assert!(!log.contains("not written"), "{log}");
+}
