@@ -9,7 +9,7 @@ mod process;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use echoserver::{Action, Address, Buffer, Config, Handle, Handler, Server};
@@ -55,6 +55,7 @@ pub(crate) fn start(address: Address, observed: Observed) -> io::Result<Backgrou
     let endpoint = Endpoint {
         observed,
         start: SystemTime::now(),
+        accept_paused: Increasing::default(),
     };
     let serve = move || {
         // The log records of this thread, which accepts, and of the worker.
@@ -180,6 +181,19 @@ struct Endpoint {
     observed: Observed,
     /// When the process started.
     start: SystemTime,
+    accept_paused: Increasing,
+}
+
+/// The highest of the durations so far. The server reckons with the start of a tick when a pause ends, so that
+/// it can state a little less than during the pause; a counter that decreases means a restart to Prometheus.
+#[derive(Default)]
+struct Increasing(AtomicU64);
+
+impl Increasing {
+    fn update(&self, duration: Duration) -> Duration {
+        let nanos = duration.as_nanos() as u64;
+        Duration::from_nanos(self.0.fetch_max(nanos, Ordering::Relaxed).max(nanos))
+    }
 }
 
 impl Endpoint {
@@ -226,7 +240,8 @@ impl Endpoint {
     }
 
     fn metrics(&self) -> String {
-        let stats = self.observed.server.stats();
+        let mut stats = self.observed.server.stats();
+        stats.accept_paused = self.accept_paused.update(stats.accept_paused);
         let mut metrics = Exposition::default();
         metrics.totals(&stats);
         metrics.acceptor(&stats);
@@ -252,6 +267,13 @@ fn response(status: &str, content_type: &str, body: &str, head: bool, close: boo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accept_pause_never_gets_shorter() {
+        let paused = Increasing::default();
+        let reported = [3, 8, 7, 9].map(|ms| paused.update(Duration::from_millis(ms)).as_millis());
+        assert_eq!(reported, [3, 8, 8, 9]);
+    }
 
     #[test]
     fn path_is_found_in_origin_and_absolute_form() {
