@@ -432,6 +432,30 @@ fn idle_connections_do_not_keep_health_checks_out() {
     server.terminate();
 }
 
+/// Long before the idle timeout, after which the read would fail here.
+#[test]
+fn client_without_a_whole_request_is_closed() {
+    let (server, address) = serve_metrics();
+    let silent = Client::connect(address);
+    let kept_open = Client::connect(address);
+    kept_open.send(b"GET /livez HTTP/1.1\r\n\r\n");
+    assert_eq!(read_response(&kept_open).status, 200);
+    let dribbling = Client::connect(address);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sent = dribbling.try_send(b"GET /");
+            wait_until("the connection is closed", || {
+                sent = dribbling.try_send(b"x");
+                sent.is_err()
+            });
+        });
+        for client in [&silent, &kept_open, &dribbling] {
+            client.expect_closed();
+        }
+    });
+    server.terminate();
+}
+
 #[test]
 fn log_tells_the_endpoint_from_the_echo_server() {
     let mut server = Process::serve(&["-v", "--metrics=127.0.0.1:0"]);

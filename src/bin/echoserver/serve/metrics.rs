@@ -25,6 +25,10 @@ const MAX_HEADERS: usize = 64;
 /// More than scrapers and health checks need, so that connections which are left open do not keep them out.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
+/// A client without a whole request is closed after this time, so that connections which are left open or send
+/// single bytes do not use up the limit.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The server that the endpoint describes.
@@ -95,25 +99,32 @@ struct HttpHandler<'a> {
 }
 
 impl Handler for HttpHandler<'_> {
-    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
-        let Context { input, output, .. } = context;
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        match event {
+            Event::Open => context.set_timer(Some(REQUEST_TIMEOUT)),
+            Event::Timer => return Action::Close,
+            _ => {}
+        }
         loop {
             // A write takes what fits and returns no error.
-            self.sent += output.write(&self.response[self.sent..]).unwrap_or(0);
+            let rest = &self.response[self.sent..];
+            self.sent += context.output.write(rest).unwrap_or(0);
             if self.sent < self.response.len() {
                 return Action::Flush;
             }
             if self.close {
                 return Action::Close;
             }
-            let Some((request, length)) =
-                parse_request(input.data(), input.len() == input.capacity())
-            else {
+            let input = &mut context.input;
+            let is_full = input.len() == input.capacity();
+            let Some((request, length)) = parse_request(input.data(), is_full) else {
                 return Action::Continue;
             };
             input.consume(length);
             (self.response, self.close) = self.endpoint.respond(request);
             self.sent = 0;
+            // For the next request.
+            context.set_timer(Some(REQUEST_TIMEOUT));
         }
     }
 }
