@@ -241,7 +241,7 @@
 //!    wait in the kernel's backlog.
 //! 2. **The dispatcher** hands the socket over. Each worker has a bounded queue. A worker that sleeps in
 //!    its poll cannot also wait on a channel, so a waker raises an event in that poll.
-//! 3. **The worker** repeats one tick: sleep in the poll, read the clock once, handle the events. It
+//! 3. **The worker** repeats one tick: sleep in the poll, read the clock, handle the events. It
 //!    registers a connection's socket once, for all events, edge-triggered, and never changes the
 //!    registration.
 //! 4. **The table** drives connections whose budget was used in the last tick, then those with an event,
@@ -334,8 +334,8 @@
 //!     `many_ready_connections_are_served_after_one_wakeup`;
 //!     [`server::worker`](../src/echoserver/server/worker.rs.html):
 //!     `events_known_to_the_kernel_are_handled_before_a_connection_expires`.
-//! 13. **Read the clock once per tick**, not once per message, and schedule nothing per message: progress
-//!     moves a deadline, but sets no timer.
+//! 13. **Read the clock per tick** (at its start, and at its end for the length of the longest one), not per
+//!     message, and schedule nothing per message: progress moves a deadline, but sets no timer.
 //!     Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
 //!     `deadlines_are_an_eighth_of_the_timeout_apart`, `progress_sets_no_timer`;
 //!     `tests/it/contract/idle_is_free.rs`: `idle_timeout_causes_no_early_wakeups`.

@@ -374,7 +374,7 @@ impl Server {
             }
             accepted.and(served)
         })?;
-        Ok(handle.counters.snapshot())
+        Ok(handle.counters.snapshot_at(handle.clock.now()))
     }
 }
 
@@ -441,10 +441,16 @@ impl Handle {
         self.control.shutdown_deadline().is_some()
     }
 
+    /// Wakes every worker. One whose [`wakes`](crate::WorkerStats::wakes) do not increase afterwards is stuck in a
+    /// handler, or has ended.
+    pub fn wake_workers(&self) {
+        self.control.wake_workers();
+    }
+
     /// Returns a snapshot of the server's counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.counters.snapshot()
+        self.counters.snapshot_at(self.clock.now())
     }
 }
 

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
+use crate::connection::timers::Millis;
+
 /// The reason why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -94,6 +96,13 @@ impl Counter {
         self.0.store(self.get().wrapping_add(count), Relaxed);
     }
 
+    /// Sets it to `value` if that is larger. Same single writer.
+    pub(crate) fn raise(&self, value: u64) {
+        if value > self.get() {
+            self.0.store(value, Relaxed);
+        }
+    }
+
     /// Updates a sum after one of its terms changed from `old` to `new`. Same single writer.
     pub(crate) fn adjust(&self, old: usize, new: usize) {
         self.add((new as u64).wrapping_sub(old as u64));
@@ -101,6 +110,40 @@ impl Counter {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// The total time of pauses, which any thread can read during a pause too. One thread writes it.
+///
+/// While accepting, the time paused so far is constant; in a pause, the time not paused so far is. The word
+/// holds the constant one, and its lowest bit tells which one that is. A reader therefore sees a change
+/// completely or not at all.
+#[derive(Debug, Default)]
+pub(crate) struct PauseTime(AtomicU64);
+
+impl PauseTime {
+    /// Starts a pause.
+    pub(crate) fn start(&self, now: Millis) {
+        debug_assert!(!self.is_paused(), "started twice");
+        let not_paused = now.saturating_sub(self.total(now));
+        self.0.store(not_paused << 1 | 1, Relaxed);
+    }
+
+    /// Ends the pause.
+    pub(crate) fn end(&self, now: Millis) {
+        self.0.store(self.total(now) << 1, Relaxed);
+    }
+
+    fn is_paused(&self) -> bool {
+        self.0.load(Relaxed) & 1 == 1
+    }
+
+    fn total(&self, now: Millis) -> Millis {
+        let word = self.0.load(Relaxed);
+        match word & 1 {
+            0 => word >> 1,
+            _ => now.saturating_sub(word >> 1),
+        }
     }
 }
 
@@ -116,6 +159,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) discarded: [Counter; CloseReason::ALL.len()],
     pub(crate) wakes: Counter,
     pub(crate) yields: Counter,
+    /// In milliseconds.
+    pub(crate) longest_tick: Counter,
 }
 
 impl WorkerCounters {
@@ -134,6 +179,7 @@ impl WorkerCounters {
             discarded: self.discarded.each_ref().map(Counter::get),
             wakes: self.wakes.get(),
             yields: self.yields.get(),
+            longest_tick: Duration::from_millis(self.longest_tick.get()),
         }
     }
 }
@@ -144,7 +190,7 @@ pub(crate) struct AcceptorCounters {
     pub(crate) accepted: Counter,
     pub(crate) errors: Counter,
     pub(crate) pauses: Counter,
-    pub(crate) paused_ms: Counter,
+    pub(crate) paused: PauseTime,
     /// Connections that no worker had capacity for before the deadline of a shutdown.
     pub(crate) expired: Counter,
 }
@@ -172,12 +218,20 @@ impl Counters {
         self.acceptor.accepted.get().saturating_sub(closed)
     }
 
+    /// Returns a snapshot of counters without an acceptor.
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn snapshot(&self) -> Stats {
+        self.snapshot_at(0)
+    }
+
+    /// Returns a snapshot at `now`, which a pause of the acceptor lasts until.
+    pub(crate) fn snapshot_at(&self, now: Millis) -> Stats {
         Stats {
             accepted: self.acceptor.accepted.get(),
             accept_errors: self.acceptor.errors.get(),
             accept_pauses: self.acceptor.pauses.get(),
-            accept_paused: Duration::from_millis(self.acceptor.paused_ms.get()),
+            accept_paused: Duration::from_millis(self.acceptor.paused.total(now)),
+            is_accept_paused: self.acceptor.paused.is_paused(),
             expired: self.acceptor.expired.get(),
             workers: self
                 .workers
@@ -202,8 +256,10 @@ pub struct Stats {
     /// How often accepting paused: without file descriptors, at the connection limit, with every
     /// worker's queue full, or after another error.
     pub accept_pauses: u64,
-    /// How long accepting paused in total. A pause is added when it ends.
+    /// How long accepting paused in total, including a pause that lasts.
     pub accept_paused: Duration,
+    /// Accepting is paused.
+    pub is_accept_paused: bool,
     /// Connections accepted in a shutdown that no worker had capacity for before its deadline. They were
     /// reset, and count as [`CloseReason::DrainTimeout`] in the [`total`](Self::total).
     pub expired: u64,
@@ -338,6 +394,9 @@ pub struct WorkerStats {
     pub wakes: u64,
     /// How often a connection used its budget and moved to the back of the run queue.
     pub yields: u64,
+    /// The longest tick: how long the events of other connections have waited at most. Of several workers, the
+    /// longest of all.
+    pub longest_tick: Duration,
 }
 
 impl WorkerStats {
@@ -369,6 +428,7 @@ impl AddAssign<&WorkerStats> for WorkerStats {
         self.buffered += other.buffered;
         self.wakes += other.wakes;
         self.yields += other.yields;
+        self.longest_tick = self.longest_tick.max(other.longest_tick);
         for index in 0..CloseReason::ALL.len() {
             self.closed[index] += other.closed[index];
             self.discarded[index] += other.discarded[index];
@@ -415,6 +475,21 @@ mod tests {
         gauge.adjust(0, 7);
         gauge.adjust(7, 3);
         assert_eq!(gauge.get(), 3);
+    }
+
+    #[test]
+    fn pause_time_grows_during_a_pause() {
+        let time = PauseTime::default();
+        let read = |now| (time.is_paused(), time.total(now));
+        assert_eq!(read(10), (false, 0));
+        time.start(10);
+        assert_eq!([read(10), read(15)], [(true, 0), (true, 5)]);
+        time.end(17);
+        assert_eq!([read(17), read(90)], [(false, 7), (false, 7)]);
+        time.start(100);
+        assert_eq!([read(100), read(103)], [(true, 7), (true, 10)]);
+        time.end(100);
+        assert_eq!(read(200), (false, 7));
     }
 
     #[test]

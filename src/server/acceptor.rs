@@ -278,6 +278,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 
     fn start_pause(&mut self, until: Option<Millis>, cause: &str) {
         self.counters.acceptor.pauses.add(1);
+        self.counters.acceptor.paused.start(self.now);
         let is_recent = |at| self.now.saturating_sub(at) < WARNING_INTERVAL;
         let was_logged = !self.last_warning.is_some_and(is_recent);
         if was_logged {
@@ -302,7 +303,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.control.resume();
         if let Some(pause) = self.pause.take() {
             let length = self.now.saturating_sub(pause.since);
-            self.counters.acceptor.paused_ms.add(length);
+            self.counters.acceptor.paused.end(self.now);
             if pause.was_logged {
                 log::info!(
                     "accept resumed after {}.{} s",
@@ -594,7 +595,7 @@ mod tests {
         }
 
         fn stats(&self) -> Stats {
-            self.counters.snapshot()
+            self.counters.snapshot_at(self.acceptor.now)
         }
 
         /// A worker closes a connection.
@@ -746,6 +747,9 @@ mod tests {
         assert_eq!(calls, 2, "the other clients wait in the backlog");
         assert_eq!(harness.ready_tick(60_000), None);
         assert_eq!(harness.dispatched(), [1, 2]);
+        let stats = harness.stats();
+        assert!(stats.is_accept_paused);
+        assert_eq!(stats.accept_paused.as_secs(), 60, "it still lasts");
 
         harness.close_one();
         assert_eq!(harness.waker.count(), 1);

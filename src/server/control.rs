@@ -37,6 +37,11 @@ impl<W: Wake> AcceptorControl<W> {
     pub(crate) fn shut_down(&self, deadline: Millis) {
         self.shutdown_deadline.fetch_min(deadline, Ordering::SeqCst);
         self.waker.wake();
+        self.wake_workers();
+    }
+
+    /// Makes each worker run a tick.
+    pub(crate) fn wake_workers(&self) {
         for waker in &self.worker_wakers {
             waker.wake();
         }

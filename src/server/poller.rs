@@ -41,6 +41,12 @@ pub(crate) trait Poller<S> {
     /// The time since a fixed moment, which all threads share.
     fn now(&self) -> Millis;
 
+    /// How long ago `since` was. No simulated time passes within a tick.
+    fn elapsed(&self, since: Millis) -> Millis {
+        let _ = since;
+        0
+    }
+
     /// Registers a source, edge-triggered, for all events that may ever matter.
     fn register(&mut self, source: &mut S, token: usize) -> io::Result<()>;
 }
@@ -129,6 +135,10 @@ impl<S: Register> Poller<S> for MioPoller {
 
     fn now(&self) -> Millis {
         self.clock.now()
+    }
+
+    fn elapsed(&self, since: Millis) -> Millis {
+        self.clock.now().saturating_sub(since)
     }
 
     fn register(&mut self, source: &mut S, token: usize) -> io::Result<()> {

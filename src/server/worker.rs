@@ -112,6 +112,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         if self.table.take_closed() || took_any {
             self.control.notify_capacity();
         }
+        self.counters.longest_tick.raise(poller.elapsed(self.now));
         Ok(())
     }
 
@@ -237,6 +238,8 @@ mod tests {
         /// `register` fails.
         is_broken: bool,
         now: Millis,
+        /// How long each tick takes.
+        tick_length: Millis,
     }
 
     impl ScriptedPoller {
@@ -264,6 +267,10 @@ mod tests {
 
         fn now(&self) -> Millis {
             self.now
+        }
+
+        fn elapsed(&self, since: Millis) -> Millis {
+            self.now + self.tick_length - since
         }
 
         fn register(&mut self, _: &mut Client, _: usize) -> io::Result<()> {
@@ -390,6 +397,20 @@ mod tests {
         harness.tick(0);
         harness.tick(7);
         assert_eq!(harness.poller.timeouts, [Some(8)]);
+    }
+
+    #[test]
+    fn longest_tick_is_kept() {
+        let mut harness = Harness::new();
+        let longest = |harness: &mut Harness, tick_length| {
+            harness.poller.tick_length = tick_length;
+            harness.tick(1000);
+            harness.stats().workers[0].longest_tick.as_millis()
+        };
+        let longest: Vec<_> = [0, 7, 3, 12]
+            .map(|length| longest(&mut harness, length))
+            .into();
+        assert_eq!(longest, [0, 7, 7, 12]);
     }
 
     #[test]

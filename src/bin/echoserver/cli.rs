@@ -35,7 +35,7 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 #[command(after_help = "\
     Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64K, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
-    Signals: SIGTERM or SIGINT drains and exits 0; a second one exits at once.\n\
+    Signals: SIGTERM, SIGINT or SIGHUP drains and exits 0; a second one exits at once.\n\
     Man pages: --generate man, man-check or man-load. Completions: --generate bash, zsh or fish.")]
 pub(crate) struct Options {
     #[command(subcommand)]
@@ -101,17 +101,24 @@ pub(crate) struct Options {
     #[arg(env = "ECHOSERVER_TCP_KEEPALIVE", default_value = "5m", value_parser = parse_keepalive)]
     tcp_keepalive: Duration,
 
+    /// How long to report "not ready" after a signal, and still accept, before the graceful shutdown
+    #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
+    #[arg(env = "ECHOSERVER_DRAIN_DELAY", default_value = "0s", value_parser = parse_duration)]
+    pub(crate) drain_delay: Duration,
+
     /// Time limit for a graceful shutdown; remaining connections are then reset
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
     #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     drain_timeout: Duration,
 
-    /// Address for HTTP: /metrics for Prometheus, /healthz for load balancers [default: off]
+    /// Address for HTTP: /metrics for Prometheus, /healthz, /livez and /readyz for load balancers
+    /// [default: off]
     #[arg(long, value_name = "ADDR", help_heading = "Logging and metrics")]
     #[arg(env = "ECHOSERVER_METRICS")]
     pub(crate) metrics: Option<Address>,
 
-    /// Log more: -v each connection when it closes, -vv everything; RUST_LOG takes precedence
+    /// Log more: -v each connection when it closes, -vv also when it opens; takes precedence over
+    /// RUST_LOG
     #[arg(short, long, action = ArgAction::Count, help_heading = "Logging and metrics")]
     #[arg(env = "ECHOSERVER_VERBOSE")]
     verbose: u8,
@@ -143,20 +150,6 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     Check(check::Options),
     Load(load::Options),
-}
-
-/// Parses the command line. A command does not read the environment, which holds options of the server.
-pub(crate) fn parse() -> Result<Options, clap::Error> {
-    let mut command = Options::command();
-    let is_command = |first: OsString| {
-        command
-            .get_subcommands()
-            .any(|known| first == known.get_name())
-    };
-    if env::args_os().nth(1).is_some_and(is_command) {
-        command = without_environment(command);
-    }
-    Options::from_arg_matches(&command.try_get_matches()?)?.check()
 }
 
 impl Options {
@@ -202,8 +195,11 @@ impl Options {
         self.workers.unwrap_or(Config::default().workers)
     }
 
-    /// Returns the log level that applies without `RUST_LOG`.
-    pub(crate) fn log_level(&self) -> LevelFilter {
+    /// Returns the log level, which takes precedence over `RUST_LOG`.
+    pub(crate) fn log_level(&self) -> Option<LevelFilter> {
+        if (self.verbose, self.quiet) == (0, 0) {
+            return None;
+        }
         let levels = [
             LevelFilter::Off,
             LevelFilter::Error,
@@ -213,7 +209,7 @@ impl Options {
             LevelFilter::Trace,
         ];
         let level = (3 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
-        levels[level.min(levels.len() - 1)]
+        Some(levels[level.min(levels.len() - 1)])
     }
 }
 
@@ -277,6 +273,69 @@ fn parse_keepalive(text: &str) -> Result<Duration, String> {
             let (min, max) = bounds.into_inner();
             format!("expected 0s, or a duration from {min:?} to {max:?}")
         })
+}
+
+/// Parses the command line and the environment. An empty variable counts as unset, and commands do not read any.
+pub(crate) fn parse() -> Result<Options, clap::Error> {
+    let command = Options::command();
+    let command = match is_command(&command) {
+        true => without_environment(command),
+        false => command.mut_args(|argument| {
+            let value = argument.get_env().and_then(env::var_os);
+            match value.is_some_and(|value| value.is_empty()) {
+                true => argument.env(Resettable::Reset),
+                false => argument,
+            }
+        }),
+    };
+    Options::from_arg_matches(&command.try_get_matches()?)?.check()
+}
+
+/// Whether the first argument is a command, such as `check`.
+fn is_command(command: &clap::Command) -> bool {
+    let first = env::args_os().nth(1);
+    let mut names = command.get_subcommands().map(clap::Command::get_name);
+    first.is_some_and(|first| names.any(|name| first == name))
+}
+
+/// Returns a warning for each variable whose name is nearly that of an option. Others are not worth one:
+/// Kubernetes sets `ECHOSERVER_PORT` and more for a service called echoserver.
+pub(crate) fn misspelled_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
+    const MAX_EDITS: usize = 2;
+    let command = Options::command();
+    let variables = command.get_arguments().filter_map(Arg::get_env);
+    let variables: Vec<_> = variables.filter_map(|name| name.to_str()).collect();
+    let names = names.filter_map(|name| name.into_string().ok());
+    names
+        .filter(|name| name.starts_with("ECHOSERVER_") && !variables.contains(&name.as_str()))
+        .filter_map(|name| {
+            let edits = |variable: &&&str| strsim::levenshtein(&name, variable);
+            let nearest = variables.iter().min_by_key(edits)?;
+            let is_near = edits(&nearest) <= MAX_EDITS;
+            is_near.then(|| format!("the variable {name} is unknown; did you mean {nearest}?"))
+        })
+        .collect()
+}
+
+/// Returns the log format that the command line or the environment requests, even if they are invalid
+/// otherwise.
+pub(crate) fn log_format() -> Format {
+    if is_command(&Options::command()) {
+        return Format::Text;
+    }
+    let mut format = env::var_os("ECHOSERVER_LOG_FORMAT");
+    let mut arguments = env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--log-format" {
+            format = arguments.next();
+        } else if let Some(value) = argument.to_string_lossy().strip_prefix("--log-format=") {
+            format = Some(value.into());
+        }
+    }
+    match format.is_some_and(|format| format == "json") {
+        true => Format::Json,
+        false => Format::Text,
+    }
 }
 
 /// Settings of every option.
@@ -488,14 +547,42 @@ mod tests {
     }
 
     #[test]
+    fn variables_that_resemble_an_option_are_reported() {
+        let warnings = |names: &[&str]| misspelled_variables(names.iter().map(OsString::from));
+        for (name, option) in [
+            ("ECHOSERVER_WORKER", "ECHOSERVER_WORKERS"),
+            ("ECHOSERVER_BACKLOGS", "ECHOSERVER_BACKLOG"),
+            ("ECHOSERVER_MAX_CONNECTION", "ECHOSERVER_MAX_CONNECTIONS"),
+            ("ECHOSERVER_BUFFERSIZE", "ECHOSERVER_BUFFER_SIZE"),
+        ] {
+            let warning = format!("the variable {name} is unknown; did you mean {option}?");
+            assert_eq!(warnings(&[name]), [warning]);
+        }
+        let of_kubernetes = [
+            "ECHOSERVER_PORT",
+            "ECHOSERVER_PORT_5555_TCP",
+            "ECHOSERVER_PORT_5555_TCP_ADDR",
+            "ECHOSERVER_PORT_5555_TCP_PORT",
+            "ECHOSERVER_PORT_5555_TCP_PROTO",
+            "ECHOSERVER_SERVICE_HOST",
+            "ECHOSERVER_SERVICE_PORT",
+            "ECHOSERVER_SERVICE_PORT_ECHO",
+            "ECHOSERVER_SERVICE_PORT_METRICS",
+            "ECHOSERVER_WORKERS",
+            "OTHER_WORKER",
+        ];
+        assert_eq!(warnings(&of_kubernetes), [""; 0]);
+    }
+
+    #[test]
     fn verbose_and_quiet_adjust_the_log_level() {
         for (arguments, level) in [
-            (&["-qqqqq"][..], LevelFilter::Off),
-            (&["-q"], LevelFilter::Warn),
-            (&[], LevelFilter::Info),
-            (&["-v", "-q"], LevelFilter::Info),
-            (&["-v"], LevelFilter::Debug),
-            (&["-vvvv"], LevelFilter::Trace),
+            (&["-qqqqq"][..], Some(LevelFilter::Off)),
+            (&["-q"], Some(LevelFilter::Warn)),
+            (&[], None),
+            (&["-v", "-q"], Some(LevelFilter::Info)),
+            (&["-v"], Some(LevelFilter::Debug)),
+            (&["-vvvv"], Some(LevelFilter::Trace)),
         ] {
             assert_eq!(
                 parse(arguments).unwrap().log_level(),

@@ -8,13 +8,14 @@ mod pages;
 mod serve;
 mod target;
 
+use std::env;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::Command;
-use crate::serve::logging::Log;
-use crate::serve::service::Inherited;
+use crate::serve::Environment;
+use crate::serve::logging::{Log, Style};
 
 /// Exit statuses other than 0.
 const FAILURE: u8 = 1;
@@ -43,20 +44,20 @@ fn main() -> ExitCode {
         None => {}
     }
 
-    // Changes the environment, so it must run before any thread starts.
-    let inherited = Inherited::take();
+    let environment = match Environment::take() {
+        Ok(environment) => environment,
+        Err(error) => return fail(FAILURE, error),
+    };
     let log = match Log::start(options.log_level(), options.log_format) {
         Ok(log) => log,
         Err(error) => return fail(FAILURE, format_args!("cannot start the log: {error}")),
     };
 
-    let result = serve::run(&options, &log, inherited);
-
-    if let Err(error) = &result {
-        log.write_line(&error_line(error));
+    for warning in cli::misspelled_variables(env::vars_os().map(|(name, _)| name)) {
+        log::warn!("{warning}");
     }
-    log.finish();
-    match result {
+
+    match serve::run(&options, &log, environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILURE),
     }
@@ -89,10 +90,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints an error and returns its exit status. For errors before the log thread runs.
 fn fail(status: u8, error: impl Display) -> ExitCode {
-    let _closed = writeln!(io::stderr(), "{}", error_line(error));
+    let line = Style::new(cli::log_format()).error(&error);
+    let _closed = io::stderr().write_all(line.as_bytes());
     ExitCode::from(status)
-}
-
-fn error_line(error: impl Display) -> String {
-    format!("echoserver: {}", cli::escape_control(&error.to_string()))
 }

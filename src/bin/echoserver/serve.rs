@@ -9,8 +9,12 @@ pub(crate) mod reports;
 pub(crate) mod service;
 #[cfg(unix)]
 pub(crate) mod signals;
+#[cfg(unix)]
+pub(crate) mod watchdog;
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -19,7 +23,7 @@ use echoserver::{Config, Echo, NewConnection, Server};
 use humantime::format_duration;
 use log::Level;
 
-use self::logging::{Log, TARGET};
+use self::logging::{FINISH_TIMEOUT, Log, TARGET};
 use self::service::Inherited;
 use crate::cli::Options;
 
@@ -30,11 +34,55 @@ const SOCKET_BUFFERS: &str = if cfg!(any(target_os = "linux", target_os = "andro
     ""
 };
 
-/// Serves until a signal shuts the server down, then checks that the counters balance.
-pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Result<()> {
+/// What the process takes from its environment before it opens anything else, and before any thread starts.
+pub(crate) struct Environment {
+    inherited: Inherited,
     #[cfg(unix)]
-    let signals = signals::Signals::register()
-        .map_err(|error| with_context(&error, "cannot handle signals"))?;
+    signals: signals::Signals,
+}
+
+impl Environment {
+    /// Takes the inherited sockets, and registers the signals. A signal from then on leads to a shutdown.
+    pub(crate) fn take() -> io::Result<Self> {
+        Ok(Self {
+            inherited: Inherited::take()?,
+            #[cfg(unix)]
+            signals: signals::Signals::register()
+                .map_err(|error| with_context(&error, "cannot handle signals"))?,
+        })
+    }
+}
+
+/// Serves until a signal shuts the server down. Then reports an error, and waits for the log.
+pub(crate) fn run(options: &Options, log: &Log, environment: Environment) -> io::Result<()> {
+    let mut signals = None;
+    let result = serve(options, log, environment, &mut signals);
+    if let Err(error) = &result {
+        log.error(error);
+    }
+    log.finish(FINISH_TIMEOUT);
+    // Until now a second signal could end the process.
+    drop(signals);
+    result
+}
+
+/// Serves until a signal shuts the server down, then checks that the counters balance. Sets the thread that
+/// handles `signals`.
+#[cfg_attr(not(unix), expect(unused_variables))]
+fn serve(
+    options: &Options,
+    log: &Log,
+    environment: Environment,
+    signals: &mut Option<BackgroundThread>,
+) -> io::Result<()> {
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    let drain_delay = options.drain_delay;
+    #[cfg(unix)]
+    let (thread, bound) =
+        (environment.signals).handle(drain_delay, Arc::clone(&is_stopping), log.clone())?;
+    #[cfg(unix)]
+    signals.replace(thread);
+    let inherited = environment.inherited;
     let max_connections = limits::max_connections(options)?;
     let config = options.config(max_connections, !inherited.is_empty());
     let mut server = Server::bind(config.clone())?;
@@ -42,17 +90,32 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
     let bind_metrics = |address| metrics::bind(address, options.unix_mode);
     let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
     // Everything is bound: what is logged as listening stays so.
-    log_config(&server, &config);
+    log_config(&server, &config, log);
 
-    // These threads are stopped and joined when this function returns.
-    let start_metrics = |http_server| metrics::start(http_server, server.handle());
+    // The threads started here are stopped and joined when this function returns.
+    let start_metrics = |http_server| {
+        let observed = metrics::Observed {
+            server: server.handle(),
+            max_connections,
+            is_stopping,
+            log: log.clone(),
+        };
+        metrics::start(http_server, observed)
+    };
     let _metrics = http_server.map(start_metrics).transpose()?;
-    #[cfg(unix)]
-    let _signals = signals.handle(server.handle(), log.clone())?;
     let start_reports = |interval| reports::start(interval, server.handle(), log.clone());
     let _reports = options.stats_interval.map(start_reports).transpose()?;
+    // Its receiver has ended if the signals cannot be read.
+    #[cfg(unix)]
+    let _sent = bound.send(server.handle());
     #[cfg(unix)]
     service::notify_ready(&server);
+    #[cfg(unix)]
+    let start_watchdog = |timeout| watchdog::start(timeout, server.handle());
+    #[cfg(unix)]
+    let _watchdog = service::watchdog_timeout()
+        .map(start_watchdog)
+        .transpose()?;
 
     let stats = match &options.greeting {
         Some(greeting) => server.run(|connection| {
@@ -65,7 +128,8 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
         }),
     }?;
 
-    log.stats("ended", &stats);
+    log.end();
+    log.stats(Level::Info, "ended", &stats);
     if let Some(problem) = stats.check_final_balance() {
         let error = format!("counters do not balance: {problem}");
         log::error!(target: TARGET, "{error}");
@@ -76,7 +140,7 @@ pub(crate) fn run(options: &Options, log: &Log, inherited: Inherited) -> io::Res
 }
 
 /// Logs the configuration in effect.
-fn log_config(server: &Server, config: &Config) {
+fn log_config(server: &Server, config: &Config, log: &Log) {
     for address in server.addresses() {
         log::info!(target: TARGET, "listening on {address}");
     }
@@ -87,8 +151,7 @@ fn log_config(server: &Server, config: &Config) {
         )
     };
     let buffer_size = ByteSize(config.buffer_size as u64);
-    log::info!(
-        target: TARGET,
+    let text = format!(
         "workers: {}, max connections: {}, buffer size: {buffer_size}, backlog: {}, \
          idle timeout: {}, TCP keepalive: {}, drain timeout: {}, busy poll: {}",
         config.workers,
@@ -99,10 +162,22 @@ fn log_config(server: &Server, config: &Config) {
         format_duration(config.drain_timeout),
         or_off(Some(config.busy_poll).filter(|duration| !duration.is_zero())),
     );
+    // 0 means off.
+    let millis = |duration: Option<Duration>| duration.unwrap_or_default().as_millis() as u64;
+    let fields = [
+        ("workers", config.workers.get() as u64),
+        ("max_connections", config.max_connections as u64),
+        ("buffer_size", config.buffer_size as u64),
+        ("backlog", u64::from(config.backlog)),
+        ("idle_timeout_ms", millis(config.idle_timeout)),
+        ("tcp_keepalive_ms", millis(config.tcp_keepalive)),
+        ("drain_timeout_ms", millis(Some(config.drain_timeout))),
+        ("busy_poll_us", config.busy_poll.as_micros() as u64),
+    ];
+    log.numbers(&text, &fields);
     let spare = config.max_spare_memory();
     let connections = config.max_memory().saturating_sub(spare);
-    log::info!(
-        target: TARGET,
+    let text = format!(
         "buffer memory: at most {} ({} connections x {}, plus {} spare); \
          the kernel's socket buffers are not included{SOCKET_BUFFERS}",
         ByteSize(config.max_memory()),
@@ -110,6 +185,8 @@ fn log_config(server: &Server, config: &Config) {
         ByteSize(connections / config.max_connections as u64),
         ByteSize(spare),
     );
+    let fields = [("max_bytes", config.max_memory()), ("spare_bytes", spare)];
+    log.numbers(&text, &fields);
     memory::warn_if_insufficient(config);
 }
 

@@ -327,7 +327,7 @@ fn drained_server_can_end_unnoticed() {
         assert_eq!(answer.unwrap().trim(), "");
         wait_until("it has no connections", || {
             let metrics = http::get(metrics, "/metrics").body;
-            let open = "echoserver_open{worker=\"0\"} 0";
+            let open = "echoserver_connections_open 0";
             metrics.lines().any(|line| line == open)
         });
         cluster.a.signal(Signal::TERM);

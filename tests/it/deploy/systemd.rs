@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -14,10 +15,12 @@ use tempfile::tempdir;
 
 use super::{check_defaults, option_of, packaged, replace_all};
 use crate::harness::{
-    Client, DEADLINE, Process, command, error_line, free_address, http, installed, program,
-    program_after, random_bytes, run, wait_until,
+    BlockedServer, Client, DEADLINE, Process, TestServer, command, error_line, free_address, http,
+    installed, program, program_after, random_bytes, run, wait_until,
 };
 use crate::program::command_line::help_options;
+#[cfg(target_os = "linux")]
+use crate::program::resources::{can_trace, end_tracer};
 
 /// Returns a command that passes `sockets` to the program as service managers do.
 fn inheriting(sockets: Vec<OwnedFd>) -> Command {
@@ -69,7 +72,7 @@ fn inherited_sockets_add_to_configured_listeners() {
 fn inherited_descriptor_that_cannot_listen_is_reported() {
     let check = |command: &mut Command, problem| {
         let error = error_line(command, 1);
-        let context = "cannot listen on inherited socket 0";
+        let context = "cannot listen on inherited descriptor 3";
         assert_eq!(error, format!("{context}: {problem}"));
     };
     let other = "not a TCP or Unix-domain stream socket";
@@ -78,8 +81,8 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let file = fs::File::open("/dev/null").unwrap();
     for (descriptor, problem) in [
-        (OwnedFd::from(bound), "the TCP socket is not listening"),
-        (connected.into(), "the Unix-domain socket is not listening"),
+        (OwnedFd::from(bound), "the socket is not listening"),
+        (connected.into(), "the socket is not listening"),
         (datagrams.into(), other),
         (file.into(), other),
     ] {
@@ -87,7 +90,48 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
     }
     // It is not open, and must not be confused with a descriptor that the program opens later.
     let closed = "export LISTEN_PID=$$ LISTEN_FDS=1 && exec 3<&-";
-    check(&mut program_after(closed), other);
+    check(&mut program_after(closed), "not open");
+}
+
+/// A descriptor that was not passed must not be confused with one that the program opens.
+#[test]
+fn wrong_number_of_inherited_sockets_is_reported() {
+    let in_use = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = in_use.local_addr().unwrap().to_string();
+    for (count, error) in [
+        (
+            "2",
+            "cannot listen on inherited descriptor 4: not open".to_owned(),
+        ),
+        (
+            "20",
+            "cannot listen on inherited descriptor 4: not open".to_owned(),
+        ),
+        ("-1", invalid_count("-1")),
+        ("x", invalid_count("x")),
+        ("2000000000", invalid_count("2000000000")),
+    ] {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let setup = format!("export LISTEN_PID=$$ LISTEN_FDS={count} && exec 3<&0 4<&- </dev/null");
+        let mut command = program_after(&setup);
+        // It is checked first.
+        command.args(["--listen", &address]);
+        assert_eq!(error_line(command.stdin(OwnedFd::from(tcp)), 1), error);
+    }
+}
+
+fn invalid_count(count: &str) -> String {
+    format!("LISTEN_FDS: expected a number of descriptors up to 1024, not '{count}'")
+}
+
+#[test]
+fn sockets_for_another_process_are_not_taken() {
+    for variables in ["LISTEN_PID=1 LISTEN_FDS=5", "LISTEN_PID=1 LISTEN_FDS=x"] {
+        let mut command = program_after(&format!("export {variables}"));
+        let server = Process::start(command.arg("--listen=127.0.0.1:0"));
+        Client::connect(server.address()).check_echo(b"not inherited");
+        server.terminate();
+    }
 }
 
 /// The listener outlives the server: clients that connect in between wait in its backlog.
@@ -139,29 +183,151 @@ fn receive(manager: &UnixDatagram) -> String {
     String::from_utf8(datagram[..length].to_vec()).unwrap()
 }
 
+/// Binds the socket of a service manager; returns its address as the program gets it.
+fn service_manager(folder: &Path) -> (String, UnixDatagram) {
+    let path = folder.join("notify");
+    listen(&path.display().to_string(), UnixDatagram::bind(&path))
+}
+
+/// The same with an abstract name.
+#[cfg(target_os = "linux")]
+fn abstract_service_manager(folder: &Path) -> (String, UnixDatagram) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    // Unique, as the path is.
+    let name = folder.display().to_string();
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    listen(&format!("@{name}"), UnixDatagram::bind_addr(&address))
+}
+
+fn listen(name: &str, manager: io::Result<UnixDatagram>) -> (String, UnixDatagram) {
+    let manager = manager.expect("the name is free");
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    (name.to_owned(), manager)
+}
+
 #[test]
 fn service_manager_is_notified() {
     let folder = tempdir().unwrap();
-    let socket = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&socket).unwrap();
-    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    for (name, manager) in [
+        service_manager(folder.path()),
+        #[cfg(target_os = "linux")]
+        abstract_service_manager(folder.path()),
+    ] {
+        let mut command = program();
+        command.args(["--listen=127.0.0.1:0", "--drain-timeout=20s"]);
+        let server = Process::launch(command.env("NOTIFY_SOCKET", &name));
+
+        let ready = receive(&manager);
+        assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
+        let status = |line: &str| line.strip_prefix("STATUS=serving on ")?.parse().ok();
+        let address: Option<SocketAddr> = ready.lines().find_map(status);
+        // From the notification on, connections are accepted.
+        let client = Client::connect(address.unwrap_or_else(|| panic!("{ready}")));
+        client.ping(b"ready");
+
+        server.signal(Signal::TERM);
+        assert_eq!(receive(&manager), "STOPPING=1\nSTATUS=draining\n");
+        client.expect_eof();
+        drop(client);
+        server.wait_for_success();
+    }
+}
+
+#[test]
+fn service_manager_is_notified_of_a_drain_delay() {
+    let folder = tempdir().unwrap();
+    let (name, manager) = service_manager(folder.path());
     let mut command = program();
-    command.args(["--listen=127.0.0.1:0", "--drain-timeout=20s"]);
-    let server = Process::launch(command.env("NOTIFY_SOCKET", &socket));
-
-    let ready = receive(&manager);
-    assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
-    let status = |line: &str| line.strip_prefix("STATUS=serving on ")?.parse().ok();
-    let address: Option<SocketAddr> = ready.lines().find_map(status);
-    // From the notification on, connections are accepted.
-    let client = Client::connect(address.unwrap_or_else(|| panic!("{ready}")));
-    client.ping(b"ready");
-
+    command.args(["--listen=127.0.0.1:0", "--drain-delay=100ms"]);
+    let server = Process::start(command.env("NOTIFY_SOCKET", &name));
+    assert!(receive(&manager).starts_with("READY=1\n"));
     server.signal(Signal::TERM);
-    assert_eq!(receive(&manager), "STOPPING=1\nSTATUS=draining\n");
-    client.expect_eof();
-    drop(client);
+    for status in ["draining in 100ms", "draining"] {
+        let expected = format!("STOPPING=1\nSTATUS={status}\n");
+        assert_eq!(receive(&manager), expected);
+    }
     server.wait_for_success();
+}
+
+#[test]
+fn watchdog_is_pinged_while_idle_and_during_a_drain() {
+    let folder = tempdir().unwrap();
+    let (name, manager) = service_manager(folder.path());
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0", "-w4", "--drain-timeout=1h"]);
+    command.env("WATCHDOG_USEC", "200000");
+    let server = Process::start(command.env("NOTIFY_SOCKET", &name));
+    assert!(receive(&manager).starts_with("READY=1\n"));
+    for _ in 0..5 {
+        assert_eq!(receive(&manager), "WATCHDOG=1\n");
+    }
+    // Three workers end at once.
+    let client = Client::connect_with_receive_buffer(server.address(), 64 << 10);
+    let bytes = random_bytes(1, 40 << 20);
+    let sent = client.send_until_stuck(&bytes);
+    server.signal(Signal::TERM);
+    let draining = "STOPPING=1\nSTATUS=draining\n";
+    while receive(&manager) != draining {}
+    for _ in 0..5 {
+        assert_eq!(receive(&manager), "WATCHDOG=1\n");
+    }
+    client.shutdown_write();
+    client.expect(&bytes[..sent]);
+    client.expect_eof();
+    let log = server.wait_for_success();
+    assert!(!log.contains("stuck"), "{log}");
+}
+
+/// A worker is stuck when strace delays it.
+#[test]
+#[cfg(target_os = "linux")]
+fn stuck_worker_is_not_reported_as_alive() {
+    if !can_trace() {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let (name, manager) = service_manager(folder.path());
+    let mut strace = command("strace");
+    strace.args(["-D", "-qq", "-f", "-o", "/dev/null", "-e", "trace=recvfrom"]);
+    strace.args(["-e", "inject=recvfrom:delay_enter=60000000"]);
+    strace
+        .arg(program().get_program())
+        .args(["--listen=127.0.0.1:0", "-w1"]);
+    strace.env("WATCHDOG_USEC", "400000");
+    let mut server = Process::start(strace.env("NOTIFY_SOCKET", &name));
+    assert!(receive(&manager).starts_with("READY=1\n"));
+    assert_eq!(receive(&manager), "WATCHDOG=1\n");
+    let client = Client::connect(server.address());
+    client.send(b"the worker hangs in recvfrom");
+    server.wait_for_log("worker 0 is stuck: no tick within 100ms");
+    // All pings of before.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 64]).is_ok() {}
+    let lines = server.lines_with("is stuck").len();
+    wait_until("it is checked again", || {
+        server.lines_with("is stuck").len() > lines + 2
+    });
+    let pinged = manager.recv(&mut [0; 64]).is_ok();
+    end_tracer(&server);
+    assert!(!pinged);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn watchdog_of_another_process_is_ignored() {
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0"]);
+    command
+        .env("WATCHDOG_USEC", "1000")
+        .env("WATCHDOG_PID", "1");
+    let server = Process::start(&mut command);
+    Client::connect(server.address()).check_echo(b"unwatched");
+    let is_watchdog = |task: procfs::process::Task| task.stat().unwrap().comm == "watchdog";
+    let tasks = server.procfs().tasks().unwrap();
+    assert!(!tasks.flatten().any(is_watchdog));
+    server.terminate();
 }
 
 #[test]
@@ -182,6 +348,23 @@ fn absent_service_manager_is_not_logged() {
     Client::connect(server.address()).check_echo(b"alone");
     let log = server.terminate();
     assert!(!log.contains("WARN") && !log.contains("notify"), "{log}");
+}
+
+#[test]
+fn woken_worker_ticks_unless_it_is_stuck() {
+    let wakes = |server: &TestServer| server.stats().workers[0].wakes;
+    let idle = TestServer::echo();
+    for _ in 0..3 {
+        let before = wakes(&idle);
+        idle.handle.wake_workers();
+        wait_until("the worker runs a tick", || wakes(&idle) > before);
+    }
+    let (blocked, _) = BlockedServer::new(0);
+    let before = wakes(&blocked.server);
+    blocked.server.handle.wake_workers();
+    assert_eq!(wakes(&blocked.server), before);
+    let server = blocked.release();
+    wait_until("the worker runs a tick", || wakes(&server) > before);
 }
 
 /// Copies the packaged units to `folder`, with the path of this build's program.

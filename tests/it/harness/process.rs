@@ -21,7 +21,7 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null());
     for (name, _) in env::vars_os() {
-        let prefixes = ["ECHOSERVER_", "RUST_LOG", "LISTEN_", "NOTIFY_SOCKET"];
+        let prefixes = ["ECHOSERVER_", "RUST_LOG", "LISTEN_", "NOTIFY_", "WATCHDOG_"];
         let variable = name.to_string_lossy();
         if prefixes.iter().any(|prefix| variable.starts_with(prefix)) {
             command.env_remove(name);

@@ -2,12 +2,14 @@
 //! and as JSON.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
 use serde_json::{Map, Value};
 
-use crate::harness::{Client, Process, number, program, random_bytes, total, wait_until};
+use crate::harness::{Client, Process, READY, number, program, random_bytes, total, wait_until};
 
 #[test]
 fn sigusr1_logs_the_counters() {
@@ -69,18 +71,30 @@ fn verbose_logs_each_connection_when_it_closes() {
         assert_eq!(number(&lines[0], "bytes_out"), bytes);
         assert!(lines[0].ends_with(" reason=peer_closed"), "{lines:?}");
     }
+    let log = server.terminate();
+    assert!(!log.contains("opened"), "{log}");
+}
+
+#[test]
+fn more_verbose_logs_each_connection_when_it_opens() {
+    let mut server = Process::serve(&["-vv"]);
+    let client = Client::connect(server.address());
+    let peer = client.local_address().to_string();
+    server.wait_for_log(&format!("echoserver::access] opened peer={peer}"));
+    client.close();
     server.terminate();
 }
 
 #[test]
-fn rust_log_overrides_verbose_and_quiet() {
+fn flags_override_rust_log() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("echo");
     for (filter, option, logs_connections, is_silent) in [
-        ("debug", "-qqq", true, false),
-        ("echoserver::access=debug", "-q", true, false),
-        ("warn", "-vv", false, true),
-        ("off", "-vv", false, true),
+        ("debug", "--backlog=7", true, false),
+        ("echoserver::access=debug", "--backlog=7", true, false),
+        ("off", "--backlog=7", false, true),
+        ("debug", "-qqq", false, true),
+        ("off", "-v", true, false),
         ("", "-v", true, false),
     ] {
         let mut command = program();
@@ -95,6 +109,31 @@ fn rust_log_overrides_verbose_and_quiet() {
         assert_eq!(has_connections, logs_connections, "{filter}: {log}");
         assert_eq!(log.is_empty(), is_silent, "{filter}: {log}");
     }
+}
+
+#[test]
+fn empty_variable_counts_as_unset_and_a_misspelled_one_is_reported() {
+    let mut command = program();
+    command.arg("--listen=127.0.0.1:0");
+    for unset in [
+        "WORKERS",
+        "VERBOSE",
+        "METRICS",
+        "LOG_FORMAT",
+        "IDLE_TIMEOUT",
+    ] {
+        command.env(format!("ECHOSERVER_{unset}"), "");
+    }
+    command.env("ECHOSERVER_DRAIN_TIMEOUTS", "1s");
+    // As Kubernetes sets it.
+    command.env("ECHOSERVER_PORT", "tcp://10.0.0.1:5555");
+    let server = Process::start(&mut command);
+    let warnings = server.lines_with("WARN");
+    let expected = "the variable ECHOSERVER_DRAIN_TIMEOUTS is unknown; \
+        did you mean ECHOSERVER_DRAIN_TIMEOUT?";
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].ends_with(expected), "{warnings:?}");
+    server.terminate();
 }
 
 #[test]
@@ -157,6 +196,16 @@ fn json_log_has_one_object_per_line() {
     let log = server.terminate();
 
     let lines = objects(&log);
+    for line in log.lines() {
+        let keys = [
+            "{\"time\":\"",
+            "\"level\":\"",
+            "\"target\":\"",
+            "\"message\":\"",
+        ];
+        let positions = keys.map(|key| line.find(key).unwrap_or_else(|| panic!("{key}: {line}")));
+        assert!(positions.is_sorted() && positions[0] == 0, "{line}");
+    }
     for line in &lines {
         for name in ["time", "level", "target", "message"] {
             assert!(line[name].is_string(), "{name}: {line:?}");
@@ -177,6 +226,18 @@ fn json_log_has_one_object_per_line() {
         assert_eq!(closed[name], value, "{name}: {closed:?}");
     }
     assert!(closed["ms"].is_u64(), "{closed:?}");
+    let with = |field: &str| lines.iter().find(|line| line.contains_key(field));
+    let config = with("workers").unwrap_or_else(|| panic!("no configuration in {log}"));
+    for (name, value) in [
+        ("workers", 1),
+        ("buffer_size", 65_536),
+        ("backlog", 4096),
+        ("idle_timeout_ms", 0),
+        ("drain_timeout_ms", 5000),
+    ] {
+        assert_eq!(config[name], value, "{name}: {config:?}");
+    }
+    assert!(with("max_bytes").is_some_and(|line| line["max_bytes"].is_u64()));
     for message in ["stats", "ended"] {
         let stats = line_with(message);
         for (name, value) in [
@@ -197,4 +258,190 @@ fn json_log_has_one_object_per_line() {
         let names: BTreeSet<_> = stats.keys().map(String::as_str).collect();
         assert!(names.contains("wakes") && names.contains("yields"));
     }
+}
+
+#[test]
+fn json_log_includes_failures_to_start() {
+    let in_use = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = in_use.local_addr().unwrap();
+    let expected = format!("cannot listen on {address}: address already in use");
+    let mut failing = program();
+    failing.args(["--log-format=json", "--listen", &address.to_string()]);
+    let mut invalid = program();
+    invalid.args(["--workers=0", "--log-format", "json"]);
+    let mut invalid_variable = program();
+    invalid_variable.env("ECHOSERVER_LOG_FORMAT", "json");
+    invalid_variable.arg("--nope");
+    for (mut command, status, message) in [
+        (failing, 1, expected.as_str()),
+        (invalid, 2, "invalid value '0' for '--workers"),
+        (invalid_variable, 2, "unexpected argument '--nope'"),
+    ] {
+        let (exit, log) = Process::launch(&mut command).wait();
+        assert_eq!(exit.code(), Some(status), "{log}");
+        let lines = objects(&log);
+        let last = lines.last().expect("a line");
+        assert_eq!(last["level"], "ERROR");
+        assert!(
+            last["message"].as_str().unwrap().starts_with(message),
+            "{log}"
+        );
+    }
+}
+
+/// Launches `command` with a file as its log, which is taken for a stream to the journal. Returns its status
+/// and log.
+fn run_under_journal(command: &mut std::process::Command) -> (Option<i32>, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let metadata = file.as_file().metadata().unwrap();
+    command.env(
+        "JOURNAL_STREAM",
+        format!("{}:{}", metadata.dev(), metadata.ino()),
+    );
+    let process = Process::launch_with_stderr(command, file.reopen().unwrap());
+    wait_until("it serves or fails", || {
+        let log = fs::read_to_string(file.path()).unwrap();
+        log.contains(READY) || log.contains("cannot listen")
+    });
+    // It may have failed.
+    let _exited = rustix::process::kill_process(process.pid(), Signal::TERM);
+    let (status, _) = process.wait();
+    (status.code(), fs::read_to_string(file.path()).unwrap())
+}
+
+#[test]
+fn journal_gets_priorities_instead_of_timestamps() {
+    let mut command = program();
+    command.args(["--listen=127.0.0.1:0", "--drain-timeout=1s"]);
+    let (status, log) = run_under_journal(command.env("ECHOSERVER_WORKER", "2"));
+    assert_eq!(status, Some(0), "{log}");
+    let lines: Vec<_> = log.lines().collect();
+    assert!(
+        lines[0].starts_with("<4>the variable ECHOSERVER_WORKER is"),
+        "{log}"
+    );
+    assert!(lines[1].starts_with("<6>listening on 127.0.0.1:"), "{log}");
+    assert!(
+        lines[1..].iter().all(|line| line.starts_with("<6>")),
+        "{log}"
+    );
+
+    let (status, log) = run_under_journal(program().arg("--listen=192.0.2.1:1"));
+    assert_eq!(status, Some(1), "{log}");
+    assert!(
+        log.starts_with("<3>echoserver: cannot listen on 192.0.2.1:1: "),
+        "{log}"
+    );
+
+    // Another stream than stderr, which was redirected.
+    let mut command = program();
+    command
+        .arg("--listen=127.0.0.1:0")
+        .env("JOURNAL_STREAM", "8:1");
+    let log = Process::start(&mut command).terminate();
+    assert!(log.starts_with('['), "{log}");
+}
+
+/// The file's size is limited, so that the last line that fits is incomplete.
+#[test]
+#[cfg(target_os = "linux")]
+fn full_log_file_is_survived_and_lost_lines_are_reported() {
+    use crate::harness::{BALANCED, program_after};
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let read = || fs::read_to_string(file.path()).unwrap();
+    let mut command = program_after("ulimit -f 4");
+    let append = fs::File::options().append(true).open(file.path()).unwrap();
+    let (server, address) = Process::start_without_log(&mut command, append);
+    wait_until("the limit is reached", || {
+        server.signal(Signal::USR1);
+        // A unit of the limit has 512 or 1024 bytes.
+        let length = read().len();
+        length >= 2048 && length % 1024 == 0
+    });
+    let client = Client::connect(address);
+    for _ in 0..20 {
+        server.signal(Signal::USR1);
+        client.ping(b"still there");
+    }
+    let full = read();
+    assert!(!full.ends_with('\n'), "{full}");
+    // Room for a few lines, after a part of one.
+    let end_of_line = full[..full.len() - 900]
+        .rfind('\n')
+        .expect("there are lines");
+    file.as_file().set_len(end_of_line as u64 + 5).unwrap();
+    let mut log = String::new();
+    wait_until("the lost lines are reported", || {
+        server.signal(Signal::USR1);
+        log = read();
+        log.contains(" log lines were not written: ")
+    });
+    file.as_file().set_len(0).unwrap();
+    client.close();
+    server.signal(Signal::TERM);
+    let (status, _) = server.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(read().ends_with(&format!("{BALANCED}\n")), "{}", read());
+    let starts = |line: &str| line.matches("[20").count();
+    assert!(log.lines().all(|line| starts(line) <= 1), "{log}");
+}
+
+/// More than the old limit of 2 s, in steps.
+#[test]
+#[cfg(target_os = "linux")]
+fn exit_waits_for_a_slow_reader_of_the_log() {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::time::{Duration, Instant};
+
+    use crate::harness::{BALANCED, ping_all};
+
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (server, address) = Process::start_without_log(program().arg("-v"), writer);
+    let clients: Vec<_> = (0..1000).map(|_| Client::connect(address)).collect();
+    ping_all(&clients, b"x");
+    clients.into_iter().for_each(Client::close);
+    server.signal(Signal::TERM);
+    wait_until("it has closed its listener", || {
+        TcpStream::connect(address).is_err()
+    });
+    let mut log = vec![0; 4096];
+    for step in 0..8 {
+        let end = Instant::now() + Duration::from_millis(400);
+        wait_until("the pause is over", || Instant::now() >= end);
+        let start = 4096 * step;
+        log.resize(start + 4096, 0);
+        reader
+            .read_exact(&mut log[start..])
+            .expect("the log is full");
+    }
+    reader.read_to_end(&mut log).unwrap();
+    assert_eq!(server.wait().0.code(), Some(0));
+    let log = String::from_utf8(log).unwrap();
+    assert!(log.ends_with(&format!("{BALANCED}\n")), "{log}");
+    assert!(log.contains("] ended: accepted="), "{log}");
+}
+
+/// As another process can make it that shares the pipe or the terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn non_blocking_stderr_loses_no_line() {
+    use std::io::Read;
+
+    use crate::harness::{BALANCED, ping_all};
+
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let (server, address) = Process::start_without_log(program().arg("-v"), writer);
+    let clients: Vec<_> = (0..1000).map(|_| Client::connect(address)).collect();
+    ping_all(&clients, b"x");
+    clients.into_iter().for_each(Client::close);
+    server.signal(Signal::TERM);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(server.wait().0.code(), Some(0));
+    assert!(log.ends_with(&format!("{BALANCED}\n")), "{log}");
+    assert_eq!(log.matches(" reason=").count(), 1000);
+    assert!(!log.contains("not written"), "{log}");
 }

@@ -1,8 +1,12 @@
-//! `--metrics`: HTTP on the wire, curl and Prometheus; the metrics match the traffic.
+//! `--metrics`: HTTP on the wire, curl and Prometheus; the metrics match the traffic and follow the conventions.
 
+use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::str::FromStr;
 use std::thread;
 
 use rustix::process::Signal;
@@ -10,26 +14,41 @@ use serde_json::Value;
 
 use crate::harness::http::{exchange, get, read_head, read_response};
 use crate::harness::{
-    Client, Process, command, free_address, installed, program_after, random_bytes, run, wait_for,
-    wait_until,
+    Client, Process, command, free_address, installed, program, program_after, random_bytes, run,
+    wait_for, wait_until,
 };
 
 /// Starts a server with metrics; returns their address too.
 fn serve_metrics() -> (Process, SocketAddr) {
-    let mut server = Process::serve(&["--metrics=127.0.0.1:0", "--workers=2"]);
+    let mut server = Process::serve(&["--metrics=127.0.0.1:0", "-w2", "-c1000"]);
     let address = server.metrics_address();
     (server, address)
 }
 
-/// Returns the sum of a metric over all series whose labels contain `label`.
-fn sum(metrics: &str, name: &str, label: &str) -> u64 {
-    let values: Vec<u64> = metrics
+/// Returns the values of a metric whose labels contain `label`.
+fn values<T: FromStr<Err: Debug>>(metrics: &str, name: &str, label: &str) -> Vec<T> {
+    let values: Vec<T> = metrics
         .lines()
         .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(label))
         .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
         .collect();
     assert!(!values.is_empty(), "no {name} with {label} in {metrics}");
-    values.iter().sum()
+    values
+}
+
+/// Returns the sum of a metric over all series whose labels contain `label`.
+fn sum(metrics: &str, name: &str, label: &str) -> u64 {
+    values::<u64>(metrics, name, label).iter().sum()
+}
+
+/// Returns the names of all metrics.
+fn names(metrics: &str) -> BTreeSet<&str> {
+    let described = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    described
+        .map(|line| line.split(' ').next().unwrap())
+        .collect()
 }
 
 #[test]
@@ -43,32 +62,219 @@ fn metrics_match_the_traffic() {
     let mut metrics = String::new();
     wait_until("everything is counted", || {
         metrics = get(address, "/metrics").body;
-        sum(&metrics, "echoserver_bytes_out_total", "worker") == 3500
-            && sum(&metrics, "echoserver_closed_total", "worker") == 3
+        sum(&metrics, "echoserver_sent_bytes_total", "") == 3500
+            && sum(&metrics, "echoserver_connections_closed_total", "") == 3
     });
     for (name, label, value) in [
-        ("echoserver_accepted_total", "", 4),
+        ("echoserver_connections_accepted_total", "", 4),
+        ("echoserver_connections_open", "", 1),
+        (
+            "echoserver_connections_closed_total",
+            "reason=\"peer_closed\"",
+            3,
+        ),
+        ("echoserver_received_bytes_total", "", 3500),
+        ("echoserver_generated_bytes_total", "", 0),
+        ("echoserver_buffered_bytes", "", 0),
+        ("echoserver_discarded_bytes_total", "reason", 0),
+        ("echoserver_accept_errors_total", "", 0),
+        ("echoserver_accept_paused", "", 0),
         ("echoserver_accept_pauses_total", "", 0),
-        ("echoserver_assigned_total", "worker=\"0\"", 2),
-        ("echoserver_assigned_total", "worker=\"1\"", 2),
-        ("echoserver_open", "worker", 1),
-        ("echoserver_closed_total", "reason=\"peer_closed\"", 3),
-        ("echoserver_bytes_in_total", "worker", 3500),
-        ("echoserver_buffered_bytes", "worker", 0),
-        ("echoserver_discarded_bytes_total", "worker", 0),
+        ("echoserver_accept_paused_seconds_total", "", 0),
+        (
+            "echoserver_worker_connections_assigned_total",
+            "worker=\"0\"",
+            2,
+        ),
+        (
+            "echoserver_worker_connections_assigned_total",
+            "worker=\"1\"",
+            2,
+        ),
+        ("echoserver_worker_connections_open", "worker", 1),
+        ("echoserver_max_connections", "", 1000),
+        (
+            "echoserver_build_info",
+            concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""),
+            1,
+        ),
     ] {
         assert_eq!(sum(&metrics, name, label), value, "{name}: {metrics}");
     }
-    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(sum(&metrics, "echoserver_worker_ticks_total", "worker") > 0);
+    let longest: Vec<f64> = values(&metrics, "echoserver_worker_longest_tick_seconds", "worker");
+    assert_eq!(longest.len(), 2);
     // Each metric is described once.
-    let mut types: Vec<_> = metrics
-        .lines()
-        .filter(|line| line.starts_with("# TYPE"))
-        .collect();
-    let count = types.len();
-    types.sort_unstable();
-    types.dedup();
-    assert_eq!(types.len(), count, "{metrics}");
+    let described = metrics.matches("# TYPE ").count();
+    assert_eq!(described, names(&metrics).len(), "{metrics}");
+    server.terminate();
+}
+
+#[test]
+fn bytes_balance_while_some_are_buffered_and_after_some_are_discarded() {
+    let (server, address) = serve_metrics();
+    let balance = |is_at_rest: fn(&str) -> bool| {
+        let mut metrics = String::new();
+        let bytes = |metrics: &str, name: &str| sum(metrics, &format!("echoserver_{name}"), "");
+        wait_until("received + generated = sent + buffered + discarded", || {
+            metrics = get(address, "/metrics").body;
+            let produced =
+                bytes(&metrics, "received_bytes_total") + bytes(&metrics, "generated_bytes_total");
+            let accounted = bytes(&metrics, "sent_bytes_total")
+                + bytes(&metrics, "buffered_bytes")
+                + bytes(&metrics, "discarded_bytes_total");
+            is_at_rest(&metrics) && produced == accounted
+        });
+    };
+    let client = Client::connect_with_receive_buffer(server.address(), 64 << 10);
+    client.send_until_stuck(&random_bytes(1, 40 << 20));
+    balance(|metrics| sum(metrics, "echoserver_buffered_bytes", "") > 0);
+    client.reset();
+    balance(|metrics| {
+        sum(
+            metrics,
+            "echoserver_discarded_bytes_total",
+            "reason=\"reset\"",
+        ) > 0
+    });
+    server.terminate();
+}
+
+#[test]
+fn accept_pause_is_visible_while_it_lasts() {
+    let mut server = Process::serve(&["--metrics=127.0.0.1:0", "--max-connections=1"]);
+    let address = server.metrics_address();
+    let paused = || {
+        let metrics = get(address, "/metrics").body;
+        let seconds = values::<f64>(&metrics, "echoserver_accept_paused_seconds_total", "")[0];
+        (sum(&metrics, "echoserver_accept_paused", "") == 1, seconds)
+    };
+    let first = Client::connect(server.address());
+    first.ping(b"first");
+    assert_eq!(paused(), (false, 0.0));
+    let second = Client::connect(server.address());
+    wait_until("accepting is paused", || paused().0);
+    let (_, before) = paused();
+    wait_until("the time grows", || {
+        let (is_paused, seconds) = paused();
+        is_paused && seconds > before
+    });
+    first.close();
+    second.ping(b"second");
+    let (is_paused, total) = paused();
+    assert!(!is_paused && total > before, "{total}");
+    assert_eq!(paused(), (false, total));
+    server.terminate();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn process_metrics_match_proc() {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    let (server, address) = serve_metrics();
+    let metrics = get(address, "/metrics").body;
+    let value = |name: &str| values::<f64>(&metrics, name, "")[0];
+    let count = |name: &str| sum(&metrics, name, "");
+    let process = server.procfs();
+    let threads = process.stat().unwrap().num_threads;
+    assert_eq!(count("process_threads"), threads.cast_unsigned());
+    let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).unwrap();
+    assert_eq!(count("process_max_fds"), hard);
+    // The scrape's connection may be closed by now.
+    let descriptors = process.fd_count().unwrap() as u64;
+    assert!(count("process_open_fds").abs_diff(descriptors) <= 1);
+    let resident = value("process_resident_memory_bytes");
+    assert!(resident > 1e6 && resident < value("process_virtual_memory_bytes"));
+    assert!(value("process_cpu_seconds_total") < 100.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let age = now.as_secs_f64() - value("process_start_time_seconds");
+    assert!((0.0..100.0).contains(&age), "{age}");
+    server.terminate();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn lost_log_lines_are_counted() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let address = free_address();
+    let mut command = program();
+    command.arg(format!("--metrics={address}"));
+    let (server, _) = Process::start_without_log(&mut command, full);
+    wait_until("it serves metrics", || TcpStream::connect(address).is_ok());
+    let lost = |reason: &str| {
+        let metrics = get(address, "/metrics").body;
+        sum(&metrics, "echoserver_log_lines_lost_total", reason)
+    };
+    wait_until("its first lines are lost", || lost("write_failed") >= 3);
+    assert_eq!(lost("queue_full"), 0);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0.code(), Some(0));
+}
+
+#[test]
+fn metrics_pass_promtool() {
+    if !installed(&["promtool"]) {
+        return;
+    }
+    let (server, address) = serve_metrics();
+    let response = get(address, "/metrics");
+    let kind = response.header("Content-Type");
+    assert_eq!(kind, Some("text/plain; version=0.0.4; charset=utf-8"));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(response.body.as_bytes()).unwrap();
+    // A command that the harness runs has no stdin.
+    let mut shell = command("sh");
+    shell.args(["-c", r#"promtool check metrics <"$0""#]);
+    let output = run(shell.arg(file.path()));
+    let report = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success() && report.is_empty(), "{report}");
+    server.terminate();
+}
+
+#[test]
+fn alert_rules_pass_promtool() {
+    if !installed(&["promtool"]) {
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus");
+    for (what, file) in [
+        ("check", "echoserver.rules.yml"),
+        ("test", "echoserver.test.yml"),
+    ] {
+        let mut promtool = command("promtool");
+        promtool.args([what, "rules", file]).current_dir(&folder);
+        let output = run(&mut promtool);
+        let report = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{report}");
+    }
+}
+
+#[test]
+fn documentation_and_alert_rules_name_the_metrics_that_exist() {
+    let (server, address) = serve_metrics();
+    let metrics = get(address, "/metrics").body;
+    let exported = names(&metrics);
+    for file in ["README.md", "prometheus/echoserver.rules.yml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("packaging")
+            .join(file);
+        let text = fs::read_to_string(path).unwrap();
+        let words = text.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        let is_metric =
+            |word: &&str| word.starts_with("echoserver_") || word.starts_with("process_");
+        let named: BTreeSet<_> = words.filter(is_metric).collect();
+        assert!(named.len() > 5, "{named:?}");
+        let unknown: Vec<_> = named.difference(&exported).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+        if file == "README.md" {
+            let own = exported
+                .iter()
+                .filter(|name| name.starts_with("echoserver_"));
+            let missing: Vec<_> = own.filter(|name| !named.contains(*name)).collect();
+            assert!(missing.is_empty(), "{file} does not explain {missing:?}");
+        }
+    }
     server.terminate();
 }
 
@@ -79,6 +285,11 @@ fn every_path_and_method_gets_its_status() {
         ("/metrics", 200),
         ("/metrics?name[]=x", 200),
         ("/healthz", 200),
+        ("/livez", 200),
+        ("/readyz?verbose", 200),
+        ("http://any.host:80/metrics", 200),
+        ("http://[::1]/healthz?x=/", 200),
+        ("http://any.host", 404),
         ("/", 404),
         ("/metrics/", 404),
         ("/%6detrics", 404),
@@ -86,9 +297,8 @@ fn every_path_and_method_gets_its_status() {
         assert_eq!(get(address, path).status, status, "{path}");
     }
     assert_eq!(get(address, "/healthz").body, "serving\n");
-    let openmetrics = get(address, "/metrics");
-    let kind = openmetrics.header("Content-Type").unwrap();
-    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    assert_eq!(get(address, "/readyz").body, "serving\n");
+    assert_eq!(get(address, "/livez").body, "alive\n");
 
     for method in ["POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "BREW"] {
         let request = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -200,7 +410,7 @@ fn pipelined_and_fragmented_requests_are_answered() {
         });
         for _ in 0..count {
             let response = read_response(&client);
-            assert!(response.body.ends_with("# EOF\n"));
+            assert!(response.body.contains("\nechoserver_build_info{"));
         }
     });
     client.expect_eof();
@@ -210,6 +420,54 @@ fn pipelined_and_fragmented_requests_are_answered() {
         client.send(&[*byte]);
     }
     assert_eq!(read_response(&client).status, 200);
+    server.terminate();
+}
+
+#[test]
+fn idle_connections_do_not_keep_health_checks_out() {
+    let (server, address) = serve_metrics();
+    let idle: Vec<_> = (0..200).map(|_| Client::connect(address)).collect();
+    assert_eq!(get(address, "/healthz").status, 200);
+    drop(idle);
+    server.terminate();
+}
+
+/// Long before the idle timeout, after which the read would fail here.
+#[test]
+fn client_without_a_whole_request_is_closed() {
+    let (server, address) = serve_metrics();
+    let silent = Client::connect(address);
+    let kept_open = Client::connect(address);
+    kept_open.send(b"GET /livez HTTP/1.1\r\n\r\n");
+    assert_eq!(read_response(&kept_open).status, 200);
+    let dribbling = Client::connect(address);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sent = dribbling.try_send(b"GET /");
+            wait_until("the connection is closed", || {
+                sent = dribbling.try_send(b"x");
+                sent.is_err()
+            });
+        });
+        for client in [&silent, &kept_open, &dribbling] {
+            client.expect_closed();
+        }
+    });
+    server.terminate();
+}
+
+#[test]
+fn log_tells_the_endpoint_from_the_echo_server() {
+    let mut server = Process::serve(&["-v", "--metrics=127.0.0.1:0"]);
+    let address = server.metrics_address();
+    exchange(address, b"GET /livez HTTP/1.0\r\n\r\n");
+    server.wait_for_log("echoserver::access] metrics: closed peer=");
+    Client::connect(server.address()).check_echo(b"echo");
+    server.wait_for_log("echoserver::access] closed peer=");
+    // At its own limit.
+    let idle: Vec<_> = (0..260).map(|_| Client::connect(address)).collect();
+    server.wait_for_log("] metrics: accept paused: connection limit reached (256)");
+    drop(idle);
     server.terminate();
 }
 
@@ -225,10 +483,13 @@ fn health_check_fails_during_a_drain() {
     assert!(sum(&metrics, "echoserver_buffered_bytes", "") > 0);
     assert_eq!(get(address, "/healthz").status, 200);
     server.signal(Signal::TERM);
-    let response = wait_for("the health check fails", || {
-        Some(get(address, "/healthz")).filter(|response| response.status == 503)
-    });
-    assert_eq!(response.body, "draining\n");
+    for path in ["/healthz", "/readyz"] {
+        let response = wait_for("the health check fails", || {
+            Some(get(address, path)).filter(|response| response.status == 503)
+        });
+        assert_eq!(response.body, "draining\n", "{path}");
+    }
+    assert_eq!(get(address, "/livez").status, 200);
     assert_eq!(get(address, "/metrics").status, 200);
     client.shutdown_write();
     client.expect(&bytes[..sent]);
@@ -239,7 +500,7 @@ fn health_check_fails_during_a_drain() {
 #[test]
 fn metrics_reserve_descriptors() {
     let max_connections = |arguments: &[&str]| -> u64 {
-        let mut command = program_after("ulimit -n 200");
+        let mut command = program_after("ulimit -n 500");
         command.args(["--listen=127.0.0.1:0", "--workers=2"]);
         let log = Process::start(command.args(arguments)).terminate();
         let (_, rest) = log.split_once("max connections: ").expect("it is logged");
@@ -248,7 +509,7 @@ fn metrics_reserve_descriptors() {
     };
     let without = max_connections(&[]);
     let with = max_connections(&["--metrics=127.0.0.1:0"]);
-    assert!(with + 32 < without, "{with}, {without}");
+    assert!(with + 256 < without, "{with}, {without}");
 }
 
 #[test]
@@ -266,7 +527,10 @@ fn curl_reads_metrics_and_health() {
     };
     let (status, metrics) = curl(&[], "/metrics");
     assert_eq!(status, Some(0));
-    assert_eq!(sum(&metrics, "echoserver_accepted_total", ""), 0);
+    assert_eq!(
+        sum(&metrics, "echoserver_connections_accepted_total", ""),
+        0
+    );
     assert_eq!(curl(&[], "/healthz"), (Some(0), "serving\n".to_owned()));
     assert_eq!(curl(&["--head"], "/healthz").0, Some(0));
     assert_eq!(curl(&["--http1.0"], "/healthz").0, Some(0));
@@ -318,11 +582,14 @@ fn prometheus_scrapes_metrics() {
     };
     for (expression, value) in [
         ("up", "1"),
-        ("echoserver_accepted_total", "3"),
-        ("sum(echoserver_bytes_in_total)", "3000"),
-        ("sum(echoserver_bytes_out_total)", "3000"),
-        ("sum(echoserver_closed_total{reason=\"peer_closed\"})", "3"),
-        ("sum(echoserver_open)", "0"),
+        ("echoserver_connections_accepted_total", "3"),
+        ("echoserver_received_bytes_total", "3000"),
+        ("echoserver_sent_bytes_total", "3000"),
+        (
+            "echoserver_connections_closed_total{reason=\"peer_closed\"}",
+            "3",
+        ),
+        ("echoserver_connections_open", "0"),
     ] {
         let expression = expression.replace('"', "%22");
         wait_until(&format!("{expression} is {value}"), || {

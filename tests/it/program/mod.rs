@@ -9,7 +9,7 @@ mod listeners;
 mod log;
 mod metrics;
 #[cfg(target_os = "linux")]
-mod resources;
+pub(crate) mod resources;
 #[cfg(target_os = "linux")]
 mod signals;
 #[cfg(target_os = "linux")]

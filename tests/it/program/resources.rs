@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 
 use crate::harness::{
@@ -33,7 +33,7 @@ const NOISE: [&str; 7] = [
 ];
 
 /// Returns whether strace is installed and allowed to trace, and prints if not.
-fn can_trace() -> bool {
+pub(crate) fn can_trace() -> bool {
     let tried = command("strace")
         .args(STRACE)
         .args(["/dev/null", "true"])
@@ -43,6 +43,13 @@ fn can_trace() -> bool {
         println!("skipped: strace is not installed, or not allowed to trace");
     }
     can
+}
+
+/// Ends the strace that delays a thread of `process`. The thread could not end before.
+pub(crate) fn end_tracer(process: &Process) {
+    let tracer = process.procfs().status().expect("it runs").tracerpid;
+    let tracer = Pid::from_raw(tracer).expect("it is traced");
+    kill_process(tracer, Signal::KILL).expect("it runs");
 }
 
 /// Returns the system calls of a program with one worker that serves `load`.

@@ -1,37 +1,44 @@
-//! `--metrics`: an HTTP endpoint with `/metrics` for Prometheus and `/healthz` for load balancers.
+//! `--metrics`: an HTTP endpoint with `/metrics` for Prometheus, and health checks for load balancers
+//! (`/healthz`) and Kubernetes (`/livez`, `/readyz`).
 //!
 //! The endpoint is a second [`Server`] of this crate's library, with an HTTP handler.
 
-use std::fmt;
+mod exposition;
+mod process;
+
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
-use echoserver::{
-    Action, Address, CloseReason, Config, Context, Event, Handle, Handler, NewConnection, Server,
-    WorkerStats,
-};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeLabelSet, EncodeMetric,
-};
-use prometheus_client::metrics::TypedMetric;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewConnection, Server};
 
-use crate::serve::{BackgroundThread, with_context};
+use self::exposition::Exposition;
+use crate::serve::logging::Log;
+use crate::serve::{BackgroundThread, logging, with_context};
 
 /// Limit for the request line and headers of a request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
 
-/// Enough for scrapers and health checks.
-pub(crate) const MAX_CONNECTIONS: usize = 32;
+/// More than scrapers and health checks need, so that connections which are left open do not keep them out.
+pub(crate) const MAX_CONNECTIONS: usize = 256;
+
+/// A client without a whole request is closed after this time, so that connections which are left open or send
+/// single bytes do not use up the limit.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const TEXT: &str = "text/plain; charset=utf-8";
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The server that the endpoint describes.
+pub(crate) struct Observed {
+    pub(crate) server: Handle,
+    pub(crate) max_connections: usize,
+    /// A signal has requested a shutdown; the drain may not have begun.
+    pub(crate) is_stopping: Arc<AtomicBool>,
+    pub(crate) log: Log,
+}
 
 /// Binds the endpoint's own server to `address`. A socket file gets the permissions `unix_mode`.
 pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Server> {
@@ -49,25 +56,32 @@ pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Serve
     Server::bind(config).map_err(|error| with_context(&error, "--metrics"))
 }
 
-/// Starts a thread that runs `http_server`, which serves the counters and the health of `server`, also
-/// during its drain.
-pub(crate) fn start(http_server: Server, server: Handle) -> io::Result<BackgroundThread> {
+/// Starts a thread that runs `http_server`, which serves the counters and the health of a server, also during
+/// its drain.
+pub(crate) fn start(http_server: Server, observed: Observed) -> io::Result<BackgroundThread> {
     for address in http_server.addresses() {
         log::info!("metrics: listening on {address}");
     }
     let handle = http_server.handle();
+    let endpoint = Endpoint {
+        observed,
+        start: SystemTime::now(),
+        accept_paused: Increasing::default(),
+    };
     let serve = move || {
-        let mut registry = Registry::with_prefix("echoserver");
-        registry.register_collector(Box::new(StatsCollector(server.clone())));
-        let endpoint = Endpoint { registry, server };
-        let new_handler = |_: &NewConnection<'_>| HttpHandler {
-            endpoint: &endpoint,
-            response: Vec::new(),
-            sent: 0,
-            close: false,
+        // The log records of this thread, which accepts, and of the worker.
+        logging::set_server("metrics");
+        let new_handler = |_: &NewConnection<'_>| {
+            logging::set_server("metrics");
+            HttpHandler {
+                endpoint: &endpoint,
+                response: Vec::new(),
+                sent: 0,
+                close: false,
+            }
         };
         if let Err(error) = http_server.run(new_handler) {
-            log::error!("metrics: {error}");
+            log::error!("{error}");
         }
     };
     BackgroundThread::spawn("metrics", serve, move || handle.shut_down())
@@ -85,25 +99,32 @@ struct HttpHandler<'a> {
 }
 
 impl Handler for HttpHandler<'_> {
-    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
-        let Context { input, output, .. } = context;
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        match event {
+            Event::Open => context.set_timer(Some(REQUEST_TIMEOUT)),
+            Event::Timer => return Action::Close,
+            _ => {}
+        }
         loop {
             // A write takes what fits and returns no error.
-            self.sent += output.write(&self.response[self.sent..]).unwrap_or(0);
+            let rest = &self.response[self.sent..];
+            self.sent += context.output.write(rest).unwrap_or(0);
             if self.sent < self.response.len() {
                 return Action::Flush;
             }
             if self.close {
                 return Action::Close;
             }
-            let Some((request, length)) =
-                parse_request(input.data(), input.len() == input.capacity())
-            else {
+            let input = &mut context.input;
+            let is_full = input.len() == input.capacity();
+            let Some((request, length)) = parse_request(input.data(), is_full) else {
                 return Action::Continue;
             };
             input.consume(length);
             (self.response, self.close) = self.endpoint.respond(request);
             self.sent = 0;
+            // For the next request.
+            context.set_timer(Some(REQUEST_TIMEOUT));
         }
     }
 }
@@ -155,7 +176,7 @@ fn parse_request(bytes: &[u8], buffer_full: bool) -> Option<(Request, usize)> {
         has_body || connection_has("close") || (version == 0 && !connection_has("keep-alive"));
     let request = match method {
         "GET" | "HEAD" => Request::Get {
-            path: path.split(['?', '#']).next().unwrap_or(path).to_owned(),
+            path: path_of(path).to_owned(),
             head: method == "HEAD",
             close,
         },
@@ -164,10 +185,36 @@ fn parse_request(bytes: &[u8], buffer_full: bool) -> Option<(Request, usize)> {
     Some((request, length))
 }
 
+/// Returns the path of a request's target, which has the form `/path?query` or `http://host/path?query`.
+fn path_of(target: &str) -> &str {
+    let path = match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('/') => rest
+            .find(['/', '?', '#'])
+            .map_or("", |start| &rest[start..]),
+        _ => target,
+    };
+    let path = path.split(['?', '#']).next().unwrap_or(path);
+    if path.is_empty() { "/" } else { path }
+}
+
 /// The state shared by all connections of the endpoint.
 struct Endpoint {
-    registry: Registry,
-    server: Handle,
+    observed: Observed,
+    /// When the process started.
+    start: SystemTime,
+    accept_paused: Increasing,
+}
+
+/// The highest of the durations so far. The server reckons with the start of a tick when a pause ends, so that
+/// it can state a little less than during the pause; a counter that decreases means a restart to Prometheus.
+#[derive(Default)]
+struct Increasing(AtomicU64);
+
+impl Increasing {
+    fn update(&self, duration: Duration) -> Duration {
+        let nanos = duration.as_nanos() as u64;
+        Duration::from_nanos(self.0.fetch_max(nanos, Ordering::Relaxed).max(nanos))
+    }
 }
 
 impl Endpoint {
@@ -188,24 +235,42 @@ impl Endpoint {
 
     /// Returns the status, content type and body for `path`.
     fn get(&self, path: &str) -> (&'static str, &'static str, String) {
+        let text = |status, body: &str| (status, TEXT, body.to_owned());
         match path {
-            "/metrics" => {
-                let mut metrics = String::new();
-                match encode(&mut metrics, &self.registry) {
-                    Ok(()) => ("200 OK", OPENMETRICS, metrics),
-                    Err(error) => ("500 Internal Server Error", TEXT, format!("{error}\n")),
-                }
+            "/metrics" => ("200 OK", exposition::CONTENT_TYPE, self.metrics()),
+            "/livez" => text("200 OK", "alive\n"),
+            "/readyz" | "/healthz" if self.is_draining() => {
+                text("503 Service Unavailable", "draining\n")
             }
-            "/healthz" if self.server.is_shut_down() => {
-                ("503 Service Unavailable", TEXT, "draining\n".to_owned())
-            }
-            "/healthz" => ("200 OK", TEXT, "serving\n".to_owned()),
-            _ => (
+            "/readyz" | "/healthz" => text("200 OK", "serving\n"),
+            _ => text(
                 "404 Not Found",
-                TEXT,
-                "try /metrics or /healthz\n".to_owned(),
+                "try /metrics, /livez, /readyz or /healthz\n",
             ),
         }
+    }
+
+    /// Whether a load balancer must send no more clients.
+    fn is_draining(&self) -> bool {
+        let Observed {
+            server,
+            is_stopping,
+            ..
+        } = &self.observed;
+        is_stopping.load(Ordering::Relaxed) || server.is_shut_down()
+    }
+
+    fn metrics(&self) -> String {
+        let mut stats = self.observed.server.stats();
+        stats.accept_paused = self.accept_paused.update(stats.accept_paused);
+        let mut metrics = Exposition::default();
+        metrics.totals(&stats);
+        metrics.acceptor(&stats);
+        metrics.workers(&stats.workers);
+        metrics.log(self.observed.log.lost_lines());
+        metrics.constants(self.observed.max_connections);
+        process::add(&mut metrics, self.start);
+        metrics.0
     }
 }
 
@@ -220,111 +285,31 @@ fn response(status: &str, content_type: &str, body: &str, head: bool, close: boo
     .into_bytes()
 }
 
-/// Encodes the server's counters at each scrape.
-#[derive(Debug)]
-struct StatsCollector(Handle);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Collector for StatsCollector {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let stats = self.0.stats();
-        let workers = &stats.workers;
-        let mut metrics = MetricsEncoder { encoder, workers };
-        metrics.counter("accepted", "Connections accepted", stats.accepted)?;
-        let help = "Failed accept calls, including transient errors";
-        metrics.counter("accept_errors", help, stats.accept_errors)?;
-        metrics.counter("accept_pauses", "Accept pauses", stats.accept_pauses)?;
-        let seconds = stats.accept_paused.as_secs_f64();
-        metrics.counter("accept_paused_seconds", "Time in accept pauses", seconds)?;
-        let help = "Connections assigned to the worker";
-        metrics.worker_counter("assigned", help, |worker| worker.assigned)?;
-        metrics.worker_gauge("open", "Open connections", |worker| {
-            worker.assigned.saturating_sub(worker.total_closed())
-        })?;
-        metrics.reason_counter("closed", "Closed connections", |worker| worker.closed)?;
-        metrics.worker_counter("bytes_in", "Bytes received", |worker| worker.bytes_in)?;
-        metrics.worker_counter("bytes_out", "Bytes sent", |worker| worker.bytes_out)?;
-        let help = "Bytes in the buffers of open connections";
-        metrics.worker_gauge("buffered_bytes", help, |worker| worker.buffered)?;
-        let help = "Bytes discarded when a connection closed";
-        metrics.reason_counter("discarded_bytes", help, |worker| worker.discarded)?;
-        metrics.worker_counter("wakes", "Returns from poll", |worker| worker.wakes)?;
-        let help = "Times a connection used its budget and yielded";
-        metrics.worker_counter("yields", help, |worker| worker.yields)
-    }
-}
-
-/// Encodes metrics of the whole server, per worker, or per worker and close reason.
-struct MetricsEncoder<'a, 'b> {
-    encoder: DescriptorEncoder<'a>,
-    workers: &'b [WorkerStats],
-}
-
-impl MetricsEncoder<'_, '_> {
-    fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
-        let counter = ConstCounter::new(value);
-        let kind = counter.metric_type();
-        counter.encode(self.encoder.encode_descriptor(name, help, None, kind)?)
+    #[test]
+    fn accept_pause_never_gets_shorter() {
+        let paused = Increasing::default();
+        let reported = [3, 8, 7, 9].map(|ms| paused.update(Duration::from_millis(ms)).as_millis());
+        assert_eq!(reported, [3, 8, 8, 9]);
     }
 
-    fn worker_counter(
-        &mut self,
-        name: &str,
-        help: &str,
-        value: impl Fn(&WorkerStats) -> u64,
-    ) -> fmt::Result {
-        self.per_worker(name, help, |worker| ConstCounter::new(value(worker)))
-    }
-
-    fn worker_gauge(
-        &mut self,
-        name: &str,
-        help: &str,
-        value: impl Fn(&WorkerStats) -> u64,
-    ) -> fmt::Result {
-        self.per_worker(name, help, |worker| ConstGauge::new(value(worker)))
-    }
-
-    fn per_worker<M: EncodeMetric + TypedMetric>(
-        &mut self,
-        name: &str,
-        help: &str,
-        metric: impl Fn(&WorkerStats) -> M,
-    ) -> fmt::Result {
-        let metrics = self.workers.iter().enumerate().map(|(index, worker)| {
-            let labels = [("worker", index.to_string())];
-            (labels, metric(worker))
-        });
-        self.family(name, help, metrics)
-    }
-
-    fn reason_counter(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl Fn(&WorkerStats) -> [u64; CloseReason::ALL.len()],
-    ) -> fmt::Result {
-        let metrics = self.workers.iter().enumerate().flat_map(|(index, worker)| {
-            let reasons = CloseReason::ALL.iter().zip(values(worker));
-            reasons.map(move |(reason, value)| {
-                let worker = ("worker", index.to_string());
-                let labels = [worker, ("reason", reason.to_string())];
-                (labels, ConstCounter::new(value))
-            })
-        });
-        self.family(name, help, metrics)
-    }
-
-    /// Encodes one metric with several sets of labels.
-    fn family<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
-        &mut self,
-        name: &str,
-        help: &str,
-        metrics: impl Iterator<Item = (L, M)>,
-    ) -> fmt::Result {
-        let mut family = self.encoder.encode_descriptor(name, help, None, M::TYPE)?;
-        for (labels, metric) in metrics {
-            metric.encode(family.encode_family(&labels)?)?;
+    #[test]
+    fn path_is_found_in_origin_and_absolute_form() {
+        for (target, path) in [
+            ("/metrics", "/metrics"),
+            ("/metrics?name[]=x#y", "/metrics"),
+            ("http://host:9555/metrics", "/metrics"),
+            ("HTTPS://host/metrics?x=http://y/z", "/metrics"),
+            ("/a?x=http://y/z", "/a"),
+            ("/http://host/metrics", "/http://host/metrics"),
+            ("http://host", "/"),
+            ("http://host?x", "/"),
+            ("*", "*"),
+        ] {
+            assert_eq!(path_of(target), path, "{target}");
         }
-        Ok(())
     }
 }

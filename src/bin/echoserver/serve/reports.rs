@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use echoserver::Handle;
+use log::Level;
 
 use crate::serve::BackgroundThread;
 use crate::serve::logging::Log;
@@ -16,7 +17,7 @@ pub(crate) fn start(interval: Duration, server: Handle, log: Log) -> io::Result<
         "reports",
         move || {
             while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                log.stats("stats", &server.stats());
+                log.stats(Level::Info, "stats", &server.stats());
             }
         },
         move || drop(keep_running),

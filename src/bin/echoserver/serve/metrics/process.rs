@@ -1,0 +1,91 @@
+//! The `process_*` metrics that Prometheus' client libraries have in common. Without /proc there are none.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::exposition::{Exposition, Kind};
+
+/// Clock ticks per second in /proc, a constant of Linux' interface.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// The part of a process' state that /proc/self/stat and /proc/self/status contain.
+#[derive(Debug, PartialEq, Eq)]
+struct ProcessState {
+    cpu: Duration,
+    virtual_bytes: u64,
+    resident_bytes: u64,
+    threads: u64,
+}
+
+impl ProcessState {
+    fn parse(stat: &str, status: &str) -> Option<Self> {
+        // The name, in parentheses, may contain anything.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_whitespace().skip(11);
+        let mut ticks = || fields.next()?.parse::<u64>().ok();
+        let ticks = ticks()? + ticks()?;
+        let number = |name: &str| -> Option<u64> {
+            let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+            value.trim().trim_end_matches(" kB").parse().ok()
+        };
+        Some(Self {
+            cpu: Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND),
+            virtual_bytes: number("VmSize:")? * 1024,
+            resident_bytes: number("VmRSS:")? * 1024,
+            threads: number("Threads:")?,
+        })
+    }
+}
+
+/// Adds the metrics of this process, which started at `start`.
+pub(super) fn add(metrics: &mut Exposition, start: SystemTime) {
+    use Kind::{Counter, Gauge};
+    let read = |file: &str| fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+    let Some(state) = ProcessState::parse(&read("stat"), &read("status")) else {
+        return;
+    };
+    let name = "process_cpu_seconds_total";
+    let help = "User and system CPU time.";
+    metrics.value(Counter, name, help, state.cpu.as_secs_f64());
+    let name = "process_virtual_memory_bytes";
+    metrics.value(Gauge, name, "Virtual memory size.", state.virtual_bytes);
+    let name = "process_resident_memory_bytes";
+    metrics.value(Gauge, name, "Resident memory size.", state.resident_bytes);
+    metrics.value(Gauge, "process_threads", "Threads.", state.threads);
+    if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
+        // Without that of the directory itself.
+        let count = descriptors.count().saturating_sub(1);
+        metrics.value(Gauge, "process_open_fds", "Open file descriptors.", count);
+    }
+    #[cfg(unix)]
+    if let Ok((soft, _hard)) = rlimit::getrlimit(rlimit::Resource::NOFILE) {
+        let help = "Maximum number of open file descriptors.";
+        metrics.value(Gauge, "process_max_fds", help, soft);
+    }
+    if let Ok(start) = start.duration_since(UNIX_EPOCH) {
+        let help = "Start time in seconds since 1970-01-01 UTC.";
+        let name = "process_start_time_seconds";
+        metrics.value(Gauge, name, help, start.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_parsed_and_absent_without_proc() {
+        let stat =
+            "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 4 0 999 8192000 300 1 2 3\n";
+        let status = "Name:\ta) b\nVmSize:\t    8000 kB\nVmRSS:\t    1200 kB\nThreads:\t4\n";
+        let state = ProcessState {
+            cpu: Duration::from_secs(2),
+            virtual_bytes: 8000 * 1024,
+            resident_bytes: 1200 * 1024,
+            threads: 4,
+        };
+        assert_eq!(ProcessState::parse(stat, status), Some(state));
+        assert_eq!(ProcessState::parse("", ""), None);
+        assert_eq!(ProcessState::parse(stat, "Name:\ta\n"), None);
+    }
+}
