@@ -17,7 +17,6 @@ use crate::harness::{
     Client, Process, SetOnDrop, command, free_address, http, installed, program, random_bytes, run,
     total, wait_until,
 };
-use crate::program::command_line::help_options;
 
 /// HAProxy in front of two servers.
 struct Cluster {
@@ -267,11 +266,6 @@ fn one_server_can_end_under_load() {
 /// per message. No connection fails, and no byte is missing.
 #[test]
 fn rolling_restarts_lose_no_connection() {
-    // Until the program has it.
-    if !help_options(&["--help"]).contains("drain-delay") {
-        println!("skipped: the program has no --drain-delay");
-        return;
-    }
     // Longer than the interval of the health checks.
     let Some(mut cluster) = Cluster::start_with(&["--drain-delay=3s"]) else {
         return;

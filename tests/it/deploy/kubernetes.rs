@@ -53,15 +53,13 @@ fn manifest_is_valid() {
 /// With the variables of the manifest, the program serves, and its buffers fit into the memory limit.
 #[test]
 fn program_runs_with_the_variables_of_the_manifest() {
-    let mut options = help_options(&["--help"]);
-    // Until the program has it.
-    options.insert("drain-delay".to_owned());
+    let options = help_options(&["--help"]);
     let mut variables = variables();
     assert!(variables.len() >= 5, "{variables:?}");
     for (name, _) in &variables {
         assert!(options.contains(&option_of(name)), "{name}");
     }
-    variables.retain(|(name, _)| name != "ECHOSERVER_METRICS" && name != "ECHOSERVER_DRAIN_DELAY");
+    variables.retain(|(name, _)| name != "ECHOSERVER_METRICS");
     let mut command = program();
     command
         .envs(variables)
@@ -97,12 +95,7 @@ fn probes_of_the_manifest_succeed() {
     assert_eq!(paths.len(), 3);
     for path in paths {
         let path = path.split(',').next().unwrap();
-        let status = http::get(address, path).status;
-        // Until the program has /livez and /readyz.
-        assert!(
-            status == 200 || !help_options(&["--help"]).contains("drain-delay"),
-            "{path}: {status}"
-        );
+        assert_eq!(http::get(address, path).status, 200, "{path}");
     }
     server.terminate();
 }
