@@ -143,6 +143,8 @@ pub(super) struct SimConnection {
     pub(super) refusal: Option<Refusal>,
     /// When the server has last asked for the number of unread bytes, as a number of [`Kernel::sequence`].
     pub(super) asked_unread: u64,
+    /// The server's last call has found that all output is delivered.
+    pub(super) found_delivered: bool,
     /// There were unread bytes then, and the server has not read since.
     pub(super) found_unread: bool,
     pub(super) abort_requested: bool,

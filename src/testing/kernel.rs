@@ -447,6 +447,7 @@ impl<'a> Kernel<'a> {
         let (phase, tick, now) = (poller.tick_phase, poller.ticks, poller.now);
         let connection = &mut self.connections[id];
         connection.ticks_unserved = None;
+        connection.found_delivered = false;
         if read + sent > 0 {
             self.progress += 1;
             if connection.write_shutdown.is_none() {

@@ -255,19 +255,21 @@ impl Stream for SimStream<'_> {
             (connection.awaits_writable, connection.blocked) = (true, true);
             connection.room_since = u64::MAX;
         }
+        connection.found_delivered = is_delivered;
         kernel.record(|| format!("connection {id}: delivered: {is_delivered}"));
         is_delivered
     }
 
     fn unread(&self) -> u64 {
+        // A connection that is done asks for delivery first; one that stops reading does not.
+        let is_done = self.machine.kernel.borrow().connections[self.id].found_delivered;
         let mut kernel = self.machine.enter();
         kernel.account(self.id, 0, 0);
         let sequence = kernel.sequence;
-        let is_second_half = kernel.pollers[kernel.current].stopped_reading.is_some();
         let connection = &mut kernel.connections[self.id];
         connection.asked_unread = sequence;
         connection.found_unread = connection.unread() > 0;
-        if !is_second_half || connection.read_limit.is_none() {
+        if !is_done {
             connection.read_limit = Some(connection.arrived);
         }
         connection.unread() as u64
