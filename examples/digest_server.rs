@@ -66,7 +66,7 @@ struct Job {
 }
 
 fn run(job: Job) {
-    // At the end, even of a panic, `answer` is dropped, and then the handler is called.
+    // Declared first, so dropped last: `answer` is closed before the wake-up, also after a panic.
     let _wake = job.waker.wake_on_drop();
     let answer = job.answer;
     let _connection_is_closed = answer.send(digest(job.bytes));

@@ -18,15 +18,16 @@
 //!   |   |                                                      ^
 //!   |   | shutdown                                             |
 //!   |   '------> Draining --read deadline--> DrainingRest      |
-//!   |               |                         |     |          |
-//!   |               | nothing left to read,   |     | more has |
-//!   | Close, panic, | output delivered        |same | arrived  |
-//!   | buffer full,  |                         |     v          |
-//!   | timeout       |                         | Refusing --EOF-+ (reset)
-//!   |               '--------------.   .------'     |          |
-//!   |                              v   v            |          |
-//!   '------> Flushing --sent--> Lingering <-deadline'          |
-//!                       (write half shut down) --EOF, deadline-'
+//!   |               |                          |   |           |
+//!   |  nothing left |            nothing left  |   | more has  |
+//!   |  to read, all |            to read, all  |   | arrived   |
+//!   |  delivered    |            delivered     |   v           |
+//!   |               |                          | Refusing -EOF-+ (reset)
+//!   | Close, panic, '--------------.   .-------'   |           |
+//!   | buffer full,                 v   v           | deadline  |
+//!   | timeout                    Lingering <-------'           |
+//!   '------> Flushing --sent-->  (write half  --EOF, deadline--'
+//!                                 shut down)
 //! ```
 //!
 //! In a shutdown the process may end before the kernel has delivered what it holds, so the connection
@@ -144,14 +145,13 @@ enum State {
     /// The server shuts down. Data that has already arrived is read and handled, until a read would
     /// block.
     Draining,
-    /// The same, until at least the given number of bytes was received in total. Data that arrives later is
-    /// not answered.
+    /// The same, but only until this many bytes were received in total.
     DrainingRest(u64),
     /// The client has ended its half. The handler may still have output to append.
     Ended,
-    /// More input has arrived than is answered in a shutdown. It is discarded, and the write half stays open
-    /// meanwhile: a client that ends its stream now must not take an EOF for the end of its answer, so the
-    /// connection is reset. A client that goes on sending gets the EOF at a deadline.
+    /// In a shutdown, more input has arrived than is answered. It is discarded while the write half stays open. If the
+    /// client sends EOF, the connection is reset, so that the client does not mistake an EOF for a complete answer.
+    /// If it keeps sending, the write half is shut down at the deadline.
     Refusing,
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Flushing(CloseReason),
@@ -167,7 +167,7 @@ enum Wait {
     Open,
     /// New input.
     Input,
-    /// [`Event::Sent`], for which only output that is pending has to be sent.
+    /// [`Event::Sent`], due once `output` is empty.
     Sent,
     /// New input, a wake-up or a timer: an answer is still to come.
     Answer,
@@ -302,9 +302,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Stops accepting new data in a drain, for a client that never stops sending. Data that has already
-    /// arrived is still answered.
-    pub(crate) fn stop_reading(&mut self) {
+    /// Limits reading to data that has already arrived, for a client that never stops sending.
+    pub(crate) fn limit_reading(&mut self) {
         if let State::Serving | State::Draining = self.state {
             self.state = State::DrainingRest(self.bytes_in + self.stream.unread());
         }
@@ -322,7 +321,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let extras = self.extras.get_or_insert_default();
         match event {
             Event::Timer => (extras.timer, extras.timer_is_due) = (NEVER, true),
-            _ => extras.wake_is_due = true,
+            Event::Wake => extras.wake_is_due = true,
+            _ => {}
         }
     }
 
@@ -360,8 +360,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_in + self.bytes_out
     }
 
-    /// Whether the connection is in the state of most connections most of the time: it serves, its handler waits
-    /// for nothing but input and has neither a waker nor a timer.
+    /// Whether the fast path applies: the connection serves, waits only for input, and its handler has never used a
+    /// waker or a timer.
     pub(crate) fn is_plain(&self) -> bool {
         self.awaits_input() && self.extras.is_none()
     }
@@ -585,8 +585,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Ends a connection without anything left to read, handle or send: waits for delivery in a shutdown,
-    /// shuts the write half down, then discards input until EOF.
+    /// Ends a connection that has nothing left to read, handle or send: in a shutdown, waits for delivery; then shuts
+    /// the write half down and discards input until EOF.
     #[cold]
     #[inline(never)]
     fn finish(
@@ -600,10 +600,10 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             discard(input, CloseReason::PeerClosed, &tick.counters);
             self.state = State::Flushing(CloseReason::PeerClosed);
         }
-        let ends_now = matches!(self.state, State::Refusing | State::Lingering(_));
-        if self.shutting_down && !ends_now {
-            // In this order: input that a closed window has held back arrives before the acknowledgement of
-            // the output after it.
+        let is_discarding = matches!(self.state, State::Refusing | State::Lingering(_));
+        if self.shutting_down && !is_discarding {
+            // Delivery first: input that a closed window has held back arrives before the acknowledgement of later
+            // output, so `unread` counts it.
             if !self.stream.is_delivered() {
                 return Ok(Status::Idle);
             }
@@ -616,15 +616,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             }
         }
         let reason = match self.state {
-            State::Lingering(reason) => reason,
-            State::Refusing => CloseReason::Shutdown,
+            State::Refusing => CloseReason::DrainTimeout,
             // The client has ended its half, so a close ends the stream cleanly.
             State::Flushing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
-            State::Flushing(reason) => self.shutdown_write(reason)?,
+            State::Flushing(reason) | State::Lingering(reason) => reason,
             State::Serving | State::Draining | State::DrainingRest(_) | State::Ended => {
-                self.shutdown_write(CloseReason::Shutdown)?
+                CloseReason::Shutdown
             }
         };
+        if !is_discarding {
+            self.shutdown_write(reason)?;
+        }
         discard(input, reason, &tick.counters);
         for _ in 0..MAX_ROUNDS {
             if self.receive(input, limit, tick)?.is_none() {
@@ -638,13 +640,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(Status::Runnable)
     }
 
-    fn shutdown_write(&mut self, reason: CloseReason) -> Result<CloseReason, CloseReason> {
+    fn shutdown_write(&mut self, reason: CloseReason) -> Result<(), CloseReason> {
+        // It is not retried, so every failure is an error.
         self.stream
             .shutdown_write()
             .map_err(|error| can_retry_now(&error).err().unwrap_or(CloseReason::Error))?;
         self.state = State::Lingering(reason);
         self.readiness.readable = true;
-        Ok(reason)
+        Ok(())
     }
 
     /// Sends `output` until all of it is sent, a write would block or the budget is used.
@@ -680,6 +683,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let handler = &mut self.handler;
         // After a panic the handler is never called again, only dropped.
         let action = catch_unwind(AssertUnwindSafe(|| handler.process(event, &mut context)));
+        // The fast path: all input became output, so no counter changes.
         let is_echo = buffers.input.is_empty() && buffers.output.len() == before;
         if is_echo && matches!(action, Ok(Action::Continue)) {
             self.wait = Wait::Input;
@@ -1630,7 +1634,7 @@ mod tests {
         harness.connection.drain();
         assert_eq!(harness.run(&used_budget()), Status::Runnable);
         harness.script.0.borrow_mut().push_back(Unread(4));
-        harness.connection.stop_reading();
+        harness.connection.limit_reading();
         let calls = [
             ReadCall(Ok(b"abcd")),
             WriteCall(b"abcd", Ok(4)),
@@ -1641,7 +1645,7 @@ mod tests {
         let calls = [ReadCall(Ok(b"more")), WOULD_BLOCK_READ];
         assert_eq!(harness.run(&calls), Status::Idle);
         assert_eq!(harness.connection.phase(), Phase::Refusing);
-        assert_eq!(harness.discarded(CloseReason::Shutdown), 4);
+        assert_eq!(harness.discarded(CloseReason::DrainTimeout), 4);
         harness
     }
 
@@ -1661,7 +1665,7 @@ mod tests {
         let calls = [ReadCall(Ok(b"rest")), EOF, Abort];
         let status = harness.event(READ_CLOSED, &calls);
         assert_eq!(status, Status::Closed(CloseReason::DrainTimeout));
-        assert_eq!(harness.discarded(CloseReason::Shutdown), 8);
+        assert_eq!(harness.discarded(CloseReason::DrainTimeout), 8);
     }
 
     #[test]
@@ -1671,7 +1675,7 @@ mod tests {
         harness.connection.drain();
         assert_eq!(harness.run(&used_budget()), Status::Runnable);
         harness.script.0.borrow_mut().push_back(Unread(6));
-        harness.connection.stop_reading();
+        harness.connection.limit_reading();
         let calls = [
             ReadCall(Ok(b"abcd")),
             WriteCall(b"abcd", Ok(4)),

@@ -30,10 +30,11 @@ use crate::connection::{Extras, Tick};
 /// ```
 ///
 /// A handler must not block, because its worker serves many other connections on the same thread. Slow work
-/// belongs into a [`WorkQueue`](crate::WorkQueue); its result comes back with a [`Waker`].
+/// belongs on a [`WorkQueue`](crate::WorkQueue). The job sends its result through a channel and uses the connection's
+/// [`Waker`] to have the handler called.
 pub trait Handler {
-    /// Called for each [`Event`]. The [`Action`] that it returns replaces that of the call before: for example, one that
-    /// returns [`Action::Continue`] when it is woken while output is pending gets no [`Event::Sent`].
+    /// Called for each [`Event`]. Each returned [`Action`] replaces the previous one. For example, a handler that is
+    /// woken while output is pending and returns [`Action::Continue`] gets no [`Event::Sent`].
     ///
     /// # Panics
     ///
@@ -86,9 +87,10 @@ pub enum Action {
     Pending,
     /// Send all of `output`, then close the connection. Input that was not consumed is discarded.
     ///
-    /// A client that accepts no output for 10 s is reset ([`CloseReason::IdleTimeout`](crate::CloseReason::IdleTimeout)), and
-    /// one that does not end its half is waited for 1 s. The handler is dropped after that, so it leaves shared
-    /// state when it returns this.
+    /// A client that accepts no output for 10 s is reset
+    /// ([`CloseReason::IdleTimeout`](crate::CloseReason::IdleTimeout)). After the output is sent, the server waits up to
+    /// 1 s for the client's EOF. The handler is dropped only then: it must remove itself from shared state *before* it
+    /// returns this.
     Close,
 }
 

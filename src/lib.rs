@@ -42,8 +42,8 @@
 //! **Lines.** A message arrives in pieces, and several can arrive at once. A handler therefore loops over the
 //! complete messages and leaves an unfinished one in `input`; the next call sees it again with more bytes
 //! appended. The loop must not end with a complete message left for [`Action::Continue`]: no event would come for it.
-//! An answer that does not fit into `output` is left as well: [`Action::Flush`] has the handler called
-//! again when `output` is empty. While output is pending, the server does not read from that client: this is
+//! If an answer does not fit into `output`, leave its message in `input` and return [`Action::Flush`]: the handler is
+//! called again when `output` is empty. While output is pending, the server does not read from that client: this is
 //! backpressure. The complete server:
 //!
 //! ```no_run
@@ -52,8 +52,8 @@
 //!
 //! **Frames.** Binary protocols put a length before each message. A frame must fit into
 //! [`Config::buffer_size`] with its header of four bytes. One that fills `input` and is not consumed closes its
-//! connection ([`CloseReason::BufferFull`]): the client gets the earlier answers, then EOF. To tell it why, compare the
-//! header, or `input.len()` with `input.capacity()`, before that. Here each frame is answered with a frame of its
+//! connection ([`CloseReason::BufferFull`]): the client gets the earlier answers, then EOF. To send an error
+//! message first, check whether the length in the header exceeds `input.capacity()`, and return [`Action::Close`]. Here each frame is answered with a frame of its
 //! reversed contents:
 //!
 //! ```
@@ -64,7 +64,7 @@
 //!     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
 //!         while let Some(frame) = context.input.frame() {
 //!             let length = frame.len();
-//!             // Before the frame is changed: it is reversed only once.
+//!             // Check before the frame is reversed: after `Flush`, the same frame is handled again.
 //!             if context.output.room() < length {
 //!                 return Action::Flush;
 //!             }
@@ -73,7 +73,7 @@
 //!             context.input.consume(length);
 //!         }
 //!         if event == Event::Eof && !context.input.is_empty() {
-//!             log::info!("a client has ended within a frame");
+//!             log::info!("client closed in the middle of a frame");
 //!         }
 //!         Action::Continue
 //!     }
@@ -81,7 +81,7 @@
 //! ```
 //!
 //! **Jobs.** Slow work must not block the event loop. A [`WorkQueue`] runs it on threads of its own, and a [`Waker`]
-//! brings the connection back when it is done. Until then the handler returns [`Action::Pending`], so that neither
+//! has the handler called when the job is done. Until then the handler returns [`Action::Pending`], so that neither
 //! the client's EOF, an idle timeout nor a shutdown closes the connection before its answer:
 //!
 //! ```no_run
@@ -97,7 +97,7 @@
 //! }
 //!
 //! fn run(job: Job) {
-//!     // At the end, even of a panic, `answer` is dropped, and then the handler is called.
+//!     // Declared first, so dropped last: `answer` is closed before the wake-up, also after a panic.
 //!     let _wake = job.waker.wake_on_drop();
 //!     let answer = job.answer;
 //!     let result = job.line.to_ascii_uppercase(); // Here: a database, a file, a computation.
@@ -160,8 +160,8 @@
 //!   and return [`Action::Flush`].
 //! * **A message that depends on time** is sent when the timer expires: [`Context::set_timer`].
 //! * **A message from another connection** goes through shared state: put it where the other handler finds it, and
-//!   use that connection's [`Waker`]. A shutdown closes connections that wait for nothing but input at once, so a wake-up
-//!   can come too late for them.
+//!   use that connection's [`Waker`]. A shutdown immediately closes connections that only wait for input,
+//!   so a wake-up can be too late for them.
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
 //!   atomic, because the workers run in parallel. The closure also receives the [`Peer`] and, as a
@@ -181,9 +181,9 @@
 //! * **It must not block.** Its worker serves many other connections, which would all wait. A lock held
 //!   for a moment does no harm; a database query does: use a [`WorkQueue`].
 //! * **It has no access to its socket**: it can neither set socket options nor learn how the connection
-//!   was closed. Its drop tells that it was.
+//!   was closed. It is only dropped when the connection closes.
 //! * **It sees at most one buffer of input at a time**, unless it stores more elsewhere.
-//! * **It cannot refuse input while its output is sent**, and it needs not: the server does not read then.
+//! * **It cannot pause input**, and does not need to: while output is pending, the server does not read.
 //! * **It cannot open connections.** A proxy needs another library, or blocking sockets on a [`WorkQueue`].
 //! * **A panic closes only its own connection**; data that it shares must tolerate that. (With
 //!   `panic = "abort"` a panic ends the process.)
@@ -223,10 +223,10 @@
 //! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | I/O |
 //! | `handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
-//! | `notify` | the mark that makes notifications rare without losing one | everything else |
+//! | `notify` | the flag that coalesces notifications | any other module |
 //! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only its traits |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
-//! | `stats` | counters with one writer each | everything else |
+//! | `stats` | counters with one writer each | any other module |
 //!
 //! `connection` and the modules below it perform no polling and read no clock: streams, readiness and
 //! time are arguments. A simulated kernel can therefore drive exactly the code that serves sockets.

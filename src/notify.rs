@@ -1,8 +1,8 @@
-//! Marks that make notifications rare without losing one.
+//! A flag that coalesces notifications without losing one.
 //!
-//! A thread that adds to a queue raises the queue's mark, and notifies the queue's owner only if the mark was clear. The owner
-//! clears the mark *before* it looks into the queue. A thread that finds the mark raised has therefore added early
-//! enough for the owner to see it, and one that finds it clear notifies again.
+//! A thread pushes an item, then sets the flag, and notifies the queue's owner only if the flag was clear. The owner
+//! clears the flag *before* it reads the queue. A thread that finds the flag set has therefore pushed its item in time
+//! for the owner to see it.
 
 #[cfg(not(all(echoserver_loom, test)))]
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,26 +10,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(all(echoserver_loom, test))]
 use loom::sync::atomic::{AtomicBool, Ordering};
 
-/// A mark that is raised by any thread and cleared by one.
+/// A flag that any thread sets and one clears.
 #[derive(Debug)]
-pub(crate) struct Mark(AtomicBool);
+pub(crate) struct NotifyFlag(AtomicBool);
 
-impl Mark {
-    /// A mark that is clear.
+impl NotifyFlag {
+    /// A flag that is clear.
     pub(crate) fn new() -> Self {
         Self(AtomicBool::new(false))
     }
 
-    /// Raises the mark. Returns whether it was clear: then a notification is due.
+    /// Sets the flag. Returns whether it was clear: then a notification is due.
     ///
-    /// Both methods are read-modify-write operations, which are ordered. What a thread has done before it raises
-    /// the mark is visible to the one that clears it next.
+    /// Both methods are acquire-release swaps, so whatever a thread wrote before it set the flag is visible to the
+    /// thread that clears it.
     #[must_use]
-    pub(crate) fn raise(&self) -> bool {
+    pub(crate) fn set(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 
-    /// Clears the mark. Call this before looking at what it stands for.
+    /// Clears the flag. Call this before reading what it stands for.
     pub(crate) fn clear(&self) {
         self.0.swap(false, Ordering::AcqRel);
     }
@@ -49,11 +49,11 @@ mod loom_tests {
     /// What the owner of a queue and the threads that add to it share.
     #[derive(Debug)]
     struct Shared {
-        notified: Mark,
+        notified: NotifyFlag,
         /// Notifications that the owner has not handled.
         notifications: AtomicUsize,
         /// A connection's place in the queue.
-        queued: Mark,
+        queued: NotifyFlag,
         queue: Mutex<VecDeque<()>>,
         /// What the handler looks at.
         data: AtomicUsize,
@@ -62,16 +62,16 @@ mod loom_tests {
     impl Shared {
         fn new() -> Arc<Self> {
             Arc::new(Self {
-                notified: Mark::new(),
+                notified: NotifyFlag::new(),
                 notifications: AtomicUsize::new(0),
-                queued: Mark::new(),
+                queued: NotifyFlag::new(),
                 queue: Mutex::new(VecDeque::new()),
                 data: AtomicUsize::new(0),
             })
         }
 
         fn notify(&self) {
-            if self.notified.raise() {
+            if self.notified.set() {
                 self.notifications.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -79,7 +79,7 @@ mod loom_tests {
         /// Wakes the connection, as a `Waker` does.
         fn wake(&self) {
             self.data.fetch_add(1, Ordering::Relaxed);
-            if self.queued.raise() {
+            if self.queued.set() {
                 self.queue.lock().expect("no thread panics").push_back(());
                 self.notify();
             }

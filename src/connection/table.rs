@@ -8,11 +8,10 @@
 //! before any event is handled. While the run queue is not empty, the worker must not sleep. A flooding
 //! connection therefore delays the others by one budget per tick.
 //!
-//! A connection has one deadline. Its cause follows from the [phase](Phase): the idle timeout, the timeout
-//! of a flush, or the wait for the client's EOF. Progress moves the deadline without touching the
-//! [timers](Timers), so nothing is scheduled per message. In a shutdown there is no idle and no flush
-//! timeout: its own deadline and the wait for EOF remain. A timer of the handler comes before the deadline or
-//! after it, and moves as freely.
+//! A connection has one deadline, which its [phase](Phase) determines: the idle timeout, the timeout of a flush, the
+//! wait for EOF or, in a shutdown, the wait for late input. Progress moves the deadline without touching the
+//! [timers](Timers), so nothing is scheduled per message. In a shutdown the idle and flush timeouts are off. A
+//! handler's timer is independent of the deadline; the timer that is set is for the earlier of the two.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -30,8 +29,8 @@ use crate::stats::CloseReason;
 /// Wake-ups per tick, so that many at once do not delay the events of sockets.
 const MAX_WAKES: usize = 128;
 
-/// Timeouts of each connection of a worker. Deadlines are up to an eighth later, so that one wake-up
-/// serves many connections.
+/// Timeouts of a worker's connections. Except for `drain`, deadlines are rounded up by at most an eighth of the timeout,
+/// so that one wake-up serves many connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
     /// A connection is closed when the client has sent nothing, and accepted none of the pending output,
@@ -78,8 +77,8 @@ impl<S: Stream, H: Handler> Entry<S, H> {
         self.deadline.min(self.handler_timer())
     }
 
-    /// Notes that a timer is set for the time that this returns.
-    fn arm(&mut self) -> Millis {
+    /// Records, if the connection has extras, the time for which the caller sets a timer, and returns it.
+    fn record_timer(&mut self) -> Millis {
         let at = self.next_timer();
         if let Some(extras) = self.connection.extras_mut() {
             extras.armed = at;
@@ -223,7 +222,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             Shutdown::Reading { .. } => connection.drain(),
             Shutdown::Sending { .. } => {
                 connection.drain();
-                connection.stop_reading();
+                connection.limit_reading();
             }
         }
         slot.insert(Entry {
@@ -315,16 +314,15 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.drive(token, now);
     }
 
-    /// Drives a connection without new readiness.
+    /// Drives a connection without new readiness, unless it is in the run queue.
     fn drive(&mut self, token: usize, now: Millis) {
         self.on_ready(token, Readiness::default(), now);
     }
 
     /// Drives all connections that are not in the run queue.
     fn drive_all(&mut self, now: Millis) {
-        let waiting = self.entries.iter().filter(|(_, entry)| !entry.queued);
-        let waiting: Vec<_> = waiting.map(|(token, _)| token).collect();
-        for token in waiting {
+        let tokens: Vec<_> = self.entries.iter().map(|(token, _)| token).collect();
+        for token in tokens {
             self.drive(token, now);
         }
     }
@@ -371,17 +369,18 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if self.timers.needs_rebuild(self.entries.len()) {
             let entries = self.entries.iter_mut();
             self.timers
-                .rebuild(entries.map(|(token, entry)| (entry.arm(), token)));
+                .rebuild(entries.map(|(token, entry)| (entry.record_timer(), token)));
         }
     }
 
-    /// Sets a timer for a connection's deadline or its handler's timer, unless there is one already.
+    /// Sets a timer for the earlier of a connection's deadline and its handler's timer, unless its extras record one
+    /// that is at least as early.
     fn arm(&mut self, token: usize) {
         let entry = &mut self.entries[token];
         let extras = entry.connection.extras_mut();
         let armed = extras.map_or(NEVER, |extras| extras.armed);
         if entry.next_timer() < armed {
-            self.timers.set(entry.arm(), token);
+            self.timers.set(entry.record_timer(), token);
         }
     }
 
@@ -407,9 +406,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         while let Some(token) = self.timers.pop_expired(now) {
             self.on_timer(token, now);
         }
-        let is_reading = matches!(self.shutdown, Shutdown::Reading { .. });
-        if is_reading && self.next_shutdown_step() <= now {
-            self.stop_reading(now);
+        if let Shutdown::Reading { deadline } = self.shutdown
+            && self.next_shutdown_step() <= now
+        {
+            self.shutdown = Shutdown::Sending { deadline };
+            self.limit_reading(now);
         }
         if self.next_shutdown_step() <= now {
             self.close_all(now);
@@ -440,8 +441,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Ends a connection whose deadline has passed: cleanly if its buffers are empty, otherwise with a
-    /// reset, because output or an unanswered part of the input is lost.
+    /// Handles a deadline that has passed. A connection with empty buffers is closed cleanly. One with buffered bytes gets
+    /// one more write: if that makes progress, the deadline is extended; otherwise the connection is reset, because
+    /// bytes are lost.
     fn expire_one(&mut self, token: usize, now: Millis) {
         let entry = &mut self.entries[token];
         match entry.phase {
@@ -523,13 +525,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.drive_all(now);
     }
 
-    /// Stops reading from clients that still send: they may never stop.
-    fn stop_reading(&mut self, now: Millis) {
-        if let Shutdown::Reading { deadline } = self.shutdown {
-            self.shutdown = Shutdown::Sending { deadline };
-        }
+    /// Limits reading to data that has arrived: clients may never stop sending.
+    fn limit_reading(&mut self, now: Millis) {
         for (_, entry) in &mut self.entries {
-            entry.connection.stop_reading();
+            entry.connection.limit_reading();
         }
         self.drive_all(now);
     }

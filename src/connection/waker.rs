@@ -1,17 +1,17 @@
 //! Wake-ups of connections by other threads.
 //!
-//! A worker has one queue of wake-ups, and each connection at most one place in it, so the queue is as long as
-//! there are connections at most and a wake-up never blocks. A connection's mark says that it is in the queue;
-//! the queue's mark, that its worker was notified.
+//! A worker has one queue of wake-ups. A connection has at most one entry in it, so its length is bounded by the
+//! number of connections whose wakers still exist, closed ones included. A wake-up never blocks. A connection's flag
+//! means that it has an entry; the queue's flag, that its worker was notified.
 //!
-//! No wake-up is lost, as [`Mark`] explains.
+//! No wake-up is lost: see [`NotifyFlag`].
 
 use std::fmt;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::notify::Mark;
+use crate::notify::NotifyFlag;
 
 /// Has a connection's handler called with [`Event::Wake`](crate::Event::Wake), from any thread.
 ///
@@ -26,14 +26,14 @@ pub struct Waker(Arc<Target>);
 struct Target {
     token: usize,
     /// The connection is in the queue.
-    queued: Mark,
+    queued: NotifyFlag,
     queue: WakeQueue,
 }
 
 impl Waker {
-    /// Causes a call. Several calls of this can be followed by one call of the handler. Never blocks.
+    /// Schedules a call of the handler. Several wake-ups can be merged into one call. Never blocks.
     pub fn wake(&self) {
-        if self.0.queued.raise() {
+        if self.0.queued.set() {
             self.0.queue.push(self.clone());
         }
     }
@@ -82,7 +82,7 @@ pub(crate) struct WakeQueue(Arc<Shared>);
 struct Shared {
     sender: Sender<Waker>,
     /// The worker was notified and has not looked into the queue since.
-    notified: Mark,
+    notified: NotifyFlag,
     /// Wakes the worker.
     notify: Box<dyn Fn() + Send + Sync>,
 }
@@ -100,7 +100,7 @@ impl WakeQueue {
         let (sender, wakes) = crossbeam_channel::unbounded();
         let queue = Self(Arc::new(Shared {
             sender,
-            notified: Mark::new(),
+            notified: NotifyFlag::new(),
             notify: Box::new(notify),
         }));
         let receiver = WakeReceiver {
@@ -114,7 +114,7 @@ impl WakeQueue {
     pub(crate) fn waker(&self, token: usize) -> Waker {
         Waker(Arc::new(Target {
             token,
-            queued: Mark::new(),
+            queued: NotifyFlag::new(),
             queue: self.clone(),
         }))
     }
@@ -122,7 +122,7 @@ impl WakeQueue {
     fn push(&self, waker: Waker) {
         // It fails only if the worker has ended.
         let _ended = self.0.sender.send(waker);
-        if self.0.notified.raise() {
+        if self.0.notified.set() {
             (self.0.notify)();
         }
     }
@@ -135,7 +135,8 @@ impl fmt::Debug for WakeQueue {
 }
 
 impl WakeReceiver {
-    /// Starts to take wake-ups: those that are pushed from now on notify the worker again.
+    /// Clears the flag: wake-ups that are pushed from now on notify the worker again. Call this before
+    /// [`take`](Self::take).
     pub(crate) fn clear_notified(&self) {
         self.queue.0.notified.clear();
     }

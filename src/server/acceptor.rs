@@ -150,7 +150,11 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
                 Some(deadline.min(next.unwrap_or(self.now + MIN_BACKOFF)))
             }
             (None, Some(pause)) => pause.until,
-            (None, None) => self.listeners.iter().any(|slot| slot.ready).then_some(0),
+            (None, None) => self
+                .listeners
+                .iter()
+                .any(|slot| slot.ready)
+                .then_some(self.now),
         };
         next.map(|at| at.saturating_sub(self.now))
     }
@@ -212,7 +216,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     fn dispatch(&mut self, connection: (L::Stream, Peer)) {
         self.open_upper_bound += 1;
         if self.dispatcher.try_dispatch(connection).is_err() {
-            log::error!("cannot dispatch a connection: no worker has room");
+            log::error!("cannot dispatch a connection: a worker has ended");
         }
     }
 
@@ -231,6 +235,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         !self.is_full() && self.dispatcher.has_room()
     }
 
+    /// Whether the connection limit is reached. At the limit, first counts the open connections exactly.
     fn is_full(&mut self) -> bool {
         if self.open_upper_bound >= self.max_connections {
             let pending = self.pending.len() as u64;
@@ -239,7 +244,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.open_upper_bound >= self.max_connections
     }
 
-    /// Whether a client waits at a ready listener. The other listeners are no longer ready.
+    /// Clears the ready flag of listeners without a waiting client; returns whether any is still ready.
     fn has_waiting_client(&mut self) -> bool {
         for slot in &mut self.listeners {
             slot.ready = slot.ready && slot.listener.has_waiting_client();
@@ -341,8 +346,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         }
     }
 
-    /// Accepts until a listener would block, and closes it, unless it is to stay open longer. While accepts
-    /// fail, it stays open.
+    /// Accepts the backlog of each listener whose `open_until` has passed, and closes the listener when it would block
+    /// or no more clients are to be accepted. After errors it stays open only while a client waits.
     fn accept_backlog(&mut self, deadline: Millis) {
         let (acceptor, pending, now) = (&self.counters.acceptor, &mut self.pending, self.now);
         self.listeners.retain_mut(|slot| {

@@ -5,7 +5,7 @@
 //!
 //! A wake-up must never be lost, and should be rare. An item is therefore pushed first and its worker
 //! notified afterwards, and a worker that was notified and has not looked into its queue yet is not
-//! notified again. [`Receiver::take`] clears that mark *before* it takes from the queue: an item that is
+//! notified again. [`Receiver::take`] clears that flag *before* it takes from the queue: an item that is
 //! pushed meanwhile is either taken or notifies again.
 
 use std::iter;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, TryRecvError, TrySendError};
 
-use crate::notify::Mark;
+use crate::notify::NotifyFlag;
 
 /// Wakes a thread that waits in a poll.
 pub(crate) trait Wake {
@@ -55,7 +55,7 @@ struct Queue<T, W> {
 #[derive(Debug)]
 struct Shared {
     /// The worker was notified and has not looked into its queue since.
-    notified: Mark,
+    notified: NotifyFlag,
     /// The receiver exists.
     alive: AtomicBool,
 }
@@ -78,7 +78,7 @@ impl<T, W: Wake> Dispatcher<T, W> {
         for waker in wakers {
             let (sender, channel) = crossbeam_channel::bounded(capacity);
             let shared = Arc::new(Shared {
-                notified: Mark::new(),
+                notified: NotifyFlag::new(),
                 alive: AtomicBool::new(true),
             });
             receivers.push(Receiver {
@@ -119,7 +119,7 @@ impl<T, W: Wake> Dispatcher<T, W> {
     pub(crate) fn notify(&self) {
         for queue in &self.queues {
             let has_item = !queue.sender.is_empty();
-            if has_item && queue.shared.notified.raise() {
+            if has_item && queue.shared.notified.set() {
                 queue.waker.wake();
             }
         }
@@ -152,7 +152,7 @@ impl<T, W> Queue<T, W> {
 impl<T> Receiver<T> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
-        // Before the first item: a sender that still finds the mark raised has pushed an item that this call finds.
+        // Before the first item: a sender that still finds the flag set has pushed an item that this call finds.
         self.shared.notified.clear();
         let items = iter::from_fn(|| match self.channel.try_recv() {
             Ok(item) => Some(item),

@@ -77,8 +77,9 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     /// tick, those with an event, those that were woken and new ones, and expires those whose deadline has
     /// passed.
     ///
-    /// Before anything expires, all events that the kernel already knows of are handled. A client is
-    /// therefore not judged by the time for which this process was stopped, or busy.
+    /// Before a timer expires, the events that the kernel already holds are handled, so time for which the process was
+    /// stopped or busy does not count against a client. A shutdown deadline that has passed when it is requested or
+    /// moved takes effect in the same tick.
     pub(crate) fn tick<P: Poller<S>>(
         &mut self,
         poller: &mut P,

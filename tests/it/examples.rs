@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs, net::Shutdown, thread};
 
-use tempfile::tempdir;
-
 #[cfg(unix)]
 use rustix::process::Signal;
+#[cfg(unix)]
+use tempfile::tempdir;
 
 use crate::harness::wait_until;
 use crate::harness::{Client, Process, command, installed, run};

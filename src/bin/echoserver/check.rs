@@ -30,11 +30,11 @@ pub(crate) struct Options {
     #[arg(value_name = "HOST:PORT", help = target::FORMS, required_unless_present = "list")]
     address: Option<Address>,
 
-    /// Let strict cases count
+    /// Also fail if a strict case fails
     #[arg(long)]
     strict: bool,
 
-    /// Only the cases whose name matches, for example 'half-close*'; repeatable
+    /// Run only the cases whose name matches, for example 'half-close*'; repeatable
     #[arg(long, value_name = "GLOB")]
     only: Vec<String>,
 

@@ -46,7 +46,7 @@ pub(crate) struct Options {
     #[arg(value_name = "HOST:PORT", help = target::FORMS)]
     address: Address,
 
-    /// Connections; not more than messages
+    /// Number of connections, at most the number of messages
     #[arg(
         short,
         long,
@@ -61,7 +61,7 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "SIZE", help_heading = "Load", value_parser = parse_buffer_size)]
     size: Option<usize>,
 
-    /// Messages of a connection that may be on their way [default: 1; no limit with --rate]
+    /// Maximum unanswered messages per connection [default: 1; no limit with --rate]
     #[arg(long, value_name = "N", help_heading = "Load")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     in_flight: Option<u64>,
@@ -70,7 +70,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = "Load", value_parser = parse_rate)]
     rate: Option<f64>,
 
-    /// Send without waiting for anything
+    /// Send without waiting for replies
     #[arg(long, help_heading = "Load", conflicts_with_all = ["rate", "in_flight"])]
     flood: bool,
 
@@ -97,7 +97,7 @@ pub(crate) struct Options {
     #[arg(default_value = "0", conflicts_with = "messages")]
     warm_up: Duration,
 
-    /// Give a connection up if nothing comes back for this long
+    /// Fail a connection that returns no byte for this long
     #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = parse_time)]
     #[arg(default_value = "10")]
     timeout: Duration,
