@@ -182,16 +182,19 @@ fn run_cases(
 
 fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>) -> Outcome {
     let (start, current) = (Instant::now(), *lock(pace));
-    let result = (target.is_tcp() || !case.needs_tcp()).then(|| {
-        (case.run)(&Endpoint::new(
-            &target.address,
-            current.patience,
-            current.limit,
-        ))
+    let endpoint = Endpoint::new(&target.address, current.patience, current.limit);
+    let is_exhausted = current.slow_cases >= MAX_SLOW_CASES;
+    let result = (target.is_tcp() || !case.needs_tcp()).then(|| match is_exhausted {
+        true => Err(format!(
+            "not run: {MAX_SLOW_CASES} cases in a row took too long"
+        )),
+        false => (case.run)(&endpoint),
     });
     let elapsed = start.elapsed();
-    if matches!(result, Some(Err(_))) {
-        lock(pace).shorten(current, elapsed);
+    match &result {
+        Some(Err(_)) if !is_exhausted => lock(pace).shorten(current, elapsed),
+        Some(Ok(())) => lock(pace).slow_cases = 0,
+        _ => {}
     }
     Outcome {
         case,
@@ -205,6 +208,9 @@ fn lock(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// After this many cases in a row that took too long, the others are not run.
+const MAX_SLOW_CASES: u32 = 5;
+
 /// How long cases wait. A server that is broken in many ways would otherwise take minutes.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
@@ -213,20 +219,25 @@ struct Pace {
     /// For a whole case.
     limit: Duration,
     min_patience: Duration,
+    /// Cases in a row that took as long as their limit.
+    slow_cases: u32,
 }
 
 impl Pace {
     fn new(patience: Duration) -> Self {
         Self {
             patience,
-            limit: patience * 8,
+            limit: patience * 5,
             min_patience: patience / 10,
+            slow_cases: 0,
         }
     }
 
     /// Adapts to a case that failed after `elapsed`, and ran at the pace `then`.
     fn shorten(&mut self, then: Self, elapsed: Duration) {
-        if elapsed >= then.limit {
+        let is_slow = elapsed >= then.limit;
+        self.slow_cases = if is_slow { self.slow_cases + 1 } else { 0 };
+        if is_slow {
             self.limit = self.limit.min(then.limit / 2).max(self.min_patience * 4);
         }
         if elapsed >= then.patience {
@@ -308,15 +319,19 @@ mod tests {
         let seconds = Duration::from_secs;
         let mut pace = Pace::new(seconds(10));
         pace.shorten(pace, seconds(9));
-        assert_eq!((pace.patience, pace.limit), (seconds(10), seconds(80)));
+        assert_eq!((pace.patience, pace.limit), (seconds(10), seconds(50)));
         // Cases that ran at the same time shorten it only once.
         let then = pace;
         pace.shorten(then, seconds(10));
-        pace.shorten(then, seconds(80));
-        assert_eq!((pace.patience, pace.limit), (seconds(5), seconds(40)));
+        pace.shorten(then, seconds(50));
+        assert_eq!((pace.patience, pace.limit), (seconds(5), seconds(25)));
+        assert_eq!(pace.slow_cases, 1);
         for _ in 0..10 {
-            pace.shorten(pace, seconds(80));
+            pace.shorten(pace, seconds(50));
         }
         assert_eq!((pace.patience, pace.limit), (seconds(1), seconds(4)));
+        assert_eq!(pace.slow_cases, 11);
+        pace.shorten(pace, seconds(3));
+        assert_eq!(pace.slow_cases, 0);
     }
 }
