@@ -8,8 +8,7 @@ use rustix::process::Signal;
 #[cfg(unix)]
 use tempfile::tempdir;
 
-use crate::harness::wait_until;
-use crate::harness::{Client, Process, command, installed, run};
+use crate::harness::{Client, Process, command, installed, run, wait_until};
 
 /// Returns the executable of an example, which must be current: `cargo test` builds the examples, but
 /// `cargo test --test it` does not.

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use crate::harness::http::{exchange, get, read_head, read_response};
 use crate::harness::{
-    Client, Process, command, free_address, installed, program, program_after, random_bytes, run,
-    wait_for, wait_until,
+    Client, Process, command, free_address, installed, program_after, random_bytes, run, wait_for,
+    wait_until,
 };
 
 /// Starts a server with metrics; returns their address too.
@@ -198,7 +198,7 @@ fn process_metrics_match_proc() {
 fn lost_log_lines_are_counted() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let address = free_address();
-    let mut command = program();
+    let mut command = crate::harness::program();
     command.arg(format!("--metrics={address}"));
     let (server, _) = Process::start_without_log(&mut command, full);
     wait_until("it serves metrics", || TcpStream::connect(address).is_ok());
