@@ -17,7 +17,7 @@ pub(crate) fn help_options(arguments: &[&str]) -> BTreeSet<String> {
         .lines()
         .filter(|line| line.trim_start().starts_with('-'))
         .filter_map(|line| line.split_once("--"))
-        .map(|(_, rest)| rest.split([' ', '.']).next().unwrap().to_owned());
+        .map(|(_, rest)| rest.split([' ', '.', ']']).next().unwrap().to_owned());
     names.collect()
 }
 
