@@ -4,6 +4,7 @@
 //! * [`handler`]: each way in which a handler is called.
 //! * [`program`]: command line, greeting, listeners, signals, log, metrics, resources, and clients that people use.
 //! * [`deploy`]: systemd, containers, Kubernetes, HAProxy, Unix-domain sockets, man page and completions.
+//! * [`network`]: the program at the far end of a slow link that loses and reorders packets.
 //! * [`examples`], [`soak`], and [`project`]: rules about the sources.
 //!
 //! No test sleeps: it waits for a condition with [`harness::wait_until`], and every read and write has a timeout.
@@ -23,6 +24,8 @@ mod handler;
     )
 )]
 mod harness;
+#[cfg(all(target_os = "linux", feature = "cli"))]
+mod network;
 #[cfg(all(unix, feature = "cli"))]
 mod program;
 mod project;
