@@ -33,15 +33,17 @@ pub enum CloseReason {
     Error,
     /// The handler panicked.
     Panic,
-    /// A message or an answer is larger than the buffer: the handler consumed nothing of a full input
-    /// buffer, or appended more than an empty output buffer holds.
+    /// A message or an answer is larger than the buffer: the handler returned
+    /// [`Action::Continue`](crate::Action::Continue) with a full input, or [`Action::Flush`](crate::Action::Flush) with an
+    /// empty output.
     BufferFull,
-    /// The client sent nothing, and accepted no output, for the idle timeout; or it accepted no output for
+    /// The client sent nothing that was read, and accepted no output, for the idle timeout; or it accepted no output for
     /// 10 s after the connection was to be closed.
     IdleTimeout,
     /// The server shut down after answering all input that had arrived.
     Shutdown,
-    /// The server shut down, and the drain timeout expired first.
+    /// The server shut down, and the drain timeout expired first, or the client ended its stream with data that came
+    /// too late to be answered.
     DrainTimeout,
     /// No memory for the connection's buffers.
     OutOfMemory,
