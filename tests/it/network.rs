@@ -65,10 +65,12 @@ fn everything_sent_before_a_half_close_comes_back() {
     network.check_faults();
 }
 
-/// One client is still sending when the drain begins. Once the process has exited, the link loses everything: what a
-/// client reads then has arrived before.
+/// Some clients begin to read when the drain begins, and another is still sending. Once the process has exited, the
+/// link loses everything: what a client reads then has arrived before.
 #[test]
 fn drain_ends_after_delivery() {
+    /// The output takes several times as long as the second for which a client with all its output is waited for.
+    const BYTES_PER_SECOND: usize = 40_000;
     let Some(network) = Network::new() else {
         return;
     };
@@ -86,7 +88,7 @@ fn drain_ends_after_delivery() {
         server.signal(Signal::TERM);
         for client in &clients {
             scope.spawn(|| {
-                client.expect(&bytes);
+                client.expect_slowly(&bytes, BYTES_PER_SECOND);
                 client.expect_eof();
             });
         }
