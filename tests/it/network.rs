@@ -122,7 +122,7 @@ fn vanished_client_is_detected() {
     vanished[0].ping(b"there");
     wait_until("the output is delivered", || !has_unacknowledged(&server));
     network.lose_packets_to(&[SERVER, CLIENTS]);
-    server.wait_for_log("reset");
+    server.wait_for_log("reason=reset");
     network.lose_packets_to(&[]);
     let next = network.connect_many(&server, 1);
     next[0].ping(b"there is room");
