@@ -8,7 +8,9 @@ use rustix::process::Signal;
 #[cfg(unix)]
 use tempfile::tempdir;
 
-use crate::harness::{Client, Process, command, installed, run, wait_until};
+#[cfg(unix)]
+use crate::harness::wait_until;
+use crate::harness::{Client, Process, command, installed, run};
 
 /// Returns the executable of an example, which must be current: `cargo test` builds the examples, but
 /// `cargo test --test it` does not.
@@ -431,8 +433,8 @@ fn chat_brings_a_burst_to_all_others() {
 
 #[test]
 fn chat_refuses_a_long_line_of_its_author_only() {
-    let server = start("chat", &[]);
     for line in [[&[b'x'; 1000][..], b"\n"].concat(), vec![0xff; 1001]] {
+        let server = start("chat", &[]);
         let (author, name) = enter(connect(&server), 0);
         let (other, other_name) = enter(connect(&server), 1);
         author.expect(format!("* {other_name} has come\n").as_bytes());
@@ -440,14 +442,6 @@ fn chat_refuses_a_long_line_of_its_author_only() {
         author.expect(b"* lines have at most 1000 bytes\n");
         author.expect_eof();
         other.expect(format!("* {name} has left\n").as_bytes());
-        other.send(b"bye\n");
-        drop((author, other));
-        wait_until("both are gone", || {
-            let welcome = connect(&server);
-            let mut line = vec![0; 200];
-            let count = std::io::Read::read(&mut &welcome.0, &mut line).unwrap();
-            text(&line[..count]).ends_with("0 others are here\n")
-        });
     }
 }
 
