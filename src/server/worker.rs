@@ -117,7 +117,8 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         Ok(())
     }
 
-    #[inline(always)]
+    // One copy of the path of a message: 250 user instructions instead of 258.
+    #[inline(never)]
     fn handle_events<P: Poller<S>>(&mut self, poller: &P) {
         for event in poller.events() {
             match event {
