@@ -366,11 +366,6 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         // Progress up to now does not extend this deadline.
         entry.connection.take_progress();
         self.arm(token);
-        if self.timers.needs_rebuild(self.entries.len()) {
-            let entries = self.entries.iter_mut();
-            self.timers
-                .rebuild(entries.map(|(token, entry)| (entry.record_timer(), token)));
-        }
     }
 
     /// Sets a timer for the earlier of a connection's deadline and its handler's timer, unless its extras record one
@@ -381,6 +376,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let armed = extras.map_or(NEVER, |extras| extras.armed);
         if entry.next_timer() < armed {
             self.timers.set(entry.record_timer(), token);
+        }
+        if self.timers.needs_rebuild(self.entries.len()) {
+            let entries = self.entries.iter_mut();
+            self.timers
+                .rebuild(entries.map(|(token, entry)| (entry.record_timer(), token)));
         }
     }
 
@@ -555,7 +555,6 @@ mod tests {
     use std::io::{self, ErrorKind, Read, Write};
     use std::rc::Rc;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use crossbeam_utils::CachePadded;
@@ -576,20 +575,16 @@ mod tests {
     };
 
     impl<S: Stream, H: Handler> ConnectionTable<S, H> {
-        /// A table with buffers of this many bytes, and the number of times that its worker was woken.
+        /// A table with buffers of this many bytes, whose wakers wake no worker.
         pub(crate) fn for_tests(
             timeouts: Timeouts,
             buffer_size: usize,
             counters: &Arc<CachePadded<WorkerCounters>>,
-        ) -> (Self, Arc<AtomicUsize>) {
-            let wake_ups = Arc::new(AtomicUsize::new(0));
-            let count = Arc::clone(&wake_ups);
-            let (wakes, receiver) = WakeQueue::new(move || {
-                count.fetch_add(1, Ordering::Relaxed);
-            });
+        ) -> Self {
+            let (wakes, receiver) = WakeQueue::new(|| {});
             let pool = Pool::new(buffer_size).expect("memory for a test");
             let resources = Resources::new(pool, wakes, Arc::clone(counters));
-            (Self::new(timeouts, resources, receiver, 0), wake_ups)
+            Self::new(timeouts, resources, receiver, 0)
         }
     }
 
@@ -681,9 +676,8 @@ mod tests {
     impl<H: Handler> Harness<H> {
         fn new(timeouts: Timeouts) -> Self {
             let counters = Arc::new(Counters::new(1));
-            let (table, _) = ConnectionTable::for_tests(timeouts, CHUNK, &counters.workers[0]);
             Self {
-                table,
+                table: ConnectionTable::for_tests(timeouts, CHUNK, &counters.workers[0]),
                 counters,
                 log: Log::default(),
                 room: Rc::new(RefCell::new(usize::MAX)),
@@ -1199,6 +1193,25 @@ mod tests {
         harness.tick(100, &[]);
         assert_eq!(*calls.borrow(), [Event::Wake, Event::Timer]);
         assert_eq!(harness.table.poll_timeout(100), None);
+    }
+
+    #[test]
+    fn replaced_timers_of_a_handler_are_dropped() {
+        // A short timer replaces a long one, again and again.
+        let (mut harness, _) = with_handler(TIMEOUTS, |event, context| {
+            let timeout = if event == Event::Wake { 1 } else { 1_000_000 };
+            context.set_timer(Some(Duration::from_millis(timeout)));
+            Action::Continue
+        });
+        for now in 0..1000 {
+            harness.table.call(0, Event::Wake, now);
+            harness.tick(now + 1, &[]);
+        }
+        let mut timers = 0;
+        while harness.table.timers.pop_expired(NEVER).is_some() {
+            timers += 1;
+        }
+        assert!(timers < 100, "{timers}");
     }
 
     #[test]

@@ -308,7 +308,7 @@ mod tests {
             let (dispatcher, mut receivers) = Dispatcher::new(1000, [CountingWaker::default()]);
             let waker = CountingWaker::default();
             let control = Arc::new(AcceptorControl::new(waker.clone(), []));
-            let (table, _) = ConnectionTable::for_tests(TIMEOUTS, 16, &own);
+            let table = ConnectionTable::for_tests(TIMEOUTS, 16, &own);
             let receiver = receivers.remove(0);
             Self {
                 worker: Worker::new(table, receiver, Arc::clone(&control), own),
