@@ -104,7 +104,9 @@ pub(crate) struct Readiness {
 /// How a call to [`Connection::drive`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// All further progress requires a readiness event.
+    /// The connection serves, and waits only for input; its handler has no timer and no waker.
+    AwaitingInput,
+    /// All further progress requires an event, as for the rest of a write, a wake-up or a timer.
     Idle,
     /// The [budget](BUDGET) is used; the connection can make progress without an event.
     Runnable,
@@ -360,12 +362,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_in + self.bytes_out
     }
 
-    /// Whether the fast path applies: the connection serves, waits only for input, and its handler has never used a
-    /// waker or a timer.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.awaits_input() && self.extras.is_none()
-    }
-
     fn awaits_input(&self) -> bool {
         matches!(self.state, State::Serving) && matches!(self.wait, Wait::Input)
     }
@@ -533,7 +529,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Step::Call(event) => event,
                 Step::Read => match self.receive(&mut buffers.input, limit, tick)? {
                     Some(event) => event,
-                    None if self.awaits_input() => return Ok(Some(Status::Idle)),
+                    None if self.awaits_input() => return Ok(Some(self.idle_status())),
                     None => continue,
                 },
                 Step::Wait => return Ok(Some(Status::Idle)),
@@ -545,13 +541,21 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 return Ok(Some(self.pending_output()));
             }
             if self.awaits_input() && !self.readiness.readable {
-                return Ok(Some(Status::Idle));
+                return Ok(Some(self.idle_status()));
             }
             if self.transferred() >= limit {
                 break;
             }
         }
         Ok(Some(Status::Runnable))
+    }
+
+    /// The status of a connection that [awaits input](Self::awaits_input).
+    fn idle_status(&self) -> Status {
+        match self.extras {
+            None => Status::AwaitingInput,
+            Some(_) => Status::Idle,
+        }
     }
 
     /// What comes next, unless the connection [awaits input](Self::awaits_input).
@@ -995,7 +999,7 @@ mod tests {
         let mut harness = Harness::new(Echo);
         let message = [ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))];
         for _ in 0..3 {
-            assert_eq!(harness.event(READABLE, &message), Status::Idle);
+            assert_eq!(harness.event(READABLE, &message), Status::AwaitingInput);
         }
         assert_eq!(harness.connection.bytes_in(), 9);
         assert_eq!(harness.connection.bytes_out(), 9);
@@ -1011,8 +1015,8 @@ mod tests {
     #[test]
     fn without_readiness_no_call_is_made_and_no_buffer_is_held() {
         let mut harness = Harness::new(Echo);
-        assert_eq!(harness.run(&[]), Status::Idle);
-        assert_eq!(harness.event(WRITABLE, &[]), Status::Idle);
+        assert_eq!(harness.run(&[]), Status::AwaitingInput);
+        assert_eq!(harness.event(WRITABLE, &[]), Status::AwaitingInput);
         harness.event(READABLE, &[ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
         assert!(harness.connection.buffers.is_none());
     }
@@ -1025,8 +1029,8 @@ mod tests {
             WriteCall(b"abcd", Ok(4)),
             WOULD_BLOCK_READ,
         ];
-        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
-        assert_eq!(harness.run(&[]), Status::Idle);
+        assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
+        assert_eq!(harness.run(&[]), Status::AwaitingInput);
     }
 
     #[test]
@@ -1036,10 +1040,10 @@ mod tests {
         let mut calls = short.to_vec();
         calls.extend(short);
         calls.push(WOULD_BLOCK_READ);
-        assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
+        assert_eq!(harness.event(READ_CLOSED, &calls), Status::AwaitingInput);
         // After a read that would block, short reads are trusted again.
-        assert_eq!(harness.event(READABLE, &short), Status::Idle);
-        assert_eq!(harness.run(&[]), Status::Idle);
+        assert_eq!(harness.event(READABLE, &short), Status::AwaitingInput);
+        assert_eq!(harness.run(&[]), Status::AwaitingInput);
     }
 
     #[test]
@@ -1102,7 +1106,7 @@ mod tests {
             WriteCall(b"ab", Err(ErrorKind::Interrupted)),
             WriteCall(b"ab", Ok(2)),
         ];
-        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
     }
 
     #[test]
@@ -1160,7 +1164,7 @@ mod tests {
         harness.run(&[]);
         assert_eq!(harness.event(READABLE, &used_budget()), Status::Runnable);
         assert_eq!(harness.run(&used_budget()), Status::Runnable);
-        assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
+        assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::AwaitingInput);
     }
 
     #[test]
@@ -1170,7 +1174,7 @@ mod tests {
         let mut calls = used_budget();
         calls.truncate(calls.len() - 2);
         calls.extend([ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
-        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+        assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
     }
 
     /// A stream of any length that counts the bytes of each call.
@@ -1256,7 +1260,10 @@ mod tests {
             assert!(event != Event::Open || context.output.push(b"hi"));
             Action::Continue
         }));
-        assert_eq!(harness.run(&[WriteCall(b"hi", Ok(2))]), Status::Idle);
+        assert_eq!(
+            harness.run(&[WriteCall(b"hi", Ok(2))]),
+            Status::AwaitingInput
+        );
         assert_eq!(harness.resources.tick.counters.bytes_generated.get(), 2);
     }
 
@@ -1318,7 +1325,7 @@ mod tests {
         let mut harness = Harness::new(handler(|_, _| Action::Continue));
         assert_eq!(
             harness.event(READABLE, &[ReadCall(Ok(b"abc"))]),
-            Status::Idle
+            Status::AwaitingInput
         );
         let calls = [ReadCall(Ok(b"d")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
         assert_eq!(harness.event(READABLE, &calls), Status::Idle);
@@ -1361,7 +1368,10 @@ mod tests {
                 _ => Action::Flush,
             }
         }));
-        assert_eq!(harness.run(&[WriteCall(b"abc", Ok(3)); 3]), Status::Idle);
+        assert_eq!(
+            harness.run(&[WriteCall(b"abc", Ok(3)); 3]),
+            Status::AwaitingInput
+        );
     }
 
     #[test]
@@ -1373,8 +1383,8 @@ mod tests {
             Action::Continue
         }));
         let script = [ReadCall(Ok(b"a")), WriteCall(b"abc", Ok(3))];
-        assert_eq!(harness.event(READABLE, &script), Status::Idle);
-        assert_eq!(harness.event(WRITABLE, &[]), Status::Idle);
+        assert_eq!(harness.event(READABLE, &script), Status::AwaitingInput);
+        assert_eq!(harness.event(WRITABLE, &[]), Status::AwaitingInput);
         drop(harness);
         assert_eq!(calls, 2);
     }

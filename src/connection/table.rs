@@ -275,8 +275,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         (self.resources.tick.token, self.resources.tick.now) = (token, now);
         let status = connection.drive(&mut self.resources);
         let moves_deadline = entry.deadline != NEVER && connection.take_progress();
-        let is_idle = matches!(status, Status::Idle) && connection.is_plain();
-        if moves_deadline || !is_idle || !matches!(entry.phase, Phase::Serving) {
+        let has_changed =
+            !matches!(status, Status::AwaitingInput) || !matches!(entry.phase, Phase::Serving);
+        if moves_deadline || has_changed {
             self.after_drive(token, status, moves_deadline, now);
         }
     }
@@ -332,7 +333,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     fn after_drive(&mut self, token: usize, status: Status, moves_deadline: bool, now: Millis) {
         let entry = &mut self.entries[token];
         match status {
-            Status::Idle => {}
+            Status::AwaitingInput | Status::Idle => {}
             Status::Runnable => {
                 self.resources.tick.counters.yields.add(1);
                 entry.queued = true;
