@@ -237,6 +237,7 @@ mod tests {
         events: Vec<Event>,
         timeouts: Vec<Option<Millis>>,
         registered: usize,
+        max_events: usize,
         /// `register` fails.
         is_broken: bool,
         now: Millis,
@@ -260,7 +261,7 @@ mod tests {
         }
 
         fn max_events(&self) -> usize {
-            1
+            self.max_events
         }
 
         fn events(&self) -> impl Iterator<Item = Event> {
@@ -312,7 +313,10 @@ mod tests {
             let receiver = receivers.remove(0);
             Self {
                 worker: Worker::new(table, receiver, Arc::clone(&control), own),
-                poller: ScriptedPoller::default(),
+                poller: ScriptedPoller {
+                    max_events: 1,
+                    ..ScriptedPoller::default()
+                },
                 dispatcher: Some(dispatcher),
                 control,
                 waker,
@@ -381,14 +385,17 @@ mod tests {
     #[test]
     fn number_of_polls_before_an_expiry_is_bounded() {
         let mut harness = Harness::new();
-        harness.dispatch(0, 0);
+        harness.poller.max_events = 2;
+        for name in 0..5 {
+            harness.dispatch(name, 0);
+        }
         harness.poller.then(&[Event::Wake], false);
         harness.tick(0);
         for _ in 0..100 {
             harness.poller.then(&[], true);
         }
         harness.tick(8);
-        assert_eq!(harness.poller.timeouts.len(), 1 + 2, "one connection");
+        assert_eq!(harness.poller.timeouts.len(), 1 + 3, "five connections");
     }
 
     #[test]
@@ -433,10 +440,11 @@ mod tests {
     #[test]
     fn intake_and_closes_announce_capacity() {
         let mut harness = Harness::new();
-        harness.dispatch(0, 0);
         harness.control.pause();
+        harness.poller.then(&[Event::Wake], false);
         harness.tick(0);
-        assert_eq!(harness.waker.count(), 0);
+        assert_eq!(harness.waker.count(), 0, "nothing has changed");
+        harness.dispatch(0, 0);
         harness.poller.then(&[Event::Wake], false);
         harness.tick(0);
         assert_eq!(harness.waker.count(), 1, "the queue has room");
