@@ -8,6 +8,9 @@ use crate::stats::{CloseReason, Counter};
 /// New connections per tick: of a worker, and of the acceptor outside a shutdown.
 const MAX_NEW_CONNECTIONS: usize = 128;
 
+/// Calls of handlers for a wake-up per tick of a worker, apart from those in the run queue.
+const MAX_WAKES: usize = 128;
+
 /// The latest time of a timeout: it can be late by an eighth.
 fn latest(timeout: Millis) -> Millis {
     timeout + (timeout / 8).max(1)
@@ -85,6 +88,10 @@ impl Kernel<'_> {
         let taken = self.pollers[thread].new_connections;
         self.check(taken <= MAX_NEW_CONNECTIONS, || {
             format!("{taken} connections were taken over in one tick")
+        });
+        let wakes = self.pollers[thread].wakes;
+        self.check(wakes <= MAX_WAKES, || {
+            format!("{wakes} handlers were woken in one tick")
         });
         let may_sleep = !self.is_ready(thread);
         let mut open = 0;
@@ -222,6 +229,9 @@ impl Kernel<'_> {
 
     /// Returns how many bytes the model answers to the first `read` bytes of a client.
     fn output_of(&self, connection: &SimConnection, read: usize) -> usize {
+        if connection.has_panicked {
+            return connection.appended;
+        }
         let will_end = connection.close_policy == ClosePolicy::HalfClose;
         match read == connection.input.len() && connection.ended == will_end {
             true => connection.expected.len(),
@@ -439,9 +449,12 @@ impl Kernel<'_> {
                 require(connection.eof_reported, "no EOF was read")?;
                 require(delivered || !waits, "its output was not delivered")
             }
-            CloseReason::Handler => {
+            CloseReason::Handler | CloseReason::Panic => {
                 let requested = connection.close_requested.is_some();
                 require(requested, "the handler did not request it")?;
+                let has_panicked = reason == CloseReason::Panic;
+                let problem = "the reason is not that of the handler";
+                require(connection.has_panicked == has_panicked, problem)?;
                 self.check_lingered(connection, close)
             }
             CloseReason::Shutdown => self.check_drained(connection, close),
@@ -457,7 +470,6 @@ impl Kernel<'_> {
                 require(can_fail, "no allocation failed")
             }
             CloseReason::Error => require(connection.registration_failed, "no call failed"),
-            CloseReason::Panic => Err("the handler must not panic".to_owned()),
             CloseReason::BufferFull => Err("no message or answer exceeds the buffer".to_owned()),
         }
     }

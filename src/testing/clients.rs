@@ -59,6 +59,7 @@ impl Kernel<'_> {
                     self.receive(id, max);
                 }
             }
+            9 if self.rng.one_in(8) => self.wake_handlers(),
             9 => self.wake_handler(id),
             _ => match self.connections[id].close_policy {
                 ClosePolicy::Reset if self.rng.one_in(4) => self.reset(id),
@@ -107,6 +108,13 @@ impl Kernel<'_> {
         connection.is_woken = true;
         self.record(|| format!("the handler of client {id} is woken"));
         waker.wake();
+    }
+
+    /// Wakes all handlers, several times.
+    fn wake_handlers(&mut self) {
+        for _ in 0..self.rng.up_to(3) {
+            (0..self.connections.len()).for_each(|id| self.wake_handler(id));
+        }
     }
 
     /// Wakes every handler that has announced an answer, and advances the clock to the next timer of one. Returns
@@ -194,7 +202,11 @@ impl Kernel<'_> {
         }
         self.act();
         self.raise(Source::Connection(id));
-        self.record(|| format!("client {id} resets the connection"));
+        let how = match self.connections[id].vanishes {
+            true => "has vanished, which the kernel detects",
+            false => "resets the connection",
+        };
+        self.record(|| format!("client {id} {how}"));
     }
 
     /// Moves unsent bytes to the client's kernel.

@@ -87,6 +87,8 @@ pub(super) struct SimConnection {
     pub(super) urgent: Option<usize>,
     pub(super) half_closed: bool,
     pub(super) reset_by_client: bool,
+    /// The client does not reset: it has vanished, and keepalive or a retransmission has timed out.
+    pub(super) vanishes: bool,
     pub(super) close_policy: ClosePolicy,
     // From the server to the client.
     /// The model's output for the whole input.
@@ -137,7 +139,10 @@ pub(super) struct SimConnection {
     pub(super) waker: Option<Waker>,
     /// The waker was used, and the handler was not called since.
     pub(super) is_woken: bool,
-    /// When the handler has returned [`Action::Close`].
+    /// Calls of the handler before the one that panics.
+    pub(super) calls_before_panic: Option<usize>,
+    pub(super) has_panicked: bool,
+    /// When the handler has returned [`Action::Close`] or panicked.
     pub(super) close_requested: Option<Millis>,
     pub(super) write_shutdown: Option<WriteShutdown>,
     pub(super) refusal: Option<Refusal>,
@@ -189,6 +194,8 @@ impl SimConnection {
             max_unsent: rng.choose(&[1, 10, 2000, 2000]),
             read_policy: rng.choose(&READ_POLICIES),
             acknowledge_policy: rng.choose(&READ_POLICIES),
+            vanishes: rng.one_in(4),
+            calls_before_panic: rng.one_in(16).then(|| rng.below(6)),
             connected,
             ..Self::default()
         }

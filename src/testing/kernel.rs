@@ -152,6 +152,8 @@ pub(super) struct Poller {
     pub(super) turn: Option<Turn>,
     /// Accepts or registrations in the tick.
     pub(super) new_connections: usize,
+    /// Calls of handlers for a wake-up in the tick.
+    pub(super) wakes: usize,
     /// The worker has ended a tick that saw the shutdown.
     pub(super) draining: bool,
     pub(super) sees_shutdown: bool,
@@ -475,7 +477,8 @@ impl<'a> Kernel<'a> {
         turn.bytes += read + sent;
         self.pollers[self.current].turn = Some(turn);
         self.connections[id].used_budget = turn.reads >= MAX_ROUNDS || turn.bytes >= BUDGET;
-        let exceeded = turn.reads > MAX_ROUNDS || turn.bytes > 2 * BUDGET;
+        // A connection that ends its half in this turn starts to count again, for what it discards.
+        let exceeded = turn.reads > 2 * MAX_ROUNDS || turn.bytes > 2 * BUDGET;
         self.check(!exceeded || phase == TickPhase::Rest, || {
             format!("connection {id} has exceeded its budget: {turn:?}")
         });

@@ -4,6 +4,7 @@
 //! `tick`, which run one after the other or, from within system calls, inside each other.
 
 use std::cell::{OnceCell, RefCell, RefMut};
+use std::panic::resume_unwind;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -116,6 +117,10 @@ impl<H: Handler> Handler for ObservedHandler<'_, H> {
             .begin_call(self.id, event, context);
         let before = (context.input.len(), context.output.len());
         let action = self.handler.process(event, context);
+        if self.machine.kernel.borrow_mut().panics(self.id) {
+            // Without a report of the panic hook.
+            resume_unwind(Box::new("simulated"));
+        }
         let consumed = before.0 - context.input.len();
         let appended = context.output.len() - before.1;
         let mut kernel = self.machine.kernel.borrow_mut();
@@ -139,6 +144,7 @@ impl Kernel<'_> {
         };
         if event == Event::Wake {
             connection.is_woken = false;
+            self.pollers[self.current].wakes += usize::from(!connection.used_budget);
         }
         if connection.is_waiting() {
             connection.last_activity = now;
@@ -157,6 +163,23 @@ impl Kernel<'_> {
         self.fail(format!(
             "connection {id} {problem}, and its handler was called for {event:?}"
         ));
+    }
+
+    /// Decides whether the current call panics.
+    fn panics(&mut self, id: usize) -> bool {
+        let now = self.pollers[self.current].now;
+        let connection = &mut self.connections[id];
+        let Some(calls) = &mut connection.calls_before_panic else {
+            return false;
+        };
+        if *calls > 0 {
+            *calls -= 1;
+            return false;
+        }
+        connection.has_panicked = true;
+        connection.close_requested = Some(now);
+        self.record(|| format!("connection {id}: the handler panics"));
+        true
     }
 
     /// Notes the result of a call.

@@ -87,8 +87,12 @@ impl Read for SimStream<'_> {
         }
         if connection.reset_by_client && !connection.reset_reported {
             connection.reset_reported = true;
-            kernel.record(|| format!("connection {id}: read returns a reset"));
-            return Err(ErrorKind::ConnectionReset.into());
+            let error = match connection.vanishes {
+                true => ErrorKind::TimedOut,
+                false => ErrorKind::ConnectionReset,
+            };
+            kernel.record(|| format!("connection {id}: read returns {error}"));
+            return Err(error.into());
         }
         if connection.half_closed || connection.reset_by_client {
             let is_serving = connection.write_shutdown.is_none()
@@ -148,8 +152,12 @@ impl Write for SimStream<'_> {
         let connection = &mut kernel.connections[id];
         if connection.reset_by_client {
             connection.reset_reported = true;
-            kernel.record(|| format!("connection {id}: write returns a broken pipe"));
-            return Err(ErrorKind::BrokenPipe.into());
+            let error = match connection.vanishes {
+                true => ErrorKind::TimedOut,
+                false => ErrorKind::BrokenPipe,
+            };
+            kernel.record(|| format!("connection {id}: write returns {error}"));
+            return Err(error.into());
         }
         let room = connection.room();
         if room == 0 {
@@ -495,6 +503,7 @@ impl<S: Register> Poller<S> for SimPoller<'_> {
         let poller = &mut kernel.pollers[self.thread];
         (poller.now, poller.sequence) = (now, sequence);
         (poller.tick_phase, poller.turn) = (TickPhase::RunQueue, None);
+        poller.wakes = 0;
         now
     }
 
