@@ -329,7 +329,6 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     }
 
     /// Acts on the status, the phase and the progress of a connection that was driven.
-    #[inline(never)]
     fn after_drive(&mut self, token: usize, status: Status, moves_deadline: bool, now: Millis) {
         let entry = &mut self.entries[token];
         match status {
