@@ -826,14 +826,16 @@ mod tests {
 
     #[test]
     fn shutdown_accepts_the_backlog_and_wakes_the_workers() {
+        const EINTR: i32 = 4;
         let mut harness = Harness::new(2, 1000, 1000);
         harness.listeners[0].then_clients(0..200);
-        harness.listeners[1].then_clients([1000]);
+        harness.listeners[1].then_error(EINTR).then_clients([1000]);
         harness.shut_down(5000);
         assert_eq!(harness.waker.count(), 1);
         harness.tick(0);
         assert!(harness.acceptor.is_done());
         assert_eq!(harness.dispatched().len(), 201, "without any edge");
+        assert_eq!(harness.stats().accept_errors, 1);
         assert!(harness.worker_waker.count() > 0);
         drop(harness.acceptor);
         assert_eq!(harness.receiver.take(1).count(), 0);
