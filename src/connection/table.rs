@@ -1245,6 +1245,19 @@ mod tests {
     }
 
     #[test]
+    fn idle_timeout_begins_when_input_has_brought_the_answer() {
+        let timeouts = with_idle_timeout(800);
+        let (mut harness, _) = with_handler(timeouts, |event, context| match event {
+            Event::Input => Echo.process(event, context),
+            _ => Action::Pending,
+        });
+        assert_eq!(harness.phase(0), Phase::Waiting);
+        harness.table.entries[0].connection.stream.unread = 1;
+        harness.tick(10_000, &[0]);
+        assert_eq!(harness.table.poll_timeout(10_000), Some(800));
+    }
+
+    #[test]
     fn pending_answer_whose_output_is_stuck_expires() {
         let (mut harness, _) = with_handler(with_idle_timeout(80), |event, context| {
             assert!(event == Event::Open || context.output.push(b"part"));
