@@ -134,12 +134,12 @@ fn server_that_never_answers_fails_in_bounded_time() {
 fn faults_are_named() {
     let faults = [
         (
-            Fault::DropsTheTail,
+            Fault::DropsLastBytes,
             "half-close-then-read-late",
             "of 3,000,000 bytes came back, then EOF",
         ),
         (
-            Fault::DropsTheTail,
+            Fault::DropsLastBytes,
             "half-close-then-read-late-by-a-small-window",
             "bytes came back, then EOF",
         ),
@@ -149,17 +149,17 @@ fn faults_are_named() {
             "16,384 of 20,000 bytes came back, then nothing for 5s",
         ),
         (
-            Fault::ObeysQuit,
+            Fault::InterpretsQuit,
             "commands",
             r#"after "quit\n": 0 of 5 bytes came back, then EOF"#,
         ),
         (
-            Fault::SpeaksFirst,
+            Fault::SendsFirst,
             "never-speaks-first",
             r#"the server spoke first: "220 ready\r\n""#,
         ),
         (
-            Fault::LosesThePartialWritesRest,
+            Fault::DropsRestOfPartialWrite,
             "late-reader",
             "of 12,000,000 was sent as",
         ),
@@ -179,7 +179,7 @@ fn faults_are_named() {
             "then nothing for 5s instead of EOF",
         ),
         (
-            Fault::KnowsNoBound,
+            Fault::HasNoLimit,
             "backpressure",
             "no limit: 67,108,864 bytes were accepted from a client that never reads",
         ),
@@ -194,7 +194,7 @@ fn faults_are_named() {
             "among 300 open connections: 0 of 399 bytes came back, then nothing for 5s",
         ),
         (
-            Fault::DiesOfAReset,
+            Fault::EndsAfterAReset,
             "resets-at-any-point",
             "cannot connect | 0 of 1 bytes came back, then",
         ),

@@ -1,4 +1,4 @@
-//! Servers to try the cases on: the simplest one that is right, and what goes wrong with such.
+//! Servers to be tested: a correct one with a thread for each connection, and the same with a fault.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,25 +15,25 @@ use socket2::SockRef;
 pub(crate) enum Fault {
     None,
     /// Closes when the client half-closes, with an answer still to be sent.
-    DropsTheTail,
-    /// Forgets what is behind a read that filled its buffer.
+    DropsLastBytes,
+    /// Stops echoing after a read that filled its buffer.
     StallsAfterABurst,
-    ObeysQuit,
-    SpeaksFirst,
-    /// Takes a write for complete that was not.
-    LosesThePartialWritesRest,
+    InterpretsQuit,
+    SendsFirst,
+    /// Ignores the result of a partial write.
+    DropsRestOfPartialWrite,
     ChangesAByte,
     /// Closes with a reset in place of a FIN.
     ResetsOnClose,
     /// Leaves the connection open when the client has half-closed it.
     NeverEnds,
-    /// Takes whatever comes, whether or not it can be sent on.
-    KnowsNoBound,
-    /// Reads up to the urgent mark, over which the urgent byte is lost.
+    /// Reads without limit, whether or not the bytes can be sent.
+    HasNoLimit,
+    /// Receives urgent bytes out of band, and loses them.
     LosesUrgentData,
     /// Serves one connection after the other.
     ServesOneAtATime,
-    DiesOfAReset,
+    EndsAfterAReset,
     /// These change one place in each stream, at [`WRONG_PLACE`].
     FlipsABit,
     SwapsTwoReads,
@@ -44,11 +44,11 @@ pub(crate) enum Fault {
 
 const WRONG_PLACE: usize = 29_999_000;
 
-/// A thread for each connection, which reads, and writes what it has read.
+/// A server with a thread for each connection, which writes what it has read.
 #[derive(Debug)]
 pub(crate) struct ThreadPerConnection {
     address: SocketAddr,
-    over: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
     accepting: Option<JoinHandle<()>>,
 }
 
@@ -58,14 +58,14 @@ impl ThreadPerConnection {
         let address = listener.local_addr().expect("it is bound");
         // For 300 connections at once; the standard library's backlog is 128.
         SockRef::from(&listener).listen(1_024).expect("it listens");
-        let over = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::new(AtomicBool::new(false));
         let accepting = thread::spawn({
-            let over = Arc::clone(&over);
-            move || accept(listener, fault, &over)
+            let stopped = Arc::clone(&stopped);
+            move || accept(listener, fault, &stopped)
         });
         Self {
             address,
-            over,
+            stopped,
             accepting: Some(accepting),
         }
     }
@@ -78,7 +78,7 @@ impl ThreadPerConnection {
 /// Connections end with their clients, which are gone by then.
 impl Drop for ThreadPerConnection {
     fn drop(&mut self) {
-        end(&self.over, self.address);
+        end(&self.stopped, self.address);
         if let Some(accepting) = self.accepting.take() {
             let ended = accepting.join();
             assert!(ended.is_ok() || thread::panicking(), "the server panicked");
@@ -86,21 +86,21 @@ impl Drop for ThreadPerConnection {
     }
 }
 
-fn end(over: &AtomicBool, address: SocketAddr) {
-    over.store(true, SeqCst);
-    // Wakes the acceptor; one that is gone needs no waking.
-    let _gone = TcpStream::connect(address);
+fn end(stopped: &AtomicBool, address: SocketAddr) {
+    stopped.store(true, SeqCst);
+    // Wakes the acceptor, unless it has ended.
+    let _ended = TcpStream::connect(address);
 }
 
-fn accept(listener: TcpListener, fault: Fault, over: &AtomicBool) {
+fn accept(listener: TcpListener, fault: Fault, stopped: &AtomicBool) {
     let address = listener.local_addr().expect("it is bound");
     let other = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        // Closed once nothing more is accepted, and not only when the last connection ends.
+        // Closed when this loop ends, and not only when the last connection has ended.
         let listener = listener;
         loop {
             let accepted = listener.accept();
-            if over.load(SeqCst) {
+            if stopped.load(SeqCst) {
                 return;
             }
             let Ok((stream, _)) = accepted else {
@@ -108,9 +108,9 @@ fn accept(listener: TcpListener, fault: Fault, over: &AtomicBool) {
             };
             let other = &other;
             let serve = move || {
-                let served = serve(&stream, fault, over, other);
-                if fault == Fault::DiesOfAReset && served.is_err() {
-                    end(over, address);
+                let served = serve(&stream, fault, stopped, other);
+                if fault == Fault::EndsAfterAReset && served.is_err() {
+                    end(stopped, address);
                 }
             };
             match fault {
@@ -125,17 +125,17 @@ fn accept(listener: TcpListener, fault: Fault, over: &AtomicBool) {
 fn serve(
     mut stream: &TcpStream,
     fault: Fault,
-    over: &AtomicBool,
+    stopped: &AtomicBool,
     other: &Mutex<Vec<u8>>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     SockRef::from(stream).set_out_of_band_inline(fault != Fault::LosesUrgentData)?;
     match fault {
-        Fault::DropsTheTail | Fault::KnowsNoBound => {
-            return serve_with_a_queue(stream, fault == Fault::DropsTheTail);
+        Fault::DropsLastBytes | Fault::HasNoLimit => {
+            return serve_with_a_queue(stream, fault == Fault::DropsLastBytes);
         }
-        Fault::SpeaksFirst => stream.write_all(b"220 ready\r\n")?,
-        Fault::LosesThePartialWritesRest => {
+        Fault::SendsFirst => stream.write_all(b"220 ready\r\n")?,
+        Fault::DropsRestOfPartialWrite => {
             stream.set_write_timeout(Some(Duration::from_millis(1)))?;
         }
         _ => {}
@@ -147,7 +147,7 @@ fn serve(
         let bytes = &mut buffer[..count];
         match fault {
             _ if count == 0 => break,
-            Fault::ObeysQuit if bytes.windows(5).any(|word| word == b"quit\n") => break,
+            Fault::InterpretsQuit if bytes.windows(5).any(|word| word == b"quit\n") => break,
             Fault::ChangesAByte if (echoed..echoed + count).contains(&100_000) => {
                 bytes[100_000 - echoed] ^= 0x20;
             }
@@ -163,21 +163,21 @@ fn serve(
         }
         echoed += count;
         match fault {
-            Fault::LosesThePartialWritesRest => match stream.write(bytes) {
+            Fault::DropsRestOfPartialWrite => match stream.write(bytes) {
                 Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
                 _ => {}
             },
             _ => stream.write_all(bytes)?,
         }
         if fault == Fault::StallsAfterABurst && count == buffer.len() {
-            // Reads on only to see the client go.
+            // Discards the rest until the client closes.
             return io::copy(&mut stream, &mut io::sink()).map(drop);
         }
     }
     match fault {
         Fault::ResetsOnClose => SockRef::from(stream).set_linger(Some(Duration::ZERO))?,
         Fault::NeverEnds => {
-            while !over.load(SeqCst) {
+            while !stopped.load(SeqCst) {
                 thread::sleep(Duration::from_millis(10));
             }
         }
@@ -187,19 +187,19 @@ fn serve(
 }
 
 /// Reads and writes on threads of their own, with a queue of any length between them.
-fn serve_with_a_queue(mut stream: &TcpStream, drops_the_tail: bool) -> io::Result<()> {
+fn serve_with_a_queue(mut stream: &TcpStream, drops_last_bytes: bool) -> io::Result<()> {
     let (queue, pieces) = mpsc::channel::<Vec<u8>>();
-    if drops_the_tail {
-        // Otherwise the kernel may take the whole tail, and send it after all.
+    if drops_last_bytes {
+        // Otherwise the kernel can accept all of the last bytes, and send them.
         SockRef::from(stream).set_send_buffer_size(64 << 10)?;
     }
-    // Moving the queue closes it when reading ends, which ends the writing thread.
+    // The queue is moved, so that it is closed when reading ends, which ends the writing thread.
     thread::scope(move |scope| {
         scope.spawn(move || pieces.iter().try_for_each(|piece| stream.write_all(&piece)));
         let mut buffer = [0; 16 << 10];
         loop {
             match stream.read(&mut buffer)? {
-                0 if drops_the_tail => return stream.shutdown(Shutdown::Both),
+                0 if drops_last_bytes => return stream.shutdown(Shutdown::Both),
                 0 => return Ok(()),
                 count => drop(queue.send(buffer[..count].to_vec())),
             }
@@ -207,7 +207,7 @@ fn serve_with_a_queue(mut stream: &TcpStream, drops_the_tail: bool) -> io::Resul
     })
 }
 
-/// Echoes `bytes`, and perhaps those of the next read, as the fault has it.
+/// Echoes `bytes`, and for some faults those of the next read, with the fault.
 fn echo_wrongly(
     mut stream: &TcpStream,
     fault: Fault,
