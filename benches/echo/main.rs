@@ -1,44 +1,25 @@
-//! `cargo bench`: this server beside its peers, in one run, on one machine, with one load: `echoserver load`.
+//! `cargo bench`: this server beside others, on one machine, with one load: `echoserver load`.
 //!
-//! For each case of each measure the servers take turns (A B C A B C), so that what slows the machine
-//! down for a while slows all of them down. A sample is: start the server as a process of its own,
-//! connect, warm up, measure, kill it. No sample is dropped.
+//! In each round, each case is measured with each server in turn (A B C A B C), so that a slow phase of the machine
+//! affects all of them. A sample starts the server as a process of its own, connects, warms up, measures, and kills
+//! it. No sample is dropped. All samples are written as JSON; tables and charts are made from that file only.
 
-// Counts and times become figures to read: a float is wide enough for that.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
-// Epoll, /proc.
-#![cfg_attr(not(target_os = "linux"), allow(unused))]
-
-#[cfg(target_os = "linux")]
-mod chart;
-#[cfg(target_os = "linux")]
-mod measures;
-#[cfg(target_os = "linux")]
-mod options;
-#[cfg(target_os = "linux")]
-mod peers;
-#[cfg(target_os = "linux")]
-mod process;
-#[cfg(target_os = "linux")]
-mod report;
-#[cfg(target_os = "linux")]
-mod run;
-
-use std::process::ExitCode;
+// Counts and times become figures to read, and positions in a chart.
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap
+)]
 
 #[cfg(target_os = "linux")]
-fn main() -> ExitCode {
-    match run::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
+mod linux;
+
+fn main() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::run();
+    #[cfg(not(target_os = "linux"))]
+    {
+        eprintln!("bench: the reference is an epoll loop, which only Linux has");
+        std::process::ExitCode::SUCCESS
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() -> ExitCode {
-    eprintln!("bench: the reference is an epoll loop, which only Linux has");
-    ExitCode::SUCCESS
 }
