@@ -115,6 +115,9 @@ impl Row {
     /// The median, and of ratios the range as well.
     fn show(&self, spread: Spread) -> String {
         let value = spread.median;
+        if spread.min >= spread.max && self.reference.is_some() {
+            return format!("{value:.2}");
+        }
         if self.reference.is_some() {
             return format!("{value:.2} ({:.2}–{:.2})", spread.min, spread.max);
         }
@@ -123,7 +126,7 @@ impl Row {
                 &[(1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")]
             }
             "bytes_per_second" => &[(1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")],
-            figure if figure.ends_with("_per_second") => &[(1e3, "k/s"), (1.0, "/s")],
+            figure if figure.ends_with("_per_second") => &[(1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")],
             figure if figure.contains("bytes") => &[(1e6, "MB"), (1e3, "kB"), (1.0, "B")],
             _ => &[(1.0, "")],
         };
