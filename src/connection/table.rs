@@ -921,6 +921,15 @@ mod tests {
     }
 
     #[test]
+    fn refusing_lasts_for_an_eighth_of_the_shutdown_at_most() {
+        for (linger, expected) in [(80, 80), (200, 125)] {
+            let harness = echoes(Timeouts { linger, ..TIMEOUTS }, "");
+            let deadline = harness.table.deadline_of(Phase::Refusing, 0);
+            assert_eq!(deadline, deadline_after(0, expected));
+        }
+    }
+
+    #[test]
     fn flush_before_a_close_has_a_deadline() {
         let mut harness = Harness::new(TIMEOUTS);
         *harness.room.borrow_mut() = 0;
