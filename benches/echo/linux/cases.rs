@@ -212,10 +212,15 @@ fn measure_beside(running: &Running, floods: usize, effort: Effort) -> Result<Fi
     // Ctrl-C. It fails only if the load has ended.
     let _ended = kill_process(Pid::from_child(&flood), Signal::INT);
     let flood = report(&flood.wait_with_output()?)?;
-    let mut figures = rtt(&report(&single?)?);
+    let single = report(&single?)?;
     let rate = number(&flood["bytes_verified"]) / number(&flood["seconds"]);
-    figures.insert("flood_bytes_per_second".to_owned(), rate);
-    Ok(figures)
+    let answered = number(&flood["answered"]) + number(&single["answered"]);
+    let mut all = figures([
+        ("flood_bytes_per_second", rate),
+        ("unanswered_connections", (floods + 1) as f64 - answered),
+    ]);
+    all.append(&mut rtt(&single));
+    Ok(all)
 }
 
 fn measure_load(
