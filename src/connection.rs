@@ -148,8 +148,8 @@ enum State {
     /// The server shuts down. Data that has already arrived is read and handled, until a read would
     /// block.
     Draining,
-    /// The same, but only until this many bytes were received in total.
-    DrainingRest(u64),
+    /// The same, but only until `read_limit` bytes were received in total.
+    DrainingRest,
     /// The client has ended its half. The handler may still have output to append.
     Ended,
     /// In a shutdown, more input has arrived than is answered. It is discarded while the write half stays open. If the
@@ -254,6 +254,8 @@ pub(crate) struct Connection<S, H> {
     extras: Option<Box<Extras>>,
     bytes_in: u64,
     bytes_out: u64,
+    /// For [`State::DrainingRest`]; within it, it would cost twice as much memory.
+    read_limit: u64,
     state: State,
     readiness: Readiness,
     wait: Wait,
@@ -273,6 +275,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             extras: None,
             bytes_in: 0,
             bytes_out: 0,
+            read_limit: 0,
             state: State::Serving,
             readiness: Readiness {
                 writable: true,
@@ -308,7 +311,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Limits reading to data that has already arrived, for a client that never stops sending.
     pub(crate) fn limit_reading(&mut self) {
         if let State::Serving | State::Draining = self.state {
-            self.state = State::DrainingRest(self.bytes_in + self.stream.unread());
+            self.read_limit = self.bytes_in + self.stream.unread();
+            self.state = State::DrainingRest;
         }
     }
 
@@ -371,7 +375,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     pub(crate) fn is_serving(&self) -> bool {
         matches!(
             self.state,
-            State::Serving | State::Draining | State::DrainingRest(_) | State::Ended
+            State::Serving | State::Draining | State::DrainingRest | State::Ended
         )
     }
 
@@ -565,7 +569,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn next_step(&self, input: &Buffer) -> Step {
         let may_read = match self.state {
             State::Serving | State::Draining => true,
-            State::DrainingRest(end) => self.bytes_in < end,
+            State::DrainingRest => self.bytes_in < self.read_limit,
             State::Ended => false,
             State::Refusing | State::Flushing(_) | State::Lingering(_) => return Step::Finish,
         };
@@ -613,7 +617,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             }
             if self.is_serving() && self.stream.unread() > 0 {
                 self.readiness.readable = true;
-                if matches!(self.state, State::DrainingRest(end) if self.bytes_in >= end) {
+                if self.state == State::DrainingRest && self.bytes_in >= self.read_limit {
                     self.state = State::Refusing;
                 }
                 return Ok(Status::Runnable);
@@ -624,7 +628,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             // The client has ended its half, so a close ends the stream cleanly.
             State::Flushing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
             State::Flushing(reason) | State::Lingering(reason) => reason,
-            State::Serving | State::Draining | State::DrainingRest(_) | State::Ended => {
+            State::Serving | State::Draining | State::DrainingRest | State::Ended => {
                 CloseReason::Shutdown
             }
         };
