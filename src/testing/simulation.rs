@@ -267,7 +267,9 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         kernel.record(|| format!("{parameters:?}"));
         if is_crowded {
             for _ in 0..kernel.rng.below(300) {
-                kernel.connect(Vec::new());
+                let mut input = random_input(&mut kernel.rng, scenario.vocabulary);
+                input.truncate(1);
+                kernel.connect(input);
             }
         }
         let machine = Rc::new(Machine {
