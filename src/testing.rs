@@ -114,21 +114,29 @@ pub fn simulate<H: Handler>(
     schedules: u64,
 ) {
     let required_size = |message: &&[u8]| message.len().max(model(message, true).len());
-    let scenario = Scenario {
-        handler: &handler,
-        vocabulary,
-        model: &model,
-        min_buffer_size: vocabulary.iter().map(required_size).max().unwrap_or(1),
-    };
+    run_scenario(
+        &Scenario {
+            handler: &handler,
+            vocabulary,
+            model: &model,
+            min_buffer_size: vocabulary.iter().map(required_size).max().unwrap_or(1),
+            has_bulk: false,
+        },
+        schedules,
+    );
+}
+
+/// Runs `schedules` schedules of a scenario, or what the environment asks for.
+fn run_scenario<H: Handler>(scenario: &Scenario<'_, H>, schedules: u64) {
     if let Some(seed) = env_number("SIMULATION_SEED") {
-        if run_schedule(&scenario, seed, Bounds::FULL, false).is_err() {
-            report(&scenario, seed);
+        if run_schedule(scenario, seed, Bounds::FULL, false).is_err() {
+            report(scenario, seed);
         }
         return;
     }
     let schedules = env_number("SIMULATION_SCHEDULES").unwrap_or(schedules);
-    if let Some(seed) = find_failing_seed(&scenario, schedules) {
-        report(&scenario, seed);
+    if let Some(seed) = find_failing_seed(scenario, schedules) {
+        report(scenario, seed);
     }
 }
 
@@ -338,7 +346,14 @@ mod tests {
     fn simulation_of_a_handler_that_changes_lengths() {
         let bytes: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
         let vocabulary: Vec<&[u8]> = bytes.iter().map(|byte| &byte[..]).collect();
-        simulate(|| Repeat, &vocabulary, repeat, SCHEDULES);
+        let scenario = Scenario {
+            handler: &|| Repeat,
+            vocabulary: &vocabulary,
+            model: &repeat,
+            min_buffer_size: 3,
+            has_bulk: true,
+        };
+        run_scenario(&scenario, SCHEDULES);
     }
 
     /// Sends a greeting, echoes whole lines, closes after the line `quit`, and says farewell to a client that ends.

@@ -4,15 +4,17 @@ use super::connection::{ClosePolicy, ReadPolicy, SimConnection};
 use super::kernel::{Kernel, Source};
 
 impl Kernel<'_> {
-    /// Connects a client that will send `input` to a random listener.
-    pub(super) fn connect(&mut self, input: Vec<u8>) {
+    /// Connects a client that will send `message`, as often as the schedule says, to a random listener.
+    pub(super) fn connect(&mut self, message: &[u8]) {
         let listener = self.rng.below(self.listeners.len());
         let backlog = &self.listeners[listener];
         if !backlog.open || backlog.waiting.len() >= self.parameters.backlog as usize {
             return;
         }
         self.act();
-        let mut connection = SimConnection::new(&mut self.rng, input, self.sequence);
+        let scale = self.parameters.scale;
+        let input = message.repeat(scale);
+        let mut connection = SimConnection::new(&mut self.rng, input, scale, self.sequence);
         let ends = connection.close_policy == ClosePolicy::HalfClose;
         connection.expected = (self.model)(&connection.input, ends);
         let id = self.connections.len();

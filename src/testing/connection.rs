@@ -170,7 +170,7 @@ pub(super) struct SimConnection {
 }
 
 impl SimConnection {
-    pub(super) fn new(rng: &mut Rng, input: Vec<u8>, connected: u64) -> Self {
+    pub(super) fn new(rng: &mut Rng, input: Vec<u8>, scale: usize, connected: u64) -> Self {
         const READ_POLICIES: [ReadPolicy; 6] = [
             ReadPolicy::Immediately,
             ReadPolicy::Immediately,
@@ -181,7 +181,7 @@ impl SimConnection {
         ];
         Self {
             input,
-            receive_buffer_size: rng.choose(&[1, 7, 64, 300, 2000]),
+            receive_buffer_size: scale * rng.choose(&[1, 7, 64, 300, 2000]),
             close_policy: rng.choose(&[
                 ClosePolicy::HalfClose,
                 ClosePolicy::HalfClose,
@@ -189,9 +189,9 @@ impl SimConnection {
                 ClosePolicy::KeepOpen,
                 ClosePolicy::Reset,
             ]),
-            send_buffer_size: rng.choose(&[1, 5, 40, 300, 2000]),
-            client_buffer_size: rng.choose(&[1, 5, 40, 300]),
-            max_unsent: rng.choose(&[1, 10, 2000, 2000]),
+            send_buffer_size: scale * rng.choose(&[1, 5, 40, 300, 2000]),
+            client_buffer_size: scale * rng.choose(&[1, 5, 40, 300]),
+            max_unsent: scale * rng.choose(&[1, 10, 2000, 2000]),
             read_policy: rng.choose(&READ_POLICIES),
             acknowledge_policy: rng.choose(&READ_POLICIES),
             vanishes: rng.one_in(4),

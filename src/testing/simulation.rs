@@ -34,6 +34,8 @@ pub(super) struct Scenario<'a, H> {
     pub(super) model: &'a (dyn Fn(&[u8], bool) -> Vec<u8> + Sync),
     /// The smallest buffer that holds every message and its answer.
     pub(super) min_buffer_size: usize,
+    /// Some schedules have buffers and inputs that are larger than the budget of a turn.
+    pub(super) has_bulk: bool,
 }
 
 /// The size of a schedule; a smaller one is easier to read.
@@ -62,6 +64,12 @@ const MAX_TICKS: usize = 10_000;
 
 /// One schedule in this many has a crowd of clients that connect at once.
 const CROWD_INTERVAL: usize = 400;
+
+/// One schedule in this many is in bulk, where the scenario allows it.
+const BULK_INTERVAL: usize = 400;
+
+/// By how much everything is larger in bulk: a message of a dozen bytes becomes one of 240,000.
+const BULK_SCALE: usize = 20_000;
 
 impl<'a, H: Handler + 'a> Scenario<'a, H> {
     /// Runs the schedule with this seed.
@@ -261,6 +269,11 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
             parameters.queue_capacity = 1024;
             parameters.backlog = 1024;
         }
+        if scenario.has_bulk && rng.one_in(BULK_INTERVAL) {
+            parameters.scale = BULK_SCALE;
+            parameters.buffer_size *= BULK_SCALE;
+            parameters.tiny_writes = false;
+        }
         let counters = Arc::new(Counters::new(parameters.workers));
         let shared = Arc::clone(&counters);
         let mut kernel = Kernel::new(rng, parameters, scenario.model, shared, trace);
@@ -269,7 +282,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
             for _ in 0..kernel.rng.below(300) {
                 let mut input = random_input(&mut kernel.rng, scenario.vocabulary);
                 input.truncate(1);
-                kernel.connect(input);
+                kernel.connect(&input);
             }
         }
         let machine = Rc::new(Machine {
@@ -329,7 +342,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         let mut kernel = self.kernel();
         if kernel.connections.len() < self.bounds.max_connections {
             let input = random_input(&mut kernel.rng, self.scenario.vocabulary);
-            kernel.connect(input);
+            kernel.connect(&input);
         }
     }
 
