@@ -279,7 +279,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         let mut kernel = Kernel::new(rng, parameters, scenario.model, shared, trace);
         kernel.record(|| format!("{parameters:?}"));
         if is_crowded {
-            for _ in 0..kernel.rng.below(300) {
+            for _ in 0..kernel.rng.below(600) {
                 let mut input = random_input(&mut kernel.rng, scenario.vocabulary);
                 input.truncate(1);
                 kernel.connect(&input);
