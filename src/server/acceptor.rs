@@ -128,8 +128,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         while !self.is_done() {
             self.tick(poller)?;
             // On a busy machine this lets the workers run first. Clients that connect meanwhile are accepted
-            // in one batch with one wake-up (when this was added: 0.94 instead of 0.79 of the connections per
-            // second of a raw epoll loop).
+            // in one batch with one wake-up: 1.15 instead of 1.02 of the connections per second of a raw epoll
+            // loop, with 1.04 instead of 1.13 of its CPU time (41 interleaved rounds, one worker, two CPUs).
             thread::yield_now();
         }
         Ok(())
