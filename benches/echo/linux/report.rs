@@ -112,14 +112,13 @@ impl Row {
         }
     }
 
-    /// The median, and of ratios the range as well.
+    /// The median, and of ratios also the quartiles.
     fn show(&self, spread: Spread) -> String {
-        let value = spread.median;
-        if spread.min >= spread.max && self.reference.is_some() {
-            return format!("{value:.2}");
-        }
-        if self.reference.is_some() {
-            return format!("{value:.2} ({:.2}–{:.2})", spread.min, spread.max);
+        let (value, (low, high)) = (spread.median, spread.quartiles);
+        match self.reference {
+            Some(_) if low >= high => return format!("{value:.2}"),
+            Some(_) => return format!("{value:.2} ({low:.2}–{high:.2})"),
+            None => {}
         }
         let units: &[(f64, &str)] = match self.figure {
             figure if figure.ends_with("_ns") => {
@@ -193,7 +192,7 @@ pub(crate) fn charts(results: &Results) -> [(&'static str, String); 2] {
         let panels: Vec<_> = rows(title).iter().map(panel).collect();
         charts::draw(
             title,
-            "medians, ratios with their range; one worker, two CPUs, loopback",
+            "medians, ratios with quartiles; one worker, two CPUs, loopback",
             &panels,
         )
     };

@@ -41,8 +41,9 @@ pub(crate) struct Sample {
 /// The spread of one figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
-    pub(crate) min: f64,
     pub(crate) median: f64,
+    /// Between these is the middle half of the values.
+    pub(crate) quartiles: (f64, f64),
     pub(crate) max: f64,
 }
 
@@ -50,13 +51,18 @@ impl Spread {
     pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = match values.len() % 2 {
-            0 => f64::midpoint(values[middle - 1], values[middle]),
-            _ => values[middle],
+        let max = *values.last()?;
+        // Between two values, in proportion to their distance.
+        let quantile = |share: f64| {
+            let place = share * (values.len() - 1) as f64;
+            let (below, above) = (place.floor() as usize, place.ceil() as usize);
+            values[below] + (values[above] - values[below]) * place.fract()
         };
-        Some(Self { min, median, max })
+        Some(Self {
+            median: quantile(0.5),
+            quartiles: (quantile(0.25), quantile(0.75)),
+            max,
+        })
     }
 }
 
