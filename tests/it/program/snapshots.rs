@@ -92,6 +92,7 @@ fn errors_match_their_snapshot() {
         "ECHOSERVER_WORKERS=abc echoserver check 127.0.0.1:1",
         "echoserver check unix:/missing/echo",
         "echoserver check 5555 --only=nothing",
+        "echoserver check 5555 --only=[",
         "echoserver check 5555 --patience=0",
         "echoserver check 5555 --jobs=0",
         "echoserver load",

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
+use glob::Pattern;
+
 use super::client::{CaseResult, Client, Endpoint, count, data, side_by_side};
 
 /// Whether a failed case always counts.
@@ -35,6 +37,11 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn name(&self) -> String {
         self.function.replace('_', "-")
+    }
+
+    /// Whether a pattern matches the name, with hyphens or underscores.
+    pub(crate) fn matches(&self, pattern: &Pattern) -> bool {
+        pattern.matches(&self.name()) || pattern.matches(self.function)
     }
 
     /// Unix-domain sockets have no urgent data.
