@@ -238,7 +238,7 @@ impl Plan {
         }
     }
 
-    /// Takes all samples: in each round each case, for each case each server.
+    /// Takes all samples: in each round each case, for each case each server. Each round starts with another server.
     fn run(&self) -> Result<Results> {
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
@@ -256,7 +256,9 @@ impl Plan {
         let bar = ProgressBar::new(count as u64).with_style(style);
         for round in 1..=self.rounds {
             for case in &self.cases {
-                for server in &self.servers {
+                let servers = self.servers.iter().cycle();
+                let servers = servers.skip(round as usize - 1).take(self.servers.len());
+                for server in servers {
                     if interrupted.load(Ordering::Relaxed) {
                         return Err("interrupted".into());
                     }

@@ -11,7 +11,7 @@ pub(crate) struct Panel {
 
 const COLUMNS: usize = 2;
 const PANEL: (i32, i32) = (460, 170);
-const HEADER: i32 = 66;
+const HEADER: i32 = 84;
 const MARGIN: i32 = 20;
 /// From the left edge of a panel to its bars, and the longest bar.
 const LABEL: i32 = 84;
@@ -30,7 +30,7 @@ fn color(server: &str) -> RGBColor {
 }
 
 /// Returns the chart as SVG.
-pub(crate) fn draw(title: &str, subtitle: &str, panels: &[Panel]) -> String {
+pub(crate) fn draw(title: &str, notes: &[&str], panels: &[Panel]) -> String {
     let mut svg = String::new();
     let width = MARGIN * 2 + PANEL.0 * COLUMNS as i32;
     let height = HEADER + PANEL.1 * panels.len().div_ceil(COLUMNS) as i32;
@@ -47,7 +47,9 @@ pub(crate) fn draw(title: &str, subtitle: &str, panels: &[Panel]) -> String {
         };
         let drawn = area.fill(&WHITE).and_then(|()| {
             text(title, (MARGIN, 22), 20, HPos::Left)?;
-            text(subtitle, (MARGIN, 45), 13, HPos::Left)?;
+            for (line, note) in (0..).zip(notes) {
+                text(note, (MARGIN, 45 + 17 * line), 12, HPos::Left)?;
+            }
             for (index, panel) in panels.iter().enumerate() {
                 let (column, line) = (index % COLUMNS, index / COLUMNS);
                 let x = MARGIN + PANEL.0 * column as i32;

@@ -9,17 +9,26 @@ use super::results::{Results, Spread};
 /// The servers in the charts and in the summary.
 const MAIN: [&str; 5] = ["echoserver", "epoll", "tokio-64k", "tokio-16k", "threads"];
 
+/// What a reader of a chart must know besides.
+const NOTES: [&str; 2] = [
+    "Medians (quartiles); each panel has a scale of its own. Loopback, one worker, two CPUs shared by clients and server.",
+    "epoll: a raw event loop. tokio-64k, tokio-16k: buffers of 64 and 16 KiB. threads: one for each connection.",
+];
+
 /// The rows of all tables and the panels of all charts: table, label, case and figure. `figure / server` is the ratio to
 /// the figure of that server in the same round.
 const ROWS: &str = "
 summary | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
 summary | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
-summary | memory for each of 10,000 idle connections | idle | bytes_per_connection
-summary | memory kept after 4,000 clients that never read | peak | kept_bytes
+summary | server memory for each of 10,000 idle connections | idle | bytes_per_connection
+summary | server memory for 4,000 clients that never read | peak | peak_bytes
+summary | server memory kept after these have left | peak | kept_bytes
 summary | throughput, 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
 summary | throughput, 50 connections, 64 B, 16 in flight | 50x64x16 | messages_per_second / epoll
 summary | throughput, 50 connections, 64 B | 50x64 | messages_per_second / epoll
-summary | connect, one echo, close | connect | messages_per_second / epoll
+summary | throughput, 50 connections that flood | flood | messages_per_second / epoll
+summary | connect, one echo, close: connections per second | connect | messages_per_second / epoll
+summary | connect, one echo, close: server CPU time | connect | cpu_ns_per_message / epoll
 
 throughput | 1 connection, 64 B | 1x64 | messages_per_second / epoll
 throughput | 50 connections, 64 B | 50x64 | messages_per_second / epoll
@@ -72,9 +81,9 @@ Throughput as a ratio to a raw epoll loop: higher is better | connect, one echo,
 Latency and memory: lower is better | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
 Latency and memory: lower is better | p99 RTT of 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
 Latency and memory: lower is better | p99 RTT of 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
-Latency and memory: lower is better | p99 RTT, 50 connections at 90 % of the rate of epoll | rate-90 | rtt_p99_ns
-Latency and memory: lower is better | memory for each of 10,000 idle connections | idle | bytes_per_connection
-Latency and memory: lower is better | memory kept after 4,000 clients that never read | peak | kept_bytes
+Latency and memory: lower is better | p99.9 RTT, 500 connections, 512 B | 500x512 | rtt_p99.9_ns
+Latency and memory: lower is better | server memory for each of 10,000 idle connections | idle | bytes_per_connection
+Latency and memory: lower is better | server memory kept after 4,000 clients that never read | peak | kept_bytes
 ";
 
 #[derive(Clone, Copy)]
@@ -112,20 +121,18 @@ impl Row {
         }
     }
 
-    /// The median, and of ratios also the quartiles.
+    /// The median, and the quartiles if they differ.
     fn show(&self, spread: Spread) -> String {
         let (value, (low, high)) = (spread.median, spread.quartiles);
-        match self.reference {
-            Some(_) if low >= high => return format!("{value:.2}"),
-            Some(_) => return format!("{value:.2} ({low:.2}–{high:.2})"),
-            None => {}
-        }
         let units: &[(f64, &str)] = match self.figure {
+            _ if self.reference.is_some() => &[(1.0, "")],
             figure if figure.ends_with("_ns") => {
-                &[(1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")]
+                &[(1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1.0, " ns")]
             }
-            figure if figure.ends_with("_per_second") => &[(1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")],
-            figure if figure.contains("bytes") => &[(1e6, "MB"), (1e3, "kB"), (1.0, "B")],
+            figure if figure.ends_with("_per_second") => {
+                &[(1e6, " M/s"), (1e3, " k/s"), (1.0, " /s")]
+            }
+            figure if figure.contains("bytes") => &[(1e6, " MB"), (1e3, " kB"), (1.0, " B")],
             _ => &[(1.0, "")],
         };
         let last = units[units.len() - 1];
@@ -134,14 +141,18 @@ impl Row {
             .find(|(size, _)| value >= *size)
             .unwrap_or(&last);
         let digits = match value / size {
+            _ if self.reference.is_some() => 2,
             _ if size <= 1.0 => 0,
             ..10.0 => 2,
             ..100.0 => 1,
             _ => 0,
         };
-        format!("{:.digits$} {unit}", value / size)
-            .trim_end()
-            .to_owned()
+        let number = |value: f64| format!("{:.digits$}", value / size);
+        let (value, low, high) = (number(value), number(low), number(high));
+        match low == high {
+            true => value + unit,
+            false => format!("{value}{unit} ({low}–{high})"),
+        }
     }
 }
 
@@ -190,11 +201,7 @@ pub(crate) fn charts(results: &Results) -> [(&'static str, String); 2] {
                 .collect(),
         };
         let panels: Vec<_> = rows(title).iter().map(panel).collect();
-        charts::draw(
-            title,
-            "medians, ratios with quartiles; one worker, two CPUs, loopback",
-            &panels,
-        )
+        charts::draw(title, &NOTES, &panels)
     };
     [
         (
@@ -245,7 +252,7 @@ fn table(name: &str, results: &Results) -> String {
     };
     let mut cells = vec![vec![title.to_owned()]];
     cells[0].extend(servers.iter().map(ToString::to_string));
-    let mut notes = BTreeMap::new();
+    let mut notes = BTreeMap::<_, Vec<String>>::new();
     for row in &rows {
         let mut line = vec![row.label.to_owned()];
         for server in &servers {
@@ -253,13 +260,19 @@ fn table(name: &str, results: &Results) -> String {
             let mut cell = cell.unwrap_or_else(|| "-".to_owned());
             if let Some(problem) = results.problem(row.case, server) {
                 cell += "†";
-                notes.entry(*server).or_insert((row.case, problem));
+                let note = format!("{}: {problem}", row.case);
+                let of_server = notes.entry(*server).or_default();
+                if !of_server.contains(&note) {
+                    of_server.push(note);
+                }
             }
             line.push(cell);
         }
         cells.push(line);
     }
-    let note = |(server, (case, problem))| format!("\n† {server}, first in {case}: {problem}\n");
+    let note = |(server, problems): (&str, Vec<String>)| {
+        format!("\n† {server}, {}\n", problems.join("; "))
+    };
     aligned(&cells) + &notes.into_iter().map(note).collect::<String>()
 }
 

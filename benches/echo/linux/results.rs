@@ -105,12 +105,10 @@ impl Results {
         Ok(serde_json::from_str(&fs::read_to_string(newest)?)?)
     }
 
-    /// The last rate of the reference with 50 connections, or 0.
+    /// The median rate of the reference with 50 connections so far, or 0.
     pub(crate) fn capacity(&self) -> f64 {
-        let mut samples = self.samples.iter().rev();
-        let last = samples.find(|sample| sample.case == "50x64" && sample.server == "epoll");
-        let rate = last.and_then(|sample| sample.figures.get("messages_per_second"));
-        rate.copied().unwrap_or(0.0)
+        let rates = self.spread("50x64", "epoll", "messages_per_second");
+        rates.map_or(0.0, |rates| rates.median)
     }
 
     /// As JSON, a sample on a line.
