@@ -1,6 +1,6 @@
 //! `cargo bench`: this server beside others, on one machine, with one load: `echoserver load`.
 //!
-//! In each round, each case is measured with each server in turn (A B C A B C), so that a slow phase of the machine
+//! In each round, each case is measured with each server in turn (A B C, then B C A), so that a slow phase of the machine
 //! affects all of them. A sample starts the server as a process of its own, connects, warms up, measures, and kills
 //! it. No sample is dropped. All samples are written as JSON; tables and charts are made from that file only.
 

@@ -76,7 +76,7 @@ const FLOOD: &[&str] = &["--flood"];
 /// held, the client's kernel looks for free ones for longer than a server takes.
 const MAX_CONNECT_SAMPLE: Duration = Duration::from_millis(300);
 
-/// All cases, with at most so many connections.
+/// All cases, each with at most `max_connections`.
 pub(crate) fn cases(max_connections: usize) -> Vec<Case> {
     let case = |(name, connections, load): (_, usize, _)| Case {
         name,
@@ -86,7 +86,7 @@ pub(crate) fn cases(max_connections: usize) -> Vec<Case> {
     CASES.map(case).into()
 }
 
-/// How long, and with how many threads on either side.
+/// The length of a sample and of its warm-up, and the threads of the server and of the load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
     pub(crate) sample: Duration,
@@ -115,6 +115,7 @@ pub(crate) fn sample(
             };
             measure_load(&running, count, effort, &["--connect"])
         }
+        Load::Rate(_) if capacity == 0.0 => Err("it needs samples of 50x64 with epoll".into()),
         Load::Rate(percent) => {
             let rate = format!("--rate={}", capacity * f64::from(percent) / 100.0);
             measure_load(&running, count, effort, &[&rate])
@@ -163,6 +164,8 @@ fn measure_peak(running: &Running, count: usize) -> Result<Figures> {
     const MAX_SENT: usize = 512 << 10;
     /// How long after the last client has left memory may still be returned.
     const SETTLE: Duration = Duration::from_secs(8);
+    /// Less than this need not be waited for.
+    const SETTLED_BYTES: f64 = 1e6;
     let before = running.memory();
     let open = || -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -183,7 +186,7 @@ fn measure_peak(running: &Running, count: usize) -> Result<Figures> {
     drop(clients);
     let start = Instant::now();
     let mut kept = f64::MAX;
-    while start.elapsed() < SETTLE && kept > 1e6 {
+    while start.elapsed() < SETTLE && kept > SETTLED_BYTES {
         thread::sleep(Duration::from_millis(100));
         kept = running.memory().saturating_sub(before) as f64;
     }
@@ -269,7 +272,7 @@ fn measure_load(
     Ok(all)
 }
 
-/// `echoserver load`. A sample of no length ends with a signal.
+/// `echoserver load`. Without a length, it runs until SIGINT.
 fn load(running: &Running, connections: usize, effort: Effort, options: &[&str]) -> Command {
     // Long enough that each connection gets several answers.
     let least = Duration::from_micros(50) * connections as u32;

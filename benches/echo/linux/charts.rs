@@ -9,6 +9,7 @@ pub(crate) struct Panel {
     pub(crate) bars: Vec<(&'static str, f64, String)>,
 }
 
+/// All sizes are in pixels.
 const COLUMNS: usize = 2;
 const PANEL: (i32, i32) = (460, 170);
 const HEADER: i32 = 84;

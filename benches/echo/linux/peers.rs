@@ -98,7 +98,7 @@ fn serve_by_threads(listener: &TcpListener) -> io::Result<()> {
     }
 }
 
-/// The design of 2012: connections wait in a queue until one of N workers is free. The worker makes an event loop for
+/// The design of libevent-thread (2012): connections wait in a queue until one of N workers is free. The worker makes an event loop for
 /// this one connection, and runs it until the connection ends.
 fn serve_by_original(listener: &TcpListener, workers: usize) -> io::Result<()> {
     let (queue, waiting) = crossbeam_channel::unbounded::<TcpStream>();

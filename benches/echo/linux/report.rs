@@ -24,7 +24,6 @@ summary | server memory for each of 10,000 idle connections | idle | bytes_per_c
 summary | server memory for 4,000 clients that never read | peak | peak_bytes
 summary | server memory kept after these have left | peak | kept_bytes
 summary | throughput, 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
-summary | throughput, 50 connections, 64 B, 16 in flight | 50x64x16 | messages_per_second / epoll
 summary | throughput, 50 connections, 64 B | 50x64 | messages_per_second / epoll
 summary | throughput, 50 connections that flood | flood | messages_per_second / epoll
 summary | connect, one echo, close: connections per second | connect | messages_per_second / epoll
