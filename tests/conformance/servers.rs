@@ -75,7 +75,7 @@ impl ThreadPerConnection {
     }
 }
 
-/// Connections end with their clients, which are gone by then.
+/// Stops accepting. The clients have left before, so that the threads of their connections end.
 impl Drop for ThreadPerConnection {
     fn drop(&mut self) {
         end(&self.stopped, self.address);

@@ -4,7 +4,6 @@
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
 
 mod flow;
-mod payload;
 mod report;
 mod tally;
 mod worker;
@@ -92,7 +91,7 @@ pub(crate) struct Options {
     #[arg(value_parser = clap::value_parser!(u64).range(1..u64::MAX))]
     messages: Option<u64>,
 
-    /// Send for this long before the measurement starts
+    /// How long to send before the measurement starts
     #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = parse_time_or_0)]
     #[arg(default_value = "0", conflicts_with = "messages")]
     warm_up: Duration,

@@ -5,6 +5,7 @@ mod cli;
 mod figures;
 mod load;
 mod pages;
+mod payload;
 mod serve;
 mod target;
 

@@ -73,9 +73,9 @@ cases! {
     Required half_close_at_once: "a half-close before any byte",
     Required half_close_after_all_is_read: "a half-close when nothing is in flight",
     Required half_close_with_the_data: "data and FIN together, 300 times",
-    Required half_close_at_a_buffers_edge: "a half-close after 512 to 262,145 bytes",
+    Required half_close_at_buffer_boundaries: "a half-close after 512 to 262,145 bytes",
     Required half_close_then_read_late: "up to 20 MB and a half-close before the first read",
-    Required half_close_then_read_late_by_a_small_window: "the same with a receive buffer of 4 KiB",
+    Required half_close_then_read_late_with_a_small_window: "the same with a receive buffer of 4 KiB",
     Required half_close_by_fifty_late_readers: "the same on 50 connections",
     Required half_close_of_the_reading_side_first: "a client that never reads its answer closes both halves",
     Required late_reader: "12 MB sent before the first read, without a half-close",
@@ -85,7 +85,7 @@ cases! {
     Strict urgent_data_in_a_stream: "100 urgent bytes in 500 kB",
     Required resets_at_any_point: "168 clients that reset, before, between and after bytes; others are unaffected",
     Required close_with_unread_answers: "60 clients that close without reading; others are unaffected",
-    Required connect_and_run: "600 clients that connect and leave, some with a reset",
+    Required connect_and_leave: "600 clients that connect and leave, some with a reset",
     Required churn: "800 short connections, 4 at a time",
     Required crowd: "300 connections open at once",
     Required crowd_in_bulk: "500 kB on each of 40 connections at once",
@@ -222,7 +222,7 @@ fn half_close_with_the_data(server: &Endpoint) -> CaseResult {
     Ok(())
 }
 
-fn half_close_at_a_buffers_edge(server: &Endpoint) -> CaseResult {
+fn half_close_at_buffer_boundaries(server: &Endpoint) -> CaseResult {
     for power in 9..=18 {
         for length in [(1 << power) - 1, 1 << power, (1 << power) + 1] {
             let client = server.connect()?;
@@ -237,7 +237,7 @@ fn read_late(client: &Client, bytes: &[u8]) -> CaseResult {
     client.both(
         |client| client.send(bytes).and_then(|()| client.half_close()),
         |client| {
-            client.wait_until_sender_rests();
+            client.wait_until_sender_blocks();
             client.expect(bytes)?;
             client.expect_eof()
         },
@@ -250,7 +250,7 @@ fn half_close_then_read_late(server: &Endpoint) -> CaseResult {
 }
 
 /// With a small window most of the answer is still in the server when the half-close reaches it.
-fn half_close_then_read_late_by_a_small_window(server: &Endpoint) -> CaseResult {
+fn half_close_then_read_late_with_a_small_window(server: &Endpoint) -> CaseResult {
     for length in [100_000, 400_000, 1_000_000] {
         let client = server.connect_with_window(4_096)?;
         read_late(&client, &data(11, length))?;
@@ -285,7 +285,7 @@ fn late_reader(server: &Endpoint) -> CaseResult {
     client.both(
         |client| client.send(&bytes),
         |client| {
-            client.wait_until_sender_rests();
+            client.wait_until_sender_blocks();
             client.expect(&bytes)
         },
     )?;
@@ -400,7 +400,7 @@ fn close_with_unread_answers(server: &Endpoint) -> CaseResult {
     neighbour.echo(b"still here")
 }
 
-fn connect_and_run(server: &Endpoint) -> CaseResult {
+fn connect_and_leave(server: &Endpoint) -> CaseResult {
     for round in 0..600 {
         let client = server.connect()?;
         if round % 3 == 0 {
@@ -469,18 +469,9 @@ fn flood_beside_a_ping(server: &Endpoint) -> CaseResult {
         }
         Ok(())
     };
-    let ping = || {
-        let client = server.connect()?;
-        for round in 0..100 {
-            client
-                .echo(&data(round, 64))
-                .map_err(|error| format!("a ping beside floods: {error}"))?;
-        }
-        Ok(())
-    };
     thread::scope(|scope| {
         let floods: Vec<_> = (0..6).map(|_| scope.spawn(flood)).collect();
-        let pinged = ping();
+        let pinged = ping(server, "floods");
         over.store(true, SeqCst);
         let flooded = floods
             .into_iter()
@@ -497,10 +488,14 @@ fn never_readers_beside_a_ping(server: &Endpoint) -> CaseResult {
     side_by_side(clients.len() as u64, |index| {
         clients[index as usize].send_until_stuck(&bytes).map(drop)
     })?;
-    let ping = server.connect()?;
-    for round in 0..100 {
-        ping.echo(&data(round, 64))
-            .map_err(|error| format!("a ping beside clients that never read: {error}"))?;
-    }
-    Ok(())
+    ping(server, "clients that never read")
+}
+
+/// Echoes 100 small messages on a connection of their own.
+fn ping(server: &Endpoint, beside: &str) -> CaseResult {
+    let client = server.connect()?;
+    let mut rounds = 0..100;
+    rounds
+        .try_for_each(|round| client.echo(&data(round, 64)))
+        .map_err(|error| format!("a ping beside {beside}: {error}"))
 }

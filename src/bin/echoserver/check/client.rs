@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use socket2::{SockAddr, Socket};
 
 use crate::figures::Count;
+use crate::payload::Payload;
 use crate::target::{self, error_text};
 
-/// A connection is at rest if nothing has moved in this many consecutive intervals.
-const REST_INTERVALS: u32 = 5;
-const REST_INTERVAL: Duration = Duration::from_millis(300);
+/// A sender is blocked if it has sent nothing for this many intervals.
+const STALL_INTERVALS: u32 = 5;
+const STALL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// Writes may wait longer than reads: until the reader of a late case has begun.
 const WRITE_FACTOR: u32 = 3;
@@ -91,17 +92,24 @@ pub(crate) struct Client<'a> {
 }
 
 impl Client<'_> {
+    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        uninterrupted(|| (&self.socket).read(bytes))
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        uninterrupted(|| (&self.socket).write(bytes))
+    }
+
     /// Sends all of `bytes`.
     pub(crate) fn send(&self, mut bytes: &[u8]) -> CaseResult {
         let length = bytes.len();
         while !bytes.is_empty() {
             self.endpoint.check_limit()?;
-            match (&self.socket).write(bytes) {
+            match self.write(bytes) {
                 Ok(count) => {
                     bytes = &bytes[count..];
                     self.sent.fetch_add(count as u64, SeqCst);
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     let sent = count(length - bytes.len());
                     let end = self.end_text(&error, WRITE_FACTOR);
@@ -127,11 +135,11 @@ impl Client<'_> {
             let set = self.socket.set_write_timeout(Some(timeout));
             self.done(set, "set a timeout")
         };
-        set_timeout(REST_INTERVAL)?;
+        set_timeout(STALL_INTERVAL)?;
         let mut sent = 0;
         while sent < bytes.len() {
             self.endpoint.check_limit()?;
-            match (&self.socket).write(&bytes[sent..]) {
+            match self.write(&bytes[sent..]) {
                 Ok(count) => sent += count,
                 Err(error) if is_timeout(&error) => break,
                 Err(error) => {
@@ -176,10 +184,9 @@ impl Client<'_> {
         while received < expected.len() {
             let room = buffer.len().min(expected.len() - received);
             let read = self.endpoint.check_limit();
-            let read = read.and_then(|()| match (&self.socket).read(&mut buffer[..room]) {
+            let read = read.and_then(|()| match self.read(&mut buffer[..room]) {
                 Ok(0) => Err("EOF".to_owned()),
                 Ok(count) => Ok(count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
                 Err(error) => Err(self.end_text(&error, 1)),
             });
             let length = read.map_err(|end| {
@@ -202,11 +209,11 @@ impl Client<'_> {
     /// Expects that the server closes the connection cleanly and sends nothing more.
     pub(crate) fn expect_eof(&self) -> CaseResult {
         let mut extra = [0; 64];
-        match (&self.socket).read(&mut extra) {
+        match self.read(&mut extra) {
             Ok(0) => Ok(()),
             Ok(count) => {
                 let extra = String::from_utf8_lossy(&extra[..count]);
-                Err(format!("{extra:?} came that was never sent"))
+                Err(format!("{extra:?} came back, but was never sent"))
             }
             Err(error) => {
                 let end = self.end_text(&error, 1);
@@ -221,9 +228,9 @@ impl Client<'_> {
             let set = self.socket.set_read_timeout(Some(timeout));
             self.done(set, "set a timeout")
         };
-        set_timeout(REST_INTERVAL)?;
+        set_timeout(STALL_INTERVAL)?;
         let mut bytes = [0; 64];
-        match (&self.socket).read(&mut bytes) {
+        match self.read(&mut bytes) {
             Ok(0) => return Err("EOF came before anything was sent".to_owned()),
             Ok(count) => {
                 let bytes = String::from_utf8_lossy(&bytes[..count]);
@@ -271,15 +278,15 @@ impl Client<'_> {
     }
 
     /// Waits until a sender on another thread has sent all that can be sent.
-    pub(crate) fn wait_until_sender_rests(&self) {
+    pub(crate) fn wait_until_sender_blocks(&self) {
         let deadline = Instant::now() + self.endpoint.patience;
-        let (mut before, mut rests) = (u64::MAX, 0);
+        let (mut before, mut stalls) = (u64::MAX, 0);
         // On a busy machine a sender pauses too; only several intervals in a row are the end.
-        while rests < REST_INTERVALS && Instant::now() < deadline {
+        while stalls < STALL_INTERVALS && Instant::now() < deadline {
             let sent = self.sent.load(SeqCst);
-            rests = if sent == before { rests + 1 } else { 0 };
+            stalls = if sent == before { stalls + 1 } else { 0 };
             before = sent;
-            thread::sleep(REST_INTERVAL);
+            thread::sleep(STALL_INTERVAL);
         }
     }
 
@@ -295,15 +302,8 @@ impl Client<'_> {
 
 /// Bytes that look random, and differ from one seed to the next.
 pub(crate) fn data(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
+    let mut bytes = vec![0; length];
+    Payload::new(seed).fill(0, &mut bytes);
     bytes
 }
 
@@ -324,6 +324,16 @@ pub(crate) fn side_by_side(count: u64, work: impl Fn(u64) -> CaseResult + Sync) 
 
 pub(crate) fn count(number: usize) -> Count {
     Count(number as u64)
+}
+
+/// Repeats a call that fails with EINTR: one with a timeout does after SIGSTOP and SIGCONT, without any handler.
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 fn is_timeout(error: &io::Error) -> bool {

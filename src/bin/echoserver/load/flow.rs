@@ -11,13 +11,13 @@ pub(crate) struct Schedule {
     pub(crate) start: Instant,
     /// Messages per second of all connections.
     pub(crate) rate: f64,
-    /// Which of these messages are meant: every `step`-th, from `first` on.
+    /// The schedule has every `step`-th of these messages, from `first` on.
     pub(crate) first: u64,
     pub(crate) step: u64,
 }
 
 impl Schedule {
-    /// Returns the messages of one of `count` connections that share these in turn.
+    /// Returns the schedule of one of `count` connections that take turns.
     pub(crate) fn nth_of(self, index: u64, count: u64) -> Self {
         Self {
             first: self.first + index * self.step,

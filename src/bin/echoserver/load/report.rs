@@ -136,6 +136,9 @@ fn bars(histogram: &Histogram<u64>) -> String {
 
 /// Everything, in one line.
 pub(crate) fn json(target: &Target, plan: &Plan, warm_up: &Tally, total: &Tally) -> String {
+    // Apart from what is measured, the warm-up counts as well.
+    let mut all = warm_up.clone();
+    all.add(total);
     let report = json!({
         "target": target.name,
         "connections": plan.connections,
@@ -146,44 +149,34 @@ pub(crate) fn json(target: &Target, plan: &Plan, warm_up: &Tally, total: &Tally)
         "messages_per_second": rate(total.messages, total.elapsed),
         "bytes_verified": total.bytes,
         "warm_up": { "messages": warm_up.messages, "bytes_verified": warm_up.bytes },
-        "opened": warm_up.opened + total.opened,
+        "opened": all.opened,
         "answered": total.answered,
-        "failed": warm_up.failed + total.failed,
-        "lost": warm_up.lost + total.lost,
+        "failed": all.failed,
+        "lost": all.lost,
         "unanswered": total.unanswered,
-        "errors": errors(warm_up, total),
-        "connect_ns": figures(&[&warm_up.connect, &total.connect]),
-        "rtt_ns": figures(&[&total.rtt]),
+        "errors": all.errors,
+        "connect_ns": figures(&all.connect),
+        "rtt_ns": figures(&total.rtt),
     });
     format!("{report}\n")
 }
 
-fn errors(warm_up: &Tally, total: &Tally) -> serde_json::Value {
-    let mut sum = warm_up.clone();
-    sum.add(total);
-    json!(sum.errors)
-}
-
 /// Quantiles, and the histogram as pairs of a time and how often it occurred.
-fn figures(histograms: &[&Histogram<u64>]) -> serde_json::Value {
-    let mut sum = histograms[0].clone();
-    for other in &histograms[1..] {
-        sum += *other;
-    }
-    if sum.is_empty() {
+fn figures(histogram: &Histogram<u64>) -> serde_json::Value {
+    if histogram.is_empty() {
         return serde_json::Value::Null;
     }
     let mut figures = json!({
-        "min": sum.min(),
-        "mean": sum.mean(),
-        "max": sum.max(),
-        "histogram": sum
+        "min": histogram.min(),
+        "mean": histogram.mean(),
+        "max": histogram.max(),
+        "histogram": histogram
             .iter_recorded()
             .map(|step| (step.value_iterated_to(), step.count_at_value()))
             .collect::<Vec<_>>(),
     });
     for (name, quantile) in QUANTILES {
-        figures[name] = sum.value_at_quantile(quantile).into();
+        figures[name] = histogram.value_at_quantile(quantile).into();
     }
     figures
 }

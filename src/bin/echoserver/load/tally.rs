@@ -25,7 +25,7 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// Connections that were opened.
     pub(crate) opened: u64,
-    /// Connections that got at least one byte back. Without a period's end in between, each counts once.
+    /// Connections that got at least one byte back. Each counts once in the warm-up, and once after it.
     pub(crate) answered: u64,
     /// Connections that failed, or could not be opened.
     pub(crate) failed: u64,

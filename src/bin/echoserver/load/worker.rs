@@ -14,8 +14,8 @@ use socket2::{SockAddr, SockRef};
 use crate::figures::Count;
 use crate::load::Options;
 use crate::load::flow::{Flow, Schedule, Timing};
-use crate::load::payload::Payload;
 use crate::load::tally::{Period, Tally, record};
+use crate::payload::Payload;
 use crate::target::{self, error_text};
 
 /// Most bytes in one call. A message of up to 64 KiB is sent in one.
@@ -87,15 +87,16 @@ struct Connection {
     is_runnable: bool,
     is_answered: bool,
     opened: Instant,
-    /// How many sweeps in a row have seen no new byte, and how many bytes the last one has seen.
-    progress: (u32, u64),
+    /// Sweeps in a row that have seen no new byte, and the bytes received at the last one that has.
+    idle_sweeps: u32,
+    swept_bytes: u64,
     /// When to open it again after a failure.
     retry: Option<Instant>,
     /// It has failed and is not opened again.
     has_ended: bool,
 }
 
-/// The part of the run that is being measured.
+/// The current period of the run, and when the measurement starts and ends.
 struct Phase<'a> {
     plan: &'a Plan<'a>,
     period: Period,
@@ -324,7 +325,8 @@ impl<'a> Worker<'a> {
         let now = Instant::now();
         connection.payload = Payload::new(self.next_number);
         self.next_number += self.plan.threads as u64;
-        (connection.opened, connection.progress, connection.retry) = (now, (0, 0), None);
+        (connection.opened, connection.retry) = (now, None);
+        (connection.idle_sweeps, connection.swept_bytes) = (0, 0);
         (connection.is_connecting, connection.writable) = (true, true);
         (connection.readable, connection.read_closed) = (false, false);
         if self.plan.options.connect && self.schedule.is_none() {
@@ -385,12 +387,12 @@ impl<'a> Worker<'a> {
             }
             let received = connection.flow.received();
             let is_waiting = connection.is_connecting || connection.flow.is_awaiting_bytes();
-            if !is_waiting || received > connection.progress.1 {
-                connection.progress = (0, received);
+            if !is_waiting || received > connection.swept_bytes {
+                (connection.idle_sweeps, connection.swept_bytes) = (0, received);
                 continue;
             }
-            connection.progress.0 += 1;
-            if connection.progress.0 * interval > self.plan.options.timeout {
+            connection.idle_sweeps += 1;
+            if connection.idle_sweeps * interval > self.plan.options.timeout {
                 let error = match connection.is_connecting {
                     true => format!(
                         "cannot connect: no answer for {:?}",
@@ -445,7 +447,8 @@ impl Connection {
             is_runnable: false,
             is_answered: false,
             opened: now,
-            progress: (0, 0),
+            idle_sweeps: 0,
+            swept_bytes: 0,
             retry: None,
             has_ended: false,
         }
