@@ -240,7 +240,7 @@ fn report<H: Handler>(scenario: &Scenario<'_, H>, seed: u64) -> ! {
     );
 }
 
-/// Replaces repetitions of up to [`MAX_PERIOD`] lines by their number. The times of the events do not count.
+/// Replaces repetitions of up to 8 lines by their number, whatever the times of the events are.
 fn fold_repeats(trace: &[String]) -> Vec<String> {
     const MAX_PERIOD: usize = 8;
     let event = |index: usize| trace[index].split_once(" ms ").map(|(_, event)| event);

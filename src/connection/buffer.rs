@@ -131,7 +131,7 @@ impl Buffer {
         self.append_copy(other)
     }
 
-    #[inline(never)] // 15 instructions per message
+    #[inline(never)] // inlined, it adds 15 instructions to each message
     fn append_copy(&mut self, other: &mut Buffer) -> usize {
         let count = self.push_some(other.data());
         other.consume(count);
@@ -174,7 +174,7 @@ impl Buffer {
     }
 
     /// Moves the data to the start of the storage, so that all free space is at its end.
-    #[inline(never)] // 7 instructions per message
+    #[inline(never)] // inlined, it adds 7 instructions to each message
     fn compact(&mut self) {
         self.storage.copy_within(self.start..self.end, 0);
         self.end -= self.start;

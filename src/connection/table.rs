@@ -11,7 +11,7 @@
 //! A connection has one deadline, which its [phase](Phase) determines: the idle timeout, the timeout of a flush, the
 //! wait for EOF or, in a shutdown, the wait for late input. Progress moves the deadline without touching the
 //! [timers](Timers), so nothing is scheduled per message. In a shutdown the idle and flush timeouts are off. A
-//! handler's timer is independent of the deadline; the timer that is set is for the earlier of the two.
+//! handler's timer is independent of the deadline; one timer is set, for the earlier of the two.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -349,7 +349,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             && phase != Phase::Refusing
             && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_)))
         {
-            // A lingering client that keeps sending is waited for only in a shutdown, which has a deadline.
+            // Input does not extend the wait for EOF: a client that keeps sending could hold the connection open. In
+            // a shutdown the deadline of the shutdown prevents that.
             let deadline = self.deadline_of(phase, now);
             self.entries[token].deadline = deadline;
         }
@@ -525,7 +526,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.drive_all(now);
     }
 
-    /// Limits reading to data that has arrived: clients may never stop sending.
+    /// Limits reading to data that has arrived: some clients send without end.
     fn limit_reading(&mut self, now: Millis) {
         for (_, entry) in &mut self.entries {
             entry.connection.limit_reading();
@@ -551,7 +552,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::io::{self, ErrorKind, Read, Write};
     use std::rc::Rc;
     use std::sync::Arc;
@@ -562,7 +563,7 @@ mod tests {
     use super::*;
     use crate::connection::buffer::Pool;
     use crate::connection::waker::WakeQueue;
-    use crate::connection::{BUDGET, MAX_ROUNDS};
+    use crate::connection::{BUDGET, MAX_ROUNDS, READABLE};
     use crate::handler::{Action, Context, Echo};
     use crate::stats::Counters;
     use crate::stats::WorkerCounters;
@@ -593,12 +594,6 @@ mod tests {
 
     /// Reads in one budget.
     const READS: usize = MAX_ROUNDS;
-
-    const READABLE: Readiness = Readiness {
-        readable: true,
-        writable: false,
-        read_until_would_block: false,
-    };
 
     /// The calls of all streams, in order.
     #[derive(Clone, Default)]
@@ -712,7 +707,7 @@ mod tests {
             self.table.expire(now);
         }
 
-        /// The names of the streams that were read from, without repetition.
+        /// The names of the streams that were read from, where repetitions in a row count once.
         fn reads(&self) -> String {
             let mut names: Vec<_> = self.calls("read");
             names.dedup();
@@ -1116,9 +1111,10 @@ mod tests {
         assert_eq!(harness.table.poll_timeout(0), None);
     }
 
-    /// A handler that does what the test says, and counts its calls by event.
+    /// The events of a handler's calls, in order.
     type Calls = Rc<RefCell<Vec<Event>>>;
 
+    /// Calls a function, and records the events except [`Event::Open`].
     struct FnHandler<F>(F, Calls);
 
     impl<F: FnMut(Event, &mut Context<'_>) -> Action> Handler for FnHandler<F> {
@@ -1280,7 +1276,6 @@ mod tests {
         assert_eq!(harness.calls("abort"), ['h']);
     }
 
-    /// Many connections that were woken, beside one with input.
     #[test]
     fn wake_ups_per_tick_are_bounded() {
         const COUNT: usize = 3 * MAX_WAKES;
@@ -1310,6 +1305,26 @@ mod tests {
             let timeout = harness.table.poll_timeout(0);
             assert_eq!(timeout, (!is_done).then_some(0));
         }
+    }
+
+    /// A wake-up just after the last look into the queue must not be lost.
+    #[test]
+    fn wake_up_while_others_are_handled_notifies() {
+        let mut harness = Harness::new(TIMEOUTS);
+        let notifies = Rc::new(Cell::new(None));
+        let seen = Rc::clone(&notifies);
+        let process = move |event, context: &mut Context<'_>| {
+            let waker = context.waker();
+            match event {
+                Event::Open => waker.wake(),
+                _ => seen.set(Some(waker.notifies())),
+            }
+            Action::Continue
+        };
+        harness.register(0, 'w', 0, |_| Ok(FnHandler(process, Calls::default())));
+        harness.table.on_wake();
+        harness.table.run_wakes(0);
+        assert_eq!(notifies.get(), Some(true));
     }
 
     #[test]

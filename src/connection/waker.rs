@@ -128,6 +128,14 @@ impl WakeQueue {
     }
 }
 
+#[cfg(test)]
+impl Waker {
+    /// Whether a wake-up would notify the worker; the next would not.
+    pub(crate) fn notifies(&self) -> bool {
+        self.0.queue.0.notified.set()
+    }
+}
+
 impl fmt::Debug for WakeQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WakeQueue").finish_non_exhaustive()

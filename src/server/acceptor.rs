@@ -128,8 +128,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         while !self.is_done() {
             self.tick(poller)?;
             // On a busy machine this lets the workers run first. Clients that connect meanwhile are accepted
-            // in one batch with one wake-up: 1.15 instead of 1.02 of the connections per second of a raw epoll
-            // loop, with 1.04 instead of 1.13 of its CPU time (41 interleaved rounds, one worker, two CPUs).
+            // in one batch with one wake-up. Measured in one run of 41 interleaved rounds, with one worker on two
+            // CPUs: 13 % more connections per second than without, and 8 % less CPU time for each.
             thread::yield_now();
         }
         Ok(())
@@ -319,9 +319,10 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         }
     }
 
-    /// Accepts the clients that have connected, then closes the listeners: once handshakes in progress had
-    /// time to complete, where the kernel can be made to ignore new clients until then. Dispatches what it has accepted
-    /// as capacity becomes free; at the deadline it resets the rest.
+    /// Starts or continues a shutdown. Where the kernel can ignore new clients, a listener stays open for
+    /// [`HANDSHAKE_TIMEOUT`], or a quarter of the time that is left, so that handshakes in progress complete. Then its
+    /// backlog is accepted, and it is closed. Accepted connections are dispatched as capacity becomes free; at the
+    /// deadline the others are reset.
     fn shut_down(&mut self, deadline: Millis) {
         self.resume();
         if self.shutdown_deadline.is_none() {
@@ -430,7 +431,7 @@ mod tests {
     const EMFILE: i32 = 24;
     const BACKLOG: u32 = 300;
 
-    /// A client's number, and whether its connection was reset.
+    /// A client's number, and the numbers of all clients whose connection was reset.
     #[derive(Debug)]
     struct Client(u32, Rc<RefCell<Vec<u32>>>);
 

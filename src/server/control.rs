@@ -9,13 +9,14 @@ use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::connection::timers::{Millis, NEVER};
 use crate::server::dispatcher::Wake;
 
-/// Controls the acceptor from other threads.
+/// What the acceptor, the workers and the handle of a server share: whether the acceptor waits for capacity, and the
+/// deadline of a shutdown.
 #[derive(Debug)]
 pub(crate) struct AcceptorControl<W> {
     /// Wakes the acceptor.
     waker: W,
-    /// Wake the workers, which look at the deadline when they wake up. The acceptor may have ended before
-    /// the deadline is moved.
+    /// Wake the workers, which look at the deadline when they wake up. A shutdown wakes them itself, because the
+    /// acceptor may have ended before the deadline is moved.
     worker_wakers: Box<[W]>,
     /// The acceptor waits for capacity: a free connection slot, or room in a worker's queue.
     paused: AtomicBool,

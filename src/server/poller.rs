@@ -41,7 +41,7 @@ pub(crate) trait Poller<S> {
     /// The time since a fixed moment, which all threads share.
     fn now(&self) -> Millis;
 
-    /// How long ago `since` was. No simulated time passes within a tick.
+    /// The time since `since`, in milliseconds. By default 0, for polls without a real clock.
     fn elapsed(&self, since: Millis) -> Millis {
         let _ = since;
         0

@@ -16,7 +16,7 @@ use crate::server::poller::{Event, Poller};
 use crate::stats::{CloseReason, WorkerCounters};
 
 /// New connections per tick, so that many at once do not delay the events of the others.
-const MAX_INTAKE: usize = 128;
+const MAX_NEW_CONNECTIONS: usize = 128;
 
 /// The state of a worker thread.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         Ok(())
     }
 
-    // A symbol, whose instructions are counted.
+    // Not inlined, because `.ci/instructions` counts the instructions of this symbol.
     #[inline(never)]
     fn handle_events<P: Poller<S>>(&mut self, poller: &P) {
         for event in poller.events() {
@@ -138,7 +138,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         handler: &impl Fn(&S, &Peer) -> H,
     ) -> bool {
         let mut count = 0;
-        for (stream, peer) in self.receiver.take(MAX_INTAKE) {
+        for (stream, peer) in self.receiver.take(MAX_NEW_CONNECTIONS) {
             count += 1;
             let open = |stream: &mut S, peer: &Peer, token| match poller.register(stream, token) {
                 Ok(()) => Ok(handler(stream, peer)),
@@ -149,7 +149,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
             };
             self.table.register(stream, peer, self.now, open);
         }
-        self.has_new = count == MAX_INTAKE;
+        self.has_new = count == MAX_NEW_CONNECTIONS;
         count > 0
     }
 
@@ -172,7 +172,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::connection::Readiness;
+    use crate::connection::READABLE;
     use crate::connection::table::Timeouts;
     use crate::handler::Echo;
     use crate::server::dispatcher::{CountingWaker, Dispatcher};
@@ -295,12 +295,6 @@ mod tests {
         counters: Arc<Counters>,
         answered: Rc<RefCell<Vec<u32>>>,
     }
-
-    const READABLE: Readiness = Readiness {
-        readable: true,
-        writable: false,
-        read_until_would_block: false,
-    };
 
     impl Harness {
         fn new() -> Self {
@@ -425,14 +419,14 @@ mod tests {
     #[test]
     fn intake_per_tick_is_bounded_and_resumed_without_an_event() {
         let mut harness = Harness::new();
-        let count = MAX_INTAKE + 10;
+        let count = MAX_NEW_CONNECTIONS + 10;
         for name in 0..count {
             harness.dispatch(name as u32, 0);
         }
         assert_eq!(harness.tick(0), None, "not announced yet");
         harness.poller.then(&[Event::Wake], false);
         assert_eq!(harness.tick(0), Some(0));
-        assert_eq!(harness.poller.registered, MAX_INTAKE);
+        assert_eq!(harness.poller.registered, MAX_NEW_CONNECTIONS);
         assert_eq!(harness.tick(0), Some(8));
         assert_eq!(harness.poller.registered, count);
     }

@@ -894,38 +894,30 @@ mod tests {
         ),
     ];
 
+    #[track_caller]
+    fn assert_reports(message: &str, break_promise: impl FnOnce(&mut Kernel<'_>)) {
+        let mut kernel = kernel_at_rest();
+        break_promise(&mut kernel);
+        let failure = kernel.failure.unwrap_or_default();
+        assert!(failure.contains(message), "{message:?}: {failure:?}");
+    }
+
     #[test]
     fn each_broken_promise_is_reported() {
         for (message, break_promise) in AT_REST {
-            let mut kernel = kernel_at_rest();
-            break_promise(&mut kernel);
-            check_at_rest(&mut kernel);
-            let failure = kernel.failure.unwrap_or_default();
-            assert!(failure.contains(message), "{message:?}: {failure:?}");
+            assert_reports(message, |kernel| {
+                break_promise(kernel);
+                check_at_rest(kernel);
+            });
         }
-    }
-
-    #[test]
-    fn each_promise_broken_in_a_shutdown_is_reported() {
         for (message, break_promise) in IN_A_SHUTDOWN {
-            let mut kernel = kernel_at_rest();
-            break_promise(&mut kernel);
-            let failure = kernel.failure.unwrap_or_default();
-            assert!(failure.contains(message), "{message:?}: {failure:?}");
+            assert_reports(message, break_promise);
         }
-    }
-
-    #[test]
-    fn each_invalid_close_is_reported() {
         for (reason, message, break_promise) in AT_A_CLOSE {
-            let mut kernel = kernel_at_rest();
-            break_promise(&mut kernel);
-            close(&mut kernel, reason);
-            let failure = kernel.failure.unwrap_or_default();
-            assert!(
-                failure.contains(message),
-                "{reason}, {message:?}: {failure:?}"
-            );
+            assert_reports(message, |kernel| {
+                break_promise(kernel);
+                close(kernel, reason);
+            });
         }
     }
 }

@@ -3,9 +3,12 @@
 use super::connection::{ClosePolicy, ReadPolicy, SimConnection};
 use super::kernel::{Kernel, Source};
 
+/// A pause of 28 hours, in milliseconds.
+const LONG_PAUSE: usize = 100_000_000;
+
 impl Kernel<'_> {
-    /// Connects a client that will send `message`, as often as the schedule says, to a random listener.
-    pub(super) fn connect(&mut self, message: &[u8]) {
+    /// Connects a client that will send `input`, repeated as often as the schedule says, to a random listener.
+    pub(super) fn connect(&mut self, input: &[u8]) {
         let listener = self.rng.below(self.listeners.len());
         let backlog = &self.listeners[listener];
         if !backlog.open || backlog.waiting.len() >= self.parameters.backlog as usize {
@@ -13,7 +16,7 @@ impl Kernel<'_> {
         }
         self.act();
         let scale = self.parameters.scale;
-        let input = message.repeat(scale);
+        let input = input.repeat(scale);
         let mut connection = SimConnection::new(&mut self.rng, input, scale, self.sequence);
         let ends = connection.close_policy == ClosePolicy::HalfClose;
         connection.expected = (self.model)(&connection.input, ends);
@@ -288,9 +291,8 @@ impl Kernel<'_> {
     pub(super) fn pause(&mut self) {
         let parameters = self.parameters;
         let idle = parameters.timeouts.idle.unwrap_or(100) as usize;
-        let hours = 100_000_000;
         let ms = match self.rng.below(16) {
-            0 => hours,
+            0 => LONG_PAUSE,
             _ => self.rng.up_to(3 * idle),
         };
         self.record(|| format!("the process is stopped for {ms} ms"));

@@ -81,7 +81,7 @@ pub(super) struct SimConnection {
     pub(super) read_limit: Option<usize>,
     pub(super) read: usize,
     pub(super) receive_buffer_size: usize,
-    /// When the oldest unread byte arrived, or the EOF, as a number of [`Kernel::sequence`].
+    /// [`Kernel::sequence`] when the first byte, or the EOF, arrived in the empty receive queue.
     pub(super) unread_since: u64,
     /// The position of the last urgent byte. A read that starts before it also ends before it.
     pub(super) urgent: Option<usize>,
@@ -148,10 +148,10 @@ pub(super) struct SimConnection {
     pub(super) refusal: Option<Refusal>,
     /// When the server has last asked for the number of unread bytes, as a number of [`Kernel::sequence`].
     pub(super) asked_unread: u64,
-    /// The server's last call has found that all output is delivered.
-    pub(super) found_delivered: bool,
     /// There were unread bytes then, and the server has not read since.
     pub(super) found_unread: bool,
+    /// The server's last call has found that all output is delivered.
+    pub(super) found_delivered: bool,
     pub(super) abort_requested: bool,
     /// When the server last read or wrote a byte, or was found in the run queue at its deadline.
     pub(super) last_activity: Millis,
@@ -209,7 +209,7 @@ impl SimConnection {
         self.written - self.sent
     }
 
-    /// Bytes that the client's kernel holds for its application.
+    /// Free space in the client's receive buffer, in bytes.
     pub(super) fn window(&self) -> usize {
         self.client_buffer_size - (self.sent - self.received)
     }

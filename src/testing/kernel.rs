@@ -33,7 +33,7 @@ pub(super) struct Parameters {
     pub(super) workers: usize,
     pub(super) listeners: usize,
     pub(super) buffer_size: usize,
-    /// How often a client sends each message, and by how much the kernel's buffers are larger for it.
+    /// How often a client repeats its input, and by what factor the kernel's buffers are larger.
     pub(super) scale: usize,
     pub(super) queue_capacity: usize,
     pub(super) max_connections: usize,
@@ -125,7 +125,7 @@ pub(super) enum TickPhase {
     RunQueue,
     Events,
     #[default]
-    Rest,
+    AfterEvents,
 }
 
 /// Consecutive calls for one connection.
@@ -423,7 +423,7 @@ impl<'a> Kernel<'a> {
         poller.turn = None;
         poller.tick_phase = match event {
             Some(_) => TickPhase::Events,
-            None => TickPhase::Rest,
+            None => TickPhase::AfterEvents,
         };
         if let Some(event) = event
             && let Event::Ready(_, readiness) = event.event
@@ -486,7 +486,7 @@ impl<'a> Kernel<'a> {
         let max_reads = MAX_ROUNDS * (1 + restarts);
         let max_bytes = BUDGET * (2 + restarts);
         let exceeded = turn.reads > max_reads || turn.bytes > max_bytes;
-        self.check(!exceeded || phase == TickPhase::Rest, || {
+        self.check(!exceeded || phase == TickPhase::AfterEvents, || {
             format!("connection {id} has exceeded its budget: {turn:?}")
         });
     }

@@ -68,7 +68,7 @@ const CROWD_INTERVAL: usize = 400;
 /// One schedule in this many is in bulk, where the scenario allows it.
 const BULK_INTERVAL: usize = 400;
 
-/// By how much everything is larger in bulk: a message of a dozen bytes becomes one of 240,000.
+/// The scale in bulk: an input of 12 bytes becomes one of 240,000.
 const BULK_SCALE: usize = 20_000;
 
 impl<'a, H: Handler + 'a> Scenario<'a, H> {
@@ -580,9 +580,9 @@ fn new_threads<'a, H: Handler>(
         .map(|index| {
             let mut listener = SimListener::new(index, machine);
             let registered = listener.register(ACCEPTOR, index);
-            registered.map(|()| listener)
+            registered.expect("the simulation registers listeners");
+            listener
         })
-        .filter_map(Result::ok)
         .collect();
     let acceptor = Acceptor::new(
         listeners,

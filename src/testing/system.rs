@@ -269,7 +269,7 @@ impl Stream for SimStream<'_> {
     }
 
     fn unread(&self) -> u64 {
-        // A connection that is done asks for delivery first; one that stops reading does not.
+        // `finish` asks for delivery first, `limit_reading` does not.
         let is_done = self.machine.kernel.borrow().connections[self.id].found_delivered;
         let mut kernel = self.machine.enter();
         kernel.account(self.id, 0, 0);
@@ -512,7 +512,7 @@ impl<S: Register> Poller<S> for SimPoller<'_> {
     }
 }
 
-/// Wakes a thread. The last clone takes a wake-up with it that was not delivered.
+/// Wakes a thread. The last clone that is dropped discards a wake-up that was not delivered.
 pub(super) struct SimWaker<'a> {
     thread: usize,
     machine: Rc<Machine<'a>>,
