@@ -104,7 +104,7 @@ fn serve(
     };
     let _metrics = http_server.map(start_metrics).transpose()?;
     let start_reports = |interval| reports::start(interval, server.handle(), log.clone());
-    let _reports = options.stats_interval.map(start_reports).transpose()?;
+    let reports = options.stats_interval.map(start_reports).transpose()?;
     // Its receiver has ended if the signals cannot be read.
     #[cfg(unix)]
     let _sent = bound.send(server.handle());
@@ -128,6 +128,8 @@ fn serve(
         }),
     }?;
 
+    // The lines about the end are the last.
+    drop(reports);
     log.end();
     log.stats(Level::Info, "ended", &stats);
     if let Some(problem) = stats.check_final_balance() {

@@ -31,7 +31,7 @@ fn sigusr1_logs_the_counters() {
 
 #[test]
 fn interval_logs_the_counters_repeatedly() {
-    let server = Process::serve(&["--stats-interval=20ms"]);
+    let server = Process::serve(&["--stats-interval=1ms"]);
     Client::connect(server.address()).check_echo(b"counted");
     wait_until("three lines have them", || {
         server
