@@ -479,6 +479,50 @@ mod tests {
     }
 
     #[test]
+    fn values_beyond_a_bound_are_refused() {
+        let workers = |count| NonZeroUsize::new(count).unwrap();
+        let change = |change: &dyn Fn(&mut Config)| {
+            let mut config = config();
+            change(&mut config);
+            config.validate().map_err(|error| error.to_string())
+        };
+        for at_bound in [
+            change(&|config| config.workers = workers(1024)),
+            change(&|config| config.buffer_size = 1),
+            change(&|config| config.buffer_size = 1 << 30),
+            change(&|config| config.idle_timeout = Some(Duration::from_nanos(1))),
+            change(&|config| config.max_connections = 1),
+        ] {
+            assert_eq!(at_bound, Ok(()));
+        }
+        for (beyond, problem) in [
+            (
+                change(&|config| config.workers = workers(1025)),
+                "1025 workers exceed the limit of 1024",
+            ),
+            (
+                change(&|config| config.buffer_size = 0),
+                "buffer size of 0 bytes is not between",
+            ),
+            (
+                change(&|config| config.buffer_size = (1 << 30) + 1),
+                "buffer size of 1073741825 bytes is not",
+            ),
+            (
+                change(&|config| config.idle_timeout = Some(Duration::ZERO)),
+                "idle timeout must not be zero",
+            ),
+            (
+                change(&|config| config.max_connections = 0),
+                "connection limit must not be zero",
+            ),
+        ] {
+            let error = beyond.expect_err(problem);
+            assert!(error.starts_with(problem), "{problem}: {error}");
+        }
+    }
+
+    #[test]
     fn stated_memory_counts_pages_and_saturates() {
         let one_byte = Config {
             buffer_size: 1,
@@ -487,6 +531,12 @@ mod tests {
         };
         let connections = one_byte.max_memory() - one_byte.max_spare_memory();
         assert_eq!(connections, 10 * 2 * 4096);
+        let two_workers = Config {
+            workers: NonZeroUsize::new(2).unwrap(),
+            ..config()
+        };
+        // 16 spare pairs of 64 KiB each, and the pair in use.
+        assert_eq!(two_workers.max_spare_memory(), 2 * 17 * 2 * (64 << 10));
         let largest = Config {
             buffer_size: Config::MAX_BUFFER_SIZE,
             max_connections: usize::MAX,
