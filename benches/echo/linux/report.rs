@@ -15,7 +15,7 @@ const NOTES: [&str; 2] = [
     "epoll: a raw event loop. tokio-64k, tokio-16k: buffers of 64 and 16 KiB. threads: one for each connection.",
 ];
 
-/// The rows of all tables and the panels of all charts: table, label, case and figure. `figure / server` is the ratio to
+/// The rows of all tables and the panels of all charts: table or chart, label, case and figure. `figure / server` is the ratio to
 /// the figure of that server in the same round.
 const ROWS: &str = "
 summary | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
@@ -70,19 +70,19 @@ active connections | 10,000 | active-10000 | messages_per_second
 drain | time until the process has ended | drain | drain_ns
 drain | of 1,000 clients, without a complete answer | drain | cut_connections
 
-Throughput as a ratio to a raw epoll loop: higher is better | 50 connections, 64 B | 50x64 | messages_per_second / epoll
-Throughput as a ratio to a raw epoll loop: higher is better | 500 connections, 512 B | 500x512 | messages_per_second / epoll
-Throughput as a ratio to a raw epoll loop: higher is better | 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
-Throughput as a ratio to a raw epoll loop: higher is better | 50 connections, 64 B, 16 in flight | 50x64x16 | messages_per_second / epoll
-Throughput as a ratio to a raw epoll loop: higher is better | 50 connections that flood | flood | messages_per_second / epoll
-Throughput as a ratio to a raw epoll loop: higher is better | connect, one echo, close | connect | messages_per_second / epoll
+throughput.svg | 50 connections, 64 B | 50x64 | messages_per_second / epoll
+throughput.svg | 500 connections, 512 B | 500x512 | messages_per_second / epoll
+throughput.svg | 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
+throughput.svg | 50 connections, 64 B, 16 in flight | 50x64x16 | messages_per_second / epoll
+throughput.svg | 50 connections that flood | flood | messages_per_second / epoll
+throughput.svg | connect, one echo, close | connect | messages_per_second / epoll
 
-Latency and memory: lower is better | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
-Latency and memory: lower is better | p99 RTT of 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
-Latency and memory: lower is better | p99 RTT of 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
-Latency and memory: lower is better | p99.9 RTT, 500 connections, 512 B | 500x512 | rtt_p99.9_ns
-Latency and memory: lower is better | server memory for each of 10,000 idle connections | idle | bytes_per_connection
-Latency and memory: lower is better | server memory kept after 4,000 clients that never read | peak | kept_bytes
+latency.svg | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
+latency.svg | p99 RTT of 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
+latency.svg | p99 RTT of 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
+latency.svg | p99.9 RTT, 500 connections, 512 B | 500x512 | rtt_p99.9_ns
+latency.svg | server memory for each of 10,000 idle connections | idle | bytes_per_connection
+latency.svg | server memory kept after 4,000 clients that never read | peak | kept_bytes
 ";
 
 #[derive(Clone, Copy)]
@@ -93,6 +93,7 @@ struct Row {
     reference: Option<&'static str>,
 }
 
+/// The rows of one table, or the panels of one chart.
 fn rows(table: &str) -> Vec<Row> {
     let row = |line: &'static str| {
         let mut fields = line.split(" | ");
@@ -191,7 +192,7 @@ pub(crate) fn embed(document: &str, results: &Results) -> String {
 
 /// The charts, by file name.
 pub(crate) fn charts(results: &Results) -> [(&'static str, String); 2] {
-    let draw = |title: &str| {
+    let draw = |(name, title)| {
         let panel = |row: &Row| Panel {
             title: row.label,
             bars: MAIN
@@ -199,16 +200,17 @@ pub(crate) fn charts(results: &Results) -> [(&'static str, String); 2] {
                 .filter_map(|server| bar(row, server, results))
                 .collect(),
         };
-        let panels: Vec<_> = rows(title).iter().map(panel).collect();
-        charts::draw(title, &NOTES, &panels)
+        let panels: Vec<_> = rows(name).iter().map(panel).collect();
+        (name, charts::draw(title, &NOTES, &panels))
     };
-    [
+    let titles = [
         (
             "throughput.svg",
-            draw("Throughput as a ratio to a raw epoll loop: higher is better"),
+            "Throughput as a ratio to a raw epoll loop: higher is better",
         ),
-        ("latency.svg", draw("Latency and memory: lower is better")),
-    ]
+        ("latency.svg", "Latency and memory: lower is better"),
+    ];
+    titles.map(draw)
 }
 
 fn bar(row: &Row, server: &'static str, results: &Results) -> Option<(&'static str, f64, String)> {
