@@ -58,21 +58,18 @@ impl Endpoint {
         set_up: impl FnOnce(&Socket) -> io::Result<()>,
     ) -> CaseResult<Client<'_>> {
         self.check_limit()?;
-        let connect = || {
-            let socket = target::connect(&self.address, self.patience, set_up)?;
-            socket.set_read_timeout(Some(self.patience))?;
-            socket.set_write_timeout(Some(self.patience * WRITE_FACTOR))?;
-            Ok(socket)
-        };
-        let socket = connect().map_err(|error: io::Error| match is_timeout(&error) {
+        let connected = target::connect(&self.address, self.patience, set_up);
+        let socket = connected.map_err(|error| match is_timeout(&error) {
             true => format!("cannot connect: no answer for {:?}", self.patience),
             false => format!("cannot connect: {}", error_text(&error)),
         })?;
-        Ok(Client {
+        let client = Client {
             socket,
             endpoint: self,
             sent: AtomicU64::new(0),
-        })
+        };
+        client.reset_timeouts()?;
+        Ok(client)
     }
 
     fn check_limit(&self) -> CaseResult {
@@ -98,6 +95,17 @@ impl Client<'_> {
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         uninterrupted(|| (&self.socket).write(bytes))
+    }
+
+    fn set_timeouts(&self, read: Duration, write: Duration) -> CaseResult {
+        let set = self.socket.set_read_timeout(Some(read));
+        let set = set.and_then(|()| self.socket.set_write_timeout(Some(write)));
+        self.done(set, "set a timeout")
+    }
+
+    fn reset_timeouts(&self) -> CaseResult {
+        let patience = self.endpoint.patience;
+        self.set_timeouts(patience, patience * WRITE_FACTOR)
     }
 
     /// Sends all of `bytes`.
@@ -131,11 +139,7 @@ impl Client<'_> {
 
     /// Sends `bytes` until the kernel accepts no more; returns how many it accepted.
     pub(crate) fn send_until_stuck(&self, bytes: &[u8]) -> CaseResult<usize> {
-        let set_timeout = |timeout| {
-            let set = self.socket.set_write_timeout(Some(timeout));
-            self.done(set, "set a timeout")
-        };
-        set_timeout(STALL_INTERVAL)?;
+        self.set_timeouts(STALL_INTERVAL, STALL_INTERVAL)?;
         let mut sent = 0;
         while sent < bytes.len() {
             self.endpoint.check_limit()?;
@@ -148,7 +152,7 @@ impl Client<'_> {
                 }
             }
         }
-        set_timeout(self.endpoint.patience * WRITE_FACTOR)?;
+        self.reset_timeouts()?;
         Ok(sent)
     }
 
@@ -224,11 +228,7 @@ impl Client<'_> {
 
     /// Expects that the server sends nothing by itself.
     pub(crate) fn expect_silence(&self) -> CaseResult {
-        let set_timeout = |timeout| {
-            let set = self.socket.set_read_timeout(Some(timeout));
-            self.done(set, "set a timeout")
-        };
-        set_timeout(STALL_INTERVAL)?;
+        self.set_timeouts(STALL_INTERVAL, STALL_INTERVAL)?;
         let mut bytes = [0; 64];
         match self.read(&mut bytes) {
             Ok(0) => return Err("EOF came before anything was sent".to_owned()),
@@ -242,7 +242,7 @@ impl Client<'_> {
                 return Err(format!("{end} before anything was sent"));
             }
         }
-        set_timeout(self.endpoint.patience)
+        self.reset_timeouts()
     }
 
     /// Sends `bytes`, and expects them back. For what certainly fits into the sockets' buffers.
