@@ -479,6 +479,33 @@ mod tests {
     }
 
     #[test]
+    fn end_of_a_worker_shuts_the_server_down() {
+        let handle = Server::bind(config()).unwrap().handle();
+        drop(ShutdownOnDrop(&handle));
+        assert!(handle.is_shut_down());
+    }
+
+    #[test]
+    fn failures_of_a_worker_are_named() {
+        let fail = |serve: fn() -> io::Result<()>| {
+            let served = thread::scope(|scope| join(3, scope.spawn(serve)));
+            served.map_err(|error| error.to_string())
+        };
+        assert_eq!(fail(|| Ok(())), Ok(()));
+        for (serve, error) in [
+            (
+                (|| Err(io::Error::other("no epoll"))) as fn() -> _,
+                "worker 3 failed: no epoll",
+            ),
+            (|| panic!("a literal"), "worker 3 panicked: a literal"),
+            (|| panic!("a {}", "string"), "worker 3 panicked: a string"),
+            (|| std::panic::panic_any(7), "worker 3 panicked: no message"),
+        ] {
+            assert_eq!(fail(serve), Err(error.to_owned()));
+        }
+    }
+
+    #[test]
     fn values_beyond_a_bound_are_refused() {
         let workers = |count| NonZeroUsize::new(count).unwrap();
         let change = |change: &dyn Fn(&mut Config)| {

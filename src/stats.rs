@@ -526,6 +526,58 @@ mod tests {
     }
 
     #[test]
+    fn totals_are_sums_except_the_longest_tick() {
+        let counters = Counters::new(2);
+        for (worker, factor) in counters.workers.iter().zip([1, 10]) {
+            let WorkerCounters {
+                assigned,
+                closed,
+                bytes_in,
+                bytes_out,
+                bytes_generated,
+                buffered,
+                discarded,
+                wakes,
+                yields,
+                longest_tick,
+            } = &***worker;
+            let by_reason = closed.iter().chain(discarded);
+            let numbers = [assigned, bytes_in, bytes_out, bytes_generated];
+            let others = [buffered, wakes, yields, longest_tick];
+            let all = numbers.into_iter().chain(others).chain(by_reason);
+            for (number, counter) in (1..).zip(all) {
+                counter.add(number * factor);
+            }
+        }
+        let total = counters.snapshot().total();
+        let expected = WorkerStats {
+            assigned: 11,
+            bytes_in: 22,
+            bytes_out: 33,
+            bytes_generated: 44,
+            buffered: 55,
+            wakes: 66,
+            yields: 77,
+            longest_tick: Duration::from_millis(80),
+            closed: std::array::from_fn(|index| 11 * (9 + index as u64)),
+            discarded: std::array::from_fn(|index| 11 * (19 + index as u64)),
+        };
+        assert_eq!(total, expected);
+    }
+
+    #[test]
+    fn expired_connections_are_closed_ones() {
+        let counters = Counters::new(1);
+        counters.acceptor.accepted.add(5);
+        counters.acceptor.expired.add(2);
+        counters.workers[0].assigned.add(3);
+        assert_eq!(counters.open(), 3);
+        let stats = counters.snapshot();
+        assert_eq!((stats.open(), stats.check_balance()), (3, None));
+        assert_eq!(stats.total().closed_for(CloseReason::DrainTimeout), 2);
+    }
+
+    #[test]
     fn display_omits_zero_counters() {
         let counters = Counters::new(1);
         counters.acceptor.accepted.add(3);

@@ -346,6 +346,23 @@ mod tests {
     }
 
     #[test]
+    fn every_interface_has_an_ipv4_fallback() {
+        let (addresses, fallback) = Address::AnyInterface(7).resolve().unwrap();
+        assert_eq!(addresses, ["[::]:7".parse().unwrap()]);
+        assert_eq!(fallback, Some("0.0.0.0:7".parse().unwrap()));
+    }
+
+    #[test]
+    fn host_resolves_to_its_addresses() {
+        for (host, resolved) in [("127.0.0.1", "127.0.0.1:7"), ("::1", "[::1]:7")] {
+            // As a host: the resolver of the standard library parses it, and asks no server.
+            let (addresses, fallback) = Address::Host(host.to_owned(), 7).resolve().unwrap();
+            assert_eq!(addresses, [resolved.parse().unwrap()]);
+            assert_eq!(fallback, None);
+        }
+    }
+
+    #[test]
     fn displayed_addresses_parse() {
         for text in [
             "[::]:5555",
