@@ -258,6 +258,7 @@ mod tests {
             (" :7", "blanks before and after"),
             ("unix:/echo ", "blanks before and after"),
             ("local host:7", "'local host' is not a host name"),
+            ("a/b:7", "'a/b' is not a host name"),
             ("a\nb:7", "'a\\nb' is not a host name"),
             ("[a\n\nb]:7", "[a\\n\\nb] is not an IPv6 address"),
             ("256.1.1.1:7", "256.1.1.1 is not an IPv4 address"),
