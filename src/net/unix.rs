@@ -230,6 +230,54 @@ mod tests {
         }
     }
 
+    /// Returns the error of binding `path`, which must stay as it is.
+    fn refusal_at(path: &Path) -> String {
+        let before = identity(path).unwrap();
+        let error = UnixListener::bind(path, 1, None).unwrap_err();
+        assert_eq!(identity(path).unwrap(), before);
+        error.to_string()
+    }
+
+    #[test]
+    fn only_a_socket_without_a_listener_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("echo");
+        drop(StdListener::bind(&path).unwrap());
+        let listener = UnixListener::bind(&path, 1, None).unwrap();
+        assert_eq!(refusal_at(&path), "address in use");
+        let connect = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            socket.connect(&SockAddr::unix(&path)?)?;
+            Ok(socket)
+        };
+        let backlog: Vec<io::Result<_>> = (0..8).map(|_| connect()).collect();
+        assert!(backlog[7].is_err(), "the backlog is full");
+        assert_eq!(refusal_at(&path), "address in use");
+        drop(listener);
+        assert!(!path.exists());
+
+        fs::write(&path, "").unwrap();
+        assert_eq!(refusal_at(&path), "file exists and is not a socket");
+        fs::remove_file(&path).unwrap();
+        let _datagrams = UnixDatagram::bind(&path).unwrap();
+        let error = refusal_at(&path);
+        assert!(error.contains("wrong type"), "{error}");
+    }
+
+    #[test]
+    fn file_of_another_socket_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("echo");
+        let listener = UnixListener::bind(&path, 1, None).unwrap();
+        // The link keeps the file, so that its inode number is not used again.
+        fs::hard_link(&path, directory.path().join("first")).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _other = StdListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists());
+    }
+
     #[test]
     fn sockets_that_cannot_accept_are_refused() {
         let directory = tempfile::tempdir().unwrap();
