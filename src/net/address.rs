@@ -348,9 +348,11 @@ mod tests {
 
     #[test]
     fn every_interface_has_an_ipv4_fallback() {
-        let (addresses, fallback) = Address::AnyInterface(7).resolve().unwrap();
-        assert_eq!(addresses, ["[::]:7".parse().unwrap()]);
-        assert_eq!(fallback, Some("0.0.0.0:7".parse().unwrap()));
+        for text in ["7", ":7"] {
+            let (addresses, fallback) = text.parse::<Address>().unwrap().resolve().unwrap();
+            assert_eq!(addresses, ["[::]:7".parse().unwrap()]);
+            assert_eq!(fallback, Some("0.0.0.0:7".parse().unwrap()));
+        }
     }
 
     #[test]
