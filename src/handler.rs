@@ -108,14 +108,16 @@ impl Context<'_> {
     /// Sets the connection's timer: after this time the handler is called once with [`Event::Timer`]. A
     /// connection has one timer; a new time replaces the old one, and `None` stops it.
     ///
-    /// The resolution is a millisecond, rounded up. Time is counted from the start of the worker's tick, so the
-    /// call can come early by the duration of one tick, and late by as much. Data that has arrived before
-    /// the timer expires is handled first, also after a pause of the process. Data that the server does not read because
-    /// output is pending is not: a client is idle by this timer if it does not read its answers.
+    /// The resolution is a millisecond, rounded up, and zero means one: to be called again without a delay, use the
+    /// [`waker`](Self::waker). Time is counted from the start of the worker's tick, so the call can come early by the
+    /// duration of one tick, and late by as much. Data that has arrived before the timer expires is handled first, up to
+    /// 64 KiB, also after a pause of the process. Data that the server does not read because output is pending is not:
+    /// a client is idle by this timer if it does not read its answers.
     pub fn set_timer(&mut self, timeout: Option<Duration>) {
         match timeout {
             Some(timeout) => {
-                let at = self.tick.now.saturating_add(millis(timeout));
+                // Not in this tick, which would never end if each call set such a timer.
+                let at = self.tick.now.saturating_add(millis(timeout).max(1));
                 self.extras.get_or_insert_default().timer = at.min(NEVER - 1);
             }
             None => {

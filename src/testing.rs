@@ -436,7 +436,7 @@ mod tests {
                     self.waits_for = Some(Event::Wake);
                 }
                 Some(&byte) => {
-                    let timeout = Duration::from_millis(u64::from(byte % 8));
+                    let timeout = Duration::from_millis(u64::from(byte / 2 % 4));
                     context.set_timer(Some(timeout));
                     self.waits_for = Some(Event::Timer);
                 }

@@ -1162,6 +1162,20 @@ mod tests {
     }
 
     #[test]
+    fn timer_of_zero_expires_in_a_later_tick() {
+        let mut limit = 0..10;
+        let (mut harness, calls) = with_handler(TIMEOUTS, move |_, context| {
+            limit.next().expect("the tick ends");
+            context.set_timer(Some(Duration::ZERO));
+            Action::Continue
+        });
+        assert_eq!(harness.table.poll_timeout(0), Some(1));
+        harness.tick(1, &[]);
+        assert_eq!(*calls.borrow(), [Event::Timer]);
+        assert_eq!(harness.table.poll_timeout(1), Some(1));
+    }
+
+    #[test]
     fn moving_the_timer_of_a_handler_sets_no_further_one() {
         let (mut harness, calls) = with_handler(TIMEOUTS, |_, context| {
             context.set_timer(Some(Duration::from_millis(50)));
