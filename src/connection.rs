@@ -155,7 +155,7 @@ enum State {
     /// The server shuts down. Data that has already arrived is read and handled, until a read would
     /// block.
     Draining,
-    /// The same, but only until `read_limit` bytes were received in total.
+    /// The same, but only until `read_limit` bytes were received in total, and an EOF after them.
     DrainingRest,
     /// The client has ended its half. The handler may still have output to append.
     Ended,
@@ -273,6 +273,13 @@ pub(crate) struct Connection<S, H> {
 }
 
 impl<S: Stream, H: Handler> Connection<S, H> {
+    /// Only a read that would block proves that nothing more has arrived.
+    const UNKNOWN_INPUT: Readiness = Readiness {
+        readable: true,
+        writable: false,
+        read_until_would_block: true,
+    };
+
     /// A new connection: writable, and not known to be readable.
     pub(crate) fn new(stream: S, handler: H) -> Self {
         Self {
@@ -306,20 +313,16 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.shutting_down = true;
         if self.state == State::Serving {
             self.state = State::Draining;
-            // Only a read that would block proves that no more data has arrived.
-            self.add_readiness(Readiness {
-                readable: true,
-                writable: false,
-                read_until_would_block: true,
-            });
+            self.add_readiness(Self::UNKNOWN_INPUT);
         }
     }
 
-    /// Limits reading to data that has already arrived, for a client that never stops sending.
+    /// Limits reading to data that has already arrived, for a client that never stops sending. An EOF is read as well.
     pub(crate) fn limit_reading(&mut self) {
-        if let State::Serving | State::Draining = self.state {
+        if self.state == State::Draining {
             self.read_limit = self.bytes_in + self.stream.unread();
             self.state = State::DrainingRest;
+            self.add_readiness(Self::UNKNOWN_INPUT);
         }
     }
 
@@ -574,23 +577,25 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// What comes next, unless the connection [awaits input](Self::awaits_input).
     #[cold]
     fn next_step(&self, input: &Buffer) -> Step {
-        let may_read = match self.state {
-            State::Serving | State::Draining => true,
-            State::DrainingRest => self.bytes_in < self.read_limit,
-            State::Ended => false,
-            State::Refusing | State::Flushing(_) | State::Lingering(_) => return Step::Finish,
-        };
         match self.wait {
+            _ if !self.is_serving() => Step::Finish,
             Wait::Open => Step::Call(Event::Open),
             Wait::Sent => Step::Call(Event::Sent),
-            Wait::Input | Wait::Answer
-                if may_read && self.readiness.readable && input.room() > 0 =>
-            {
-                Step::Read
-            }
+            Wait::Input | Wait::Answer if self.may_read(input) => Step::Read,
             Wait::Input => Step::Finish,
             Wait::Answer => Step::Wait,
         }
+    }
+
+    /// Whether a read may return what the handler gets.
+    fn may_read(&self, input: &Buffer) -> bool {
+        let is_in_time = || match self.state {
+            // The EOF is not among the unread bytes.
+            State::DrainingRest if self.bytes_in == self.read_limit => self.stream.unread() == 0,
+            State::DrainingRest => self.bytes_in < self.read_limit,
+            state => state != State::Ended,
+        };
+        self.readiness.readable && input.room() > 0 && is_in_time()
     }
 
     /// The status of a connection with pending output: either a write would block or the budget is used.
@@ -1651,6 +1656,7 @@ mod tests {
         let calls = [
             ReadCall(Ok(b"abcd")),
             WriteCall(b"abcd", Ok(4)),
+            Unread(4),
             IsDelivered(true),
             Unread(4),
         ];
@@ -1702,6 +1708,41 @@ mod tests {
         assert_eq!(harness.run(&calls), Status::Idle);
         let lingering = Phase::Lingering(CloseReason::Shutdown);
         assert_eq!(harness.connection.phase(), lingering);
+    }
+
+    #[test]
+    fn eof_that_had_arrived_is_answered_after_the_read_deadline() {
+        let process = |event, context: &mut Context<'_>| {
+            if event == Event::Eof {
+                assert!(context.output.push(b"bye"));
+            }
+            Echo.process(event, context)
+        };
+        for ends in [true, false] {
+            let mut harness = Harness::new(handler(process));
+            harness.run(&[]);
+            harness.connection.drain();
+            harness.script.0.borrow_mut().push_back(Unread(2));
+            harness.connection.limit_reading();
+            let answer = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Ok(2)), Unread(0)];
+            let (rest, status): (&[_], _) = match ends {
+                true => (
+                    &[EOF, WriteCall(b"bye", Ok(3)), IsDelivered(true)],
+                    Status::Closed(CloseReason::PeerClosed),
+                ),
+                false => (
+                    &[
+                        WOULD_BLOCK_READ,
+                        IsDelivered(true),
+                        Unread(0),
+                        ShutdownWrite(Ok(())),
+                        WOULD_BLOCK_READ,
+                    ],
+                    Status::Idle,
+                ),
+            };
+            assert_eq!(harness.run(&[&answer, rest].concat()), status);
+        }
     }
 
     #[test]

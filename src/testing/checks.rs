@@ -334,14 +334,16 @@ impl Kernel<'_> {
     }
 
     /// Checks that only data that had arrived by the middle of a shutdown is answered in its second half. What is
-    /// read after that is refused, once everything before it is answered and delivered.
-    pub(super) fn check_reading(&mut self, id: usize, count: usize) {
+    /// read after that is refused, once everything before it is answered and delivered. A read that looks for the EOF,
+    /// after none was unread, can return data that has just arrived.
+    pub(super) fn check_reading(&mut self, id: usize, count: usize, looks_for_eof: bool) {
         let is_second_half = self.pollers[self.current].stopped_reading.is_some();
         let connection = &self.connections[id];
         let read = connection.read - count;
         if !is_second_half
             || connection.write_shutdown.is_some()
             || connection.refusal.is_some()
+            || (looks_for_eof && connection.read_limit == Some(read))
             || connection.read_limit.is_none_or(|limit| read < limit)
         {
             return;
@@ -361,6 +363,16 @@ impl Kernel<'_> {
         let must_be = self.pollers[self.current].draining && !connection.reset_by_client;
         self.check(is_delivered || !must_be, || {
             format!("connection {id} ends in a shutdown before its output is delivered")
+        });
+    }
+
+    /// Checks that the server has read an EOF that had arrived in time before it ends its half in a shutdown.
+    pub(super) fn check_eof(&mut self, id: usize) {
+        let connection = &self.connections[id];
+        let is_ignored = connection.ended_in_time && !connection.eof_reported;
+        let may_be = connection.close_requested.is_some();
+        self.check(!is_ignored || may_be, || {
+            format!("connection {id} ends in a shutdown, and the EOF of its client was not read")
         });
     }
 
@@ -747,7 +759,7 @@ mod tests {
     ];
 
     /// The same for the checks of a shutdown, which each entry runs.
-    const IN_A_SHUTDOWN: [(&str, Break); 7] = [
+    const IN_A_SHUTDOWN: [(&str, Break); 8] = [
         ("thread 1 sleeps after the deadline", |kernel| {
             shut_down(kernel, 10);
             kernel.pollers[ACCEPTOR].ended = true;
@@ -773,7 +785,7 @@ mod tests {
             kernel.current = WORKER;
             kernel.pollers[WORKER].stopped_reading = Some(0);
             kernel.connections[0].read_limit = Some(2);
-            kernel.check_reading(0, 1);
+            kernel.check_reading(0, 1, false);
         }),
         (
             "ends in a shutdown before its output is delivered",
@@ -784,6 +796,10 @@ mod tests {
                 kernel.check_delivered(0);
             },
         ),
+        ("the EOF of its client was not read", |kernel| {
+            kernel.connections[0].ended_in_time = true;
+            kernel.check_eof(0);
+        }),
         ("the acceptor dropped client 0; expired: false", |kernel| {
             kernel.pollers[ACCEPTOR].uncounted_drop = Some(0);
             kernel.check_last_close(ACCEPTOR);

@@ -79,6 +79,8 @@ pub(super) struct SimConnection {
     pub(super) arrived: usize,
     /// What had arrived when the server stopped accepting new data in a shutdown.
     pub(super) read_limit: Option<usize>,
+    /// The EOF had arrived then.
+    pub(super) ended_in_time: bool,
     pub(super) read: usize,
     pub(super) receive_buffer_size: usize,
     /// [`Kernel::sequence`] when the first byte, or the EOF, arrived in the empty receive queue.
@@ -150,6 +152,8 @@ pub(super) struct SimConnection {
     pub(super) asked_unread: u64,
     /// There were unread bytes then, and the server has not read since.
     pub(super) found_unread: bool,
+    /// The server's last call has found that there were none.
+    pub(super) found_empty: bool,
     /// The server's last call has found that all output is delivered.
     pub(super) found_delivered: bool,
     pub(super) abort_requested: bool,

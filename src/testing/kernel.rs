@@ -453,6 +453,7 @@ impl<'a> Kernel<'a> {
         let connection = &mut self.connections[id];
         connection.ticks_unserved = None;
         connection.found_delivered = false;
+        connection.found_empty = false;
         if read + sent > 0 {
             self.progress += 1;
             if connection.write_shutdown.is_none() {

@@ -70,6 +70,7 @@ pub(super) struct SimStream<'a> {
 
 impl Read for SimStream<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let looks_for_eof = self.machine.kernel.borrow().connections[self.id].found_empty;
         let mut kernel = self.machine.enter();
         let (kernel, id) = (&mut *kernel, self.id);
         kernel.account(id, 0, 0);
@@ -77,11 +78,12 @@ impl Read for SimStream<'_> {
             format!("connection {id} reads into a full buffer")
         });
         if kernel.is_interrupted() {
+            kernel.connections[id].found_empty = looks_for_eof;
             return Err(ErrorKind::Interrupted.into());
         }
         let connection = &mut kernel.connections[id];
         if connection.unread() > 0 {
-            let count = kernel.read(id, bytes);
+            let count = kernel.read(id, bytes, looks_for_eof);
             kernel.record(|| format!("connection {id}: read returns {count} of {}", bytes.len()));
             return Ok(count);
         }
@@ -118,7 +120,7 @@ impl Kernel<'_> {
     }
 
     /// Moves unread bytes to the server; returns their number.
-    fn read(&mut self, id: usize, bytes: &mut [u8]) -> usize {
+    fn read(&mut self, id: usize, bytes: &mut [u8], looks_for_eof: bool) -> usize {
         let truncate = self.parameters.short_reads_unreliable && self.rng.one_in(2);
         let connection = &mut self.connections[id];
         let mut count = connection.unread().min(bytes.len());
@@ -134,7 +136,7 @@ impl Kernel<'_> {
         connection.read += count;
         self.bytes_read += count as u64;
         self.account(id, count, 0);
-        self.check_reading(id, count);
+        self.check_reading(id, count, looks_for_eof);
         count
     }
 }
@@ -248,6 +250,7 @@ impl Stream for SimStream<'_> {
             format!("connection {id} shut down its side twice")
         });
         kernel.check_delivered(id);
+        kernel.check_eof(id);
         Ok(())
     }
 
@@ -269,7 +272,7 @@ impl Stream for SimStream<'_> {
     }
 
     fn unread(&self) -> u64 {
-        // `finish` asks for delivery first, `limit_reading` does not.
+        // `finish` asks for delivery first; of the others, `limit_reading` is the first.
         let is_done = self.machine.kernel.borrow().connections[self.id].found_delivered;
         let mut kernel = self.machine.enter();
         kernel.account(self.id, 0, 0);
@@ -277,8 +280,10 @@ impl Stream for SimStream<'_> {
         let connection = &mut kernel.connections[self.id];
         connection.asked_unread = sequence;
         connection.found_unread = connection.unread() > 0;
-        if !is_done {
+        connection.found_empty = !connection.found_unread;
+        if !is_done && connection.read_limit.is_none() {
             connection.read_limit = Some(connection.arrived);
+            connection.ended_in_time = connection.half_closed;
         }
         connection.unread() as u64
     }
