@@ -457,6 +457,7 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::poller::Poller;
 
     fn config() -> Config {
         Config {
@@ -476,6 +477,20 @@ mod tests {
         assert!(!handle.is_shut_down());
         handle.shut_down();
         assert!(handle.is_shut_down());
+    }
+
+    #[test]
+    fn every_worker_can_be_woken() {
+        let two_workers = Config {
+            workers: NonZeroUsize::new(2).unwrap(),
+            ..config()
+        };
+        let mut server = Server::bind(two_workers).unwrap();
+        server.handle().wake_workers();
+        for worker in &mut server.workers {
+            Poller::<Socket>::poll(&mut worker.poller, Some(0)).unwrap();
+            assert_eq!(Poller::<Socket>::events(&worker.poller).count(), 1);
+        }
     }
 
     #[test]

@@ -403,6 +403,41 @@ mod tests {
         keepalive: None,
     };
 
+    #[cfg(target_os = "linux")]
+    fn tcp(listener: &Listener) -> SockRef<'_> {
+        match listener {
+            Listener::Tcp(listener) => SockRef::from(listener),
+            other => panic!("{other:?} was not bound to a port"),
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn listener_has_the_options_that_its_sockets_inherit() {
+        let listener = bind_socket("127.0.0.1:0".parse().unwrap(), OPTIONS).unwrap();
+        let socket = tcp(&listener);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.out_of_band_inline().unwrap());
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 << 10);
+    }
+
+    /// Without IPv6, there is nothing to test.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn only_the_unspecified_ipv6_address_is_for_ipv4_too() {
+        let Ok(one) = bind_socket("[::1]:0".parse().unwrap(), OPTIONS) else {
+            return;
+        };
+        assert!(tcp(&one).only_v6().unwrap());
+        let all = Listener::bind(&Address::AnyInterface(0), OPTIONS).unwrap();
+        assert!(!tcp(&all[0]).only_v6().unwrap());
+        // An address in use is not a missing one, which IPv4 would replace.
+        let in_use =
+            Address::AnyInterface(tcp(&one).local_addr().unwrap().as_socket().unwrap().port());
+        let error = Listener::bind(&in_use, OPTIONS).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    }
+
     #[test]
     #[cfg(target_os = "linux")]
     fn handshakes_in_progress_complete_and_no_others_begin() {
@@ -424,11 +459,9 @@ mod tests {
         let refused = TcpStream::connect_timeout(&address, Duration::from_millis(100));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
         client.detach_filter().unwrap();
-        let Listener::Tcp(tcp) = &listener else {
-            panic!("it was not adopted");
-        };
         let timeout = Timespec::try_from(Duration::from_secs(30)).unwrap();
-        let mut sockets = [PollFd::new(tcp, PollFlags::IN)];
+        let tcp = tcp(&listener);
+        let mut sockets = [PollFd::new(&*tcp, PollFlags::IN)];
         rustix::event::poll(&mut sockets, Some(&timeout)).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"connected").unwrap();
