@@ -454,28 +454,29 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         result.unwrap_or_else(Status::Closed)
     }
 
-    /// Retains the scratch buffers, which hold bytes. Without memory for their replacement, the connection
-    /// closes and its bytes are discarded.
+    /// Retains the scratch buffers, which hold bytes. If the connection has failed, or there is no memory for the
+    /// replacement of the buffers, it closes with a reset, and its bytes are discarded.
     fn retain_scratch(
         &mut self,
         status: Status,
         pool: &mut Pool,
         counters: &WorkerCounters,
     ) -> Status {
-        match pool.take_scratch() {
-            Ok(buffers) => {
-                counters.buffered.adjust(0, buffers.len());
-                self.buffers = Some(buffers);
-                status
-            }
-            Err(_out_of_memory) => {
-                let reason = CloseReason::OutOfMemory;
-                discard(&mut pool.scratch().input, reason, counters);
-                discard(&mut pool.scratch().output, reason, counters);
-                self.stream.abort();
-                Status::Closed(reason)
-            }
-        }
+        let reason = match status {
+            Status::Closed(reason) => reason,
+            _ => match pool.take_scratch() {
+                Ok(buffers) => {
+                    counters.buffered.adjust(0, buffers.len());
+                    self.buffers = Some(buffers);
+                    return status;
+                }
+                Err(_out_of_memory) => CloseReason::OutOfMemory,
+            },
+        };
+        discard(&mut pool.scratch().input, reason, counters);
+        discard(&mut pool.scratch().output, reason, counters);
+        self.stream.abort();
+        Status::Closed(reason)
     }
 
     /// Runs the state machine: sends pending output, makes the calls of the handler that are due, then serves.
@@ -839,6 +840,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::connection::buffer::OUT_OF_MEMORY;
     use crate::handler::Echo;
 
     impl Resources {
@@ -1139,7 +1141,7 @@ mod tests {
                 closed,
                 "{kind}"
             );
-            let writing = [ReadCall(Ok(b"a")), WriteCall(b"a", Err(kind))];
+            let writing = [ReadCall(Ok(b"a")), WriteCall(b"a", Err(kind)), Abort];
             assert_eq!(
                 Harness::new(Echo).event(READABLE, &writing),
                 closed,
@@ -1153,9 +1155,23 @@ mod tests {
         }
     }
 
+    /// No memory is needed to discard what a failed connection holds.
+    #[test]
+    fn failed_connection_without_memory_has_its_own_reason() {
+        let mut harness = Harness::new(Echo);
+        OUT_OF_MEMORY.set(true);
+        let reset = Err(ErrorKind::ConnectionReset);
+        let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", reset), Abort];
+        let status = harness.event(READABLE, &calls);
+        OUT_OF_MEMORY.set(false);
+        assert_eq!(status, Status::Closed(CloseReason::Reset));
+        assert_eq!(harness.discarded(CloseReason::Reset), 2);
+        assert_eq!(harness.connection.abort_if_incomplete(), 0);
+    }
+
     #[test]
     fn write_of_zero_bytes_is_an_error() {
-        let calls = [ReadCall(Ok(b"a")), WriteCall(b"a", Ok(0))];
+        let calls = [ReadCall(Ok(b"a")), WriteCall(b"a", Ok(0)), Abort];
         let status = Harness::new(Echo).event(READABLE, &calls);
         assert_eq!(status, Status::Closed(CloseReason::Error));
     }
