@@ -91,6 +91,9 @@ pub enum Action {
     /// ([`CloseReason::IdleTimeout`](crate::CloseReason::IdleTimeout)). After the output is sent, the server waits up to
     /// 1 s for the client's EOF. The handler is dropped only then: it must remove itself from shared state *before* it
     /// returns this.
+    ///
+    /// After the client's EOF this is the same as [`Continue`](Self::Continue): the idle timeout applies, and the reason
+    /// is [`CloseReason::PeerClosed`](crate::CloseReason::PeerClosed).
     Close,
 }
 

@@ -53,8 +53,8 @@
 //! **Frames.** Binary protocols put a length before each message. A frame must fit into
 //! [`Config::buffer_size`] with its header of four bytes. One that fills `input` and is not consumed closes its
 //! connection ([`CloseReason::BufferFull`]): the client gets the earlier answers, then EOF. To send an error
-//! message first, check whether the length in the header exceeds `input.capacity()`, and return [`Action::Close`]. Here each frame is answered with a frame of its
-//! reversed contents:
+//! message first, check whether the length in the header exceeds `input.capacity() - 4`, and return
+//! [`Action::Close`]. Here each frame is answered with a frame of its reversed contents:
 //!
 //! ```
 //! # use echoserver::{Action, Context, Event, Handler};
@@ -164,8 +164,8 @@
 //!   so a wake-up can be too late for them.
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
-//!   atomic, because the workers run in parallel. The closure also receives the [`Peer`] and, as a
-//!   [`NewConnection`], the address that it has connected to.
+//!   atomic, because the workers run in parallel. The closure receives a [`NewConnection`]: the [`Peer`], and the address
+//!   that it has connected to.
 //! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
 //!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
 //!   returns the counters.
@@ -181,7 +181,7 @@
 //! * **It must not block.** Its worker serves many other connections, which would all wait. A lock held
 //!   for a moment does no harm; a database query does: use a [`WorkQueue`].
 //! * **It has no access to its socket**: it can neither set socket options nor learn how the connection
-//!   was closed. It is only dropped when the connection closes.
+//!   was closed. It is dropped then, without a call.
 //! * **It sees at most one buffer of input at a time**, unless it stores more elsewhere.
 //! * **It cannot pause input**, and does not need to: while output is pending, the server does not read.
 //! * **It cannot open connections.** A proxy needs another library, or blocking sockets on a [`WorkQueue`].
@@ -217,16 +217,19 @@
 //! | `server::control` | the two signals between threads: capacity and shutdown | sockets, bytes |
 //! | `server::worker` | the event loop of one thread, one tick at a time | bytes, protocols |
 //! | `server::poller` | a poll and a clock; the simulation replaces it | connections |
+//! | `server::new_connection` | [`NewConnection`], what a new handler is made from | connections |
 //! | `connection::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
 //! | `connection::timers` | when to look at a deadline | connections |
 //! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups | connections |
 //! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
-//! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | I/O |
+//! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | sockets |
 //! | `handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
 //! | `notify` | the flag that coalesces notifications | any other module |
-//! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only its traits |
+//! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only `Stream` and `Readiness` |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
-//! | `stats` | counters with one writer each | any other module |
+//! | `stats` | counters with one writer each | any other module but `connection::timers` |
+//! | `peer` | [`Peer`], the client of a connection | any other module |
+//! | `error` | the text of errors | any other module |
 //!
 //! `connection` and the modules below it perform no polling and read no clock: streams, readiness and
 //! time are arguments. A simulated kernel can therefore drive exactly the code that serves sockets.
@@ -245,8 +248,8 @@
 //!    registers a connection's socket once, for all events, edge-triggered, and never changes the
 //!    registration.
 //! 4. **The table** drives connections whose budget was used in the last tick, then those with an event,
-//!    then a bounded number of those that were woken, then new ones. It also decides how long the worker may sleep: not at all while a connection is
-//!    runnable, and otherwise until the next deadline.
+//!    then a bounded number of those that were woken, then new ones. It also decides how long the worker
+//!    may sleep: not at all while a connection is runnable, and otherwise until the next deadline.
 //! 5. **A connection** transfers bytes until a call would block. An event means only that a call may
 //!    succeed; state changes follow from the results of system calls.
 //! 6. **The handler** is the only part that interprets bytes.
@@ -300,7 +303,7 @@
 //!    Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
 //!    `event_with_a_stale_token_is_ignored`; [`testing`](../src/echoserver/testing.rs.html):
 //!    `simulation_of_echo`.
-//! 8. **Push first, then wake. On a wake-up, clear the notified mark, then empty the queue.** Wake-ups coalesce:
+//! 8. **Push first, then wake. On a wake-up, clear the flag, then empty the queue.** Wake-ups coalesce:
 //!    one per worker and batch is enough. Dropping a waker removes its event from the poll, so it lives as
 //!    long as the loop.
 //!    Tests: [`server::dispatcher`](../src/echoserver/server/dispatcher.rs.html):

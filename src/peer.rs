@@ -1,4 +1,4 @@
-//! The client of a connection, as shown in logs and passed to the handler factory.
+//! The client of a connection, as shown in logs and told by [`NewConnection`](crate::NewConnection).
 
 use std::fmt;
 use std::net::SocketAddr;

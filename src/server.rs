@@ -74,9 +74,10 @@ pub struct Config {
     /// accepted none of the pending output. The close can be late by an eighth of it. Must not be zero.
     /// Default: none.
     pub idle_timeout: Option<Duration>,
-    /// Time limit for a graceful shutdown; remaining connections are then reset. Data that arrives in its
-    /// second half, or after the server has ended its half of a connection, is not answered; a client that ends
-    /// its stream with such data is reset. Default: 5 s.
+    /// Time limit for a graceful shutdown. Connections that are still open are closed then, and reset if the server
+    /// holds bytes of them or an answer is still to come. Data that arrives in its second half, or after the server has
+    /// ended its half of a connection, is not answered; a client that ends its stream with such data is reset.
+    /// Default: 5 s.
     pub drain_timeout: Duration,
     /// Checks whether a client still exists after this time without a packet from it (TCP keepalive): six
     /// probes, 10 s apart, before the connection is closed. Default: 5 minutes; `None` turns it off.
@@ -176,7 +177,7 @@ impl Default for Config {
 /// let server = Server::bind(Config { listen, ..Config::default() })?;
 /// println!("listening on {}", server.addresses()[0]);
 /// let handle = server.handle();
-/// let serving = thread::spawn(move || server.run(|_peer| Echo));
+/// let serving = thread::spawn(move || server.run(|_connection| Echo));
 /// handle.shut_down();
 /// let stats = serving.join().unwrap()?;
 /// assert_eq!(stats.accepted, 0);
@@ -347,7 +348,6 @@ impl Server {
                 let counters = &handle.counters.workers[index];
                 let serve = move || {
                     let _guard = ShutdownOnDrop(handle);
-                    // `handle` keeps the waker alive: dropping it would remove its event from the poll.
                     let WorkerParts {
                         mut poller,
                         pool,
@@ -422,8 +422,8 @@ impl Handle {
     /// progress complete and no others begin), answers all input that has arrived, and closes every
     /// connection once its output is delivered. Connections that are not done
     /// [`drain_timeout`](Config::drain_timeout) after this call are closed then, and reset if the server still
-    /// holds bytes of them. A client that has received everything and stays connected is waited for 1 s. Returns
-    /// at once. Further calls have no effect.
+    /// holds bytes of them or an answer is still to come. A client that has received everything and stays connected is
+    /// waited for 1 s, and longer while it sends. Returns at once. Further calls have no effect.
     pub fn shut_down(&self) {
         let deadline = self.clock.now().saturating_add(millis(self.drain_timeout));
         self.control.shut_down(deadline.min(NEVER - 1));

@@ -345,12 +345,14 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             entry.phase = phase;
             return self.set_deadline(token, now);
         }
-        if moves_deadline
-            && phase != Phase::Refusing
-            && (self.is_shutting_down() || !matches!(phase, Phase::Lingering(_)))
-        {
-            // Input does not extend the wait for EOF: a client that keeps sending could hold the connection open. In
-            // a shutdown the deadline of the shutdown prevents that.
+        // A client that keeps sending could extend the wait for its EOF without end. In a shutdown, the deadline of the
+        // shutdown prevents that.
+        let is_extensible = match phase {
+            Phase::Serving | Phase::Waiting | Phase::Flushing => true,
+            Phase::Lingering(_) => self.is_shutting_down(),
+            Phase::Refusing => false,
+        };
+        if moves_deadline && is_extensible {
             let deadline = self.deadline_of(phase, now);
             self.entries[token].deadline = deadline;
         }
@@ -506,7 +508,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     }
 
     /// Answers the data that has arrived, then closes every connection, those that arrive later included.
-    /// Those that are not done at `deadline` are closed then, with a reset if their buffers hold bytes.
+    /// Those that are not done at `deadline` are closed then, with a reset if their buffers hold bytes or an answer is
+    /// still to come.
     ///
     /// A further call can only move the deadline to an earlier time.
     pub(crate) fn shut_down(&mut self, deadline: Millis, now: Millis) {

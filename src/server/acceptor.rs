@@ -320,9 +320,9 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     /// Starts or continues a shutdown. Where the kernel can ignore new clients, a listener stays open for
-    /// [`HANDSHAKE_TIMEOUT`], or a quarter of the time that is left, so that handshakes in progress complete. Then its
-    /// backlog is accepted, and it is closed. Accepted connections are dispatched as capacity becomes free; at the
-    /// deadline the others are reset.
+    /// [`HANDSHAKE_TIMEOUT`] or a quarter of the time that is left, whichever is shorter, so that handshakes in
+    /// progress complete. Then its backlog is accepted, and it is closed. Accepted connections are dispatched as
+    /// capacity becomes free; at the deadline the others are reset.
     fn shut_down(&mut self, deadline: Millis) {
         self.resume();
         if self.shutdown_deadline.is_none() {

@@ -3,10 +3,7 @@
 //! Each worker has a bounded queue. A worker that sleeps in its poll cannot wait on a channel as well, so
 //! a waker raises an event in that poll.
 //!
-//! A wake-up must never be lost, and should be rare. An item is therefore pushed first and its worker
-//! notified afterwards, and a worker that was notified and has not looked into its queue yet is not
-//! notified again. [`Receiver::take`] clears that flag *before* it takes from the queue: an item that is
-//! pushed meanwhile is either taken or notifies again.
+//! No wake-up is lost: see [`NotifyFlag`].
 
 use std::iter;
 use std::sync::Arc;
@@ -285,7 +282,7 @@ mod tests {
         assert_eq!(
             wakers[0].count(),
             2,
-            "the mark was cleared before the first item"
+            "the flag was cleared before the first item"
         );
         assert_eq!(items.by_ref().collect::<Vec<_>>(), [1, 2]);
         dispatcher.try_dispatch(3).unwrap();

@@ -106,7 +106,8 @@ pub(crate) struct Options {
     #[arg(env = "ECHOSERVER_DRAIN_DELAY", default_value = "0s", value_parser = parse_duration)]
     pub(crate) drain_delay: Duration,
 
-    /// Time limit for a graceful shutdown; remaining connections are then reset
+    /// Time limit for a graceful shutdown; connections that are not done are then closed, and reset if
+    /// bytes are lost
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
     #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     drain_timeout: Duration,
