@@ -441,7 +441,7 @@ impl Handle {
         self.control.shutdown_deadline().is_some()
     }
 
-    /// Wakes every worker. One whose [`wakes`](crate::WorkerStats::wakes) do not increase afterwards is stuck in a
+    /// Wakes every worker. One whose [`ticks`](crate::WorkerStats::ticks) do not increase afterwards is stuck in a
     /// handler, or has ended.
     pub fn wake_workers(&self) {
         self.control.wake_workers();

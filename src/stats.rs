@@ -159,7 +159,7 @@ pub(crate) struct WorkerCounters {
     pub(crate) bytes_generated: Counter,
     pub(crate) buffered: Counter,
     pub(crate) discarded: [Counter; CloseReason::ALL.len()],
-    pub(crate) wakes: Counter,
+    pub(crate) ticks: Counter,
     pub(crate) yields: Counter,
     /// In milliseconds.
     pub(crate) longest_tick: Counter,
@@ -179,7 +179,7 @@ impl WorkerCounters {
             bytes_generated: self.bytes_generated.get().cast_signed(),
             buffered: self.buffered.get(),
             discarded: self.discarded.each_ref().map(Counter::get),
-            wakes: self.wakes.get(),
+            ticks: self.ticks.get(),
             yields: self.yields.get(),
             longest_tick: Duration::from_millis(self.longest_tick.get()),
         }
@@ -321,7 +321,7 @@ impl Stats {
             named("accept_errors", self.accept_errors),
             named("accept_pauses", self.accept_pauses),
             named("accept_paused_ms", paused_ms),
-            named("wakes", total.wakes),
+            named("ticks", total.ticks),
             named("yields", total.yields),
         ]);
         fields
@@ -392,8 +392,8 @@ pub struct WorkerStats {
     /// Bytes received or generated but not sent, by the [reason](CloseReason::ALL) their connection
     /// was closed.
     pub discarded: [u64; CloseReason::ALL.len()],
-    /// Ticks of the worker's event loop.
-    pub wakes: u64,
+    /// Ticks of the worker's event loop, each with one wait for events.
+    pub ticks: u64,
     /// How often a connection used its budget and moved to the back of the run queue.
     pub yields: u64,
     /// The longest tick: how long the events of other connections have waited at most. Of several workers, the
@@ -428,7 +428,7 @@ impl AddAssign<&WorkerStats> for WorkerStats {
         self.bytes_out += other.bytes_out;
         self.bytes_generated += other.bytes_generated;
         self.buffered += other.buffered;
-        self.wakes += other.wakes;
+        self.ticks += other.ticks;
         self.yields += other.yields;
         self.longest_tick = self.longest_tick.max(other.longest_tick);
         for index in 0..CloseReason::ALL.len() {
@@ -537,13 +537,13 @@ mod tests {
                 bytes_generated,
                 buffered,
                 discarded,
-                wakes,
+                ticks,
                 yields,
                 longest_tick,
             } = &***worker;
             let by_reason = closed.iter().chain(discarded);
             let numbers = [assigned, bytes_in, bytes_out, bytes_generated];
-            let others = [buffered, wakes, yields, longest_tick];
+            let others = [buffered, ticks, yields, longest_tick];
             let all = numbers.into_iter().chain(others).chain(by_reason);
             for (number, counter) in (1..).zip(all) {
                 counter.add(number * factor);
@@ -556,7 +556,7 @@ mod tests {
             bytes_out: 33,
             bytes_generated: 44,
             buffered: 55,
-            wakes: 66,
+            ticks: 66,
             yields: 77,
             longest_tick: Duration::from_millis(80),
             closed: std::array::from_fn(|index| 11 * (9 + index as u64)),

@@ -87,7 +87,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     ) -> io::Result<()> {
         poller.poll(self.poll_timeout())?;
         self.now = poller.now();
-        self.counters.wakes.add(1);
+        self.counters.ticks.add(1);
         self.table.run_queued(self.now);
         self.handle_events(poller);
         let mut is_due = self.table.is_due(self.now);

@@ -18,11 +18,11 @@ fn check_wakeups(config: Config) {
     let busy = server.connect();
     busy.ping(b"first");
     assert_eq!(server.stats().total().buffered, 0);
-    let wakes = server.stats().total().wakes;
+    let ticks = server.stats().total().ticks;
     for _ in 0..1_000 {
         busy.ping(b"ping");
     }
-    assert_eq!(server.stats().total().wakes, wakes + 1_000);
+    assert_eq!(server.stats().total().ticks, ticks + 1_000);
 }
 
 #[test]
@@ -54,15 +54,15 @@ fn many_ready_connections_are_served_after_one_wakeup() {
     for (client, message) in clients.iter().zip(messages.chunks(8)) {
         client.send(message);
     }
-    let before = blocked.server.stats().total().wakes;
+    let before = blocked.server.stats().total().ticks;
     let server = blocked.release();
     for (client, message) in clients.iter().zip(messages.chunks(8)) {
         client.expect(message);
     }
     // One for all of them, and two for the connection that blocked the worker, which has been closed.
-    let wakes = server.stats().total().wakes - before;
+    let ticks = server.stats().total().ticks - before;
     let count = clients.len();
-    assert!(wakes <= 3, "{wakes} wake-ups for {count} connections");
+    assert!(ticks <= 3, "{ticks} ticks for {count} connections");
     clients.into_iter().for_each(Client::close);
 }
 

@@ -352,19 +352,19 @@ fn absent_service_manager_is_not_logged() {
 
 #[test]
 fn woken_worker_ticks_unless_it_is_stuck() {
-    let wakes = |server: &TestServer| server.stats().workers[0].wakes;
+    let ticks = |server: &TestServer| server.stats().workers[0].ticks;
     let idle = TestServer::echo();
     for _ in 0..3 {
-        let before = wakes(&idle);
+        let before = ticks(&idle);
         idle.handle.wake_workers();
-        wait_until("the worker runs a tick", || wakes(&idle) > before);
+        wait_until("the worker runs a tick", || ticks(&idle) > before);
     }
     let (blocked, _) = BlockedServer::new(0);
-    let before = wakes(&blocked.server);
+    let before = ticks(&blocked.server);
     blocked.server.handle.wake_workers();
-    assert_eq!(wakes(&blocked.server), before);
+    assert_eq!(ticks(&blocked.server), before);
     let server = blocked.release();
-    wait_until("the worker runs a tick", || wakes(&server) > before);
+    wait_until("the worker runs a tick", || ticks(&server) > before);
 }
 
 /// Copies the packaged units to `folder`, with the path of this build's program.

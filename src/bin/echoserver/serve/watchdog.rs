@@ -38,5 +38,5 @@ pub(crate) fn start(timeout: Duration, server: Handle) -> io::Result<BackgroundT
 
 /// Returns the first worker that has run no tick in between.
 fn stuck_worker(before: &Stats, now: &Stats) -> Option<usize> {
-    iter::zip(&before.workers, &now.workers).position(|(before, now)| before.wakes == now.wakes)
+    iter::zip(&before.workers, &now.workers).position(|(before, now)| before.ticks == now.ticks)
 }

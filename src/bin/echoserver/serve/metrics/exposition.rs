@@ -130,7 +130,7 @@ impl Exposition {
         });
         let name = "echoserver_worker_ticks_total";
         let help = "Ticks of the worker's event loop, each with one wait for events.";
-        self.by_worker(Counter, name, help, workers, |worker| worker.wakes);
+        self.by_worker(Counter, name, help, workers, |worker| worker.ticks);
         let name = "echoserver_worker_longest_tick_seconds";
         let help = "Longest tick since the start: how long other connections have waited at most.";
         self.by_worker(Gauge, name, help, workers, |worker| {
