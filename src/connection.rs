@@ -328,7 +328,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Stops reading and handling; the connection closes once `output` has been sent.
     pub(crate) fn close_after_flush(&mut self, reason: CloseReason) {
-        if self.is_serving() || self.state == State::Refusing {
+        if self.calls_handler() || self.state == State::Refusing {
             self.state = State::Flushing(reason);
         }
     }
@@ -382,7 +382,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Whether the handler can be called.
-    pub(crate) fn is_serving(&self) -> bool {
+    pub(crate) fn calls_handler(&self) -> bool {
         matches!(
             self.state,
             State::Serving | State::Draining | State::DrainingRest | State::Ended
@@ -409,7 +409,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// of buffered bytes.
     pub(crate) fn abort_if_incomplete(&mut self) -> usize {
         let buffered = self.buffered();
-        let is_unanswered = self.is_serving() && self.wait == Wait::Answer;
+        let is_unanswered = self.calls_handler() && self.wait == Wait::Answer;
         if buffered > 0 || is_unanswered || self.state == State::Refusing {
             self.stream.abort();
         }
@@ -508,7 +508,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let wake = mem::take(&mut extras.wake_is_due).then_some(Event::Wake);
         for event in timer.into_iter().chain(wake) {
             let is_done = self.state == State::Ended && self.wait == Wait::Input;
-            if self.is_serving() && !is_done {
+            if self.calls_handler() && !is_done {
                 self.process(event, buffers, tick);
                 self.flush(&mut buffers.output, limit, tick)?;
             }
@@ -579,7 +579,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     #[cold]
     fn next_step(&self, input: &Buffer) -> Step {
         match self.wait {
-            _ if !self.is_serving() => Step::Finish,
+            _ if !self.calls_handler() => Step::Finish,
             Wait::Open => Step::Call(Event::Open),
             Wait::Sent => Step::Call(Event::Sent),
             Wait::Input | Wait::Answer if self.may_read(input) => Step::Read,
@@ -628,7 +628,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             if !self.stream.is_delivered() {
                 return Ok(Status::Idle);
             }
-            if self.is_serving() && self.stream.unread() > 0 {
+            if self.calls_handler() && self.stream.unread() > 0 {
                 self.readiness.readable = true;
                 if self.state == State::DrainingRest && self.bytes_in >= self.read_limit {
                     self.state = State::Refusing;

@@ -32,7 +32,6 @@ use crate::handler::Handler;
 use crate::net::address::Address;
 use crate::net::listener::{ListenOptions, Listener};
 use crate::net::stream::Socket;
-use crate::peer::Peer;
 use crate::stats::{Counters, Stats};
 
 /// Capacity of a worker's queue of new connections.
@@ -339,8 +338,7 @@ impl Server {
             Arc::clone(&handle.counters),
             Arc::clone(&handle.control),
         );
-        let new_handler =
-            |socket: &Socket, peer: &Peer| new_handler(&NewConnection::new(socket, *peer));
+        let new_handler = |socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
         let (handle, new_handler, timeouts) = (&handle, &new_handler, config.timeouts());
         thread::scope(|scope| {
             let mut threads = Vec::new();

@@ -195,14 +195,14 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         mut stream: S,
         peer: Peer,
         now: Millis,
-        open: impl FnOnce(&mut S, &Peer, usize) -> Result<H, CloseReason>,
+        open: impl FnOnce(&mut S, usize) -> Result<H, CloseReason>,
     ) {
         self.reserve_slot();
         self.resources.tick.counters.assigned.add(1);
         let slot = self.entries.vacant_entry();
         let token = slot.key();
         // Contain panics from the handler factory too.
-        let opened = catch_unwind(AssertUnwindSafe(|| open(&mut stream, &peer, token)));
+        let opened = catch_unwind(AssertUnwindSafe(|| open(&mut stream, token)));
         let opened = opened.unwrap_or_else(|panic| {
             dispose(panic);
             Err(CloseReason::Panic)
@@ -698,7 +698,7 @@ mod tests {
             };
             self.counters.acceptor.accepted.add(1);
             self.table
-                .register(stream, Peer::Unix, now, |_, _, token| open(token));
+                .register(stream, Peer::Unix, now, |_, token| open(token));
         }
 
         /// One tick with events for the given tokens.

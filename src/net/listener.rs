@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type
 use crate::connection::Stream;
 use crate::error::{error_text, with_context};
 use crate::net::Register;
-use crate::net::address::Address;
+use crate::net::address::{Address, to_canonical};
 use crate::net::stream::Socket;
 #[cfg(unix)]
 use crate::net::unix::UnixListener;
@@ -126,12 +126,11 @@ impl Listen for Listener {
     fn accept(&self) -> io::Result<(Socket, Peer)> {
         match self {
             Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
-                let (stream, mut address) = listener.accept()?;
+                let (stream, address) = listener.accept()?;
                 // On Linux, accepted sockets inherit the options of the listener.
                 #[cfg(not(any(target_os = "linux", target_os = "android")))]
                 let _already_reset = set_common_options(&SockRef::from(&stream));
-                address.set_ip(address.ip().to_canonical());
-                Ok((Socket::Tcp(stream), Peer::Ip(address)))
+                Ok((Socket::Tcp(stream), Peer::Ip(to_canonical(address))))
             }
             #[cfg(unix)]
             Self::Unix(listener) => Ok((Socket::Unix(listener.accept()?), Peer::Unix)),
@@ -269,7 +268,7 @@ fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Listen
     // bind the same port.
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
-    set_options(&SockRef::from(&socket), options)?;
+    set_options(&socket, options)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;

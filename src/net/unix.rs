@@ -50,7 +50,10 @@ impl UnixListener {
         remove_stale(path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
-        let file = SocketFile::new(path)?;
+        let file = SocketFile {
+            path: path.to_owned(),
+            identity: identity(path)?,
+        };
         if let Some(mode) = mode {
             // Set before `listen`, so that no client can connect with other permissions.
             fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
@@ -118,15 +121,6 @@ impl UnixListener {
 
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.listener, token, Interest::READABLE)
-    }
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            identity: identity(path)?,
-        })
     }
 }
 

@@ -52,7 +52,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn run<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        handler: &impl Fn(&S, &Peer) -> H,
+        handler: &impl Fn(&S, Peer) -> H,
     ) -> io::Result<()> {
         while !self.is_done() {
             self.tick(poller, handler)?;
@@ -83,7 +83,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn tick<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        handler: &impl Fn(&S, &Peer) -> H,
+        handler: &impl Fn(&S, Peer) -> H,
     ) -> io::Result<()> {
         poller.poll(self.poll_timeout())?;
         self.now = poller.now();
@@ -132,15 +132,11 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     }
 
     /// Adds a bounded number of new connections; returns whether there were any.
-    fn take_new<P: Poller<S>>(
-        &mut self,
-        poller: &mut P,
-        handler: &impl Fn(&S, &Peer) -> H,
-    ) -> bool {
+    fn take_new<P: Poller<S>>(&mut self, poller: &mut P, handler: &impl Fn(&S, Peer) -> H) -> bool {
         let mut count = 0;
         for (stream, peer) in self.receiver.take(MAX_NEW_CONNECTIONS) {
             count += 1;
-            let open = |stream: &mut S, peer: &Peer, token| match poller.register(stream, token) {
+            let open = |stream: &mut S, token| match poller.register(stream, token) {
                 Ok(()) => Ok(handler(stream, peer)),
                 Err(error) => {
                     log::warn!("cannot register a connection: {error}");
@@ -336,7 +332,7 @@ mod tests {
             self.poller.now = now;
             self.poller.timeouts.clear();
             self.worker
-                .tick(&mut self.poller, &|_: &Client, _: &Peer| Echo)
+                .tick(&mut self.poller, &|_: &Client, _| Echo)
                 .unwrap();
             self.worker.poll_timeout()
         }

@@ -346,7 +346,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         }
     }
 
-    fn observe_handler(&self, peer: &Peer) -> ObservedHandler<'a, H> {
+    fn observe_handler(&self, peer: Peer) -> ObservedHandler<'a, H> {
         ObservedHandler {
             handler: (self.scenario.handler)(),
             id: client_of(peer),

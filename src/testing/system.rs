@@ -414,7 +414,7 @@ fn address_of(id: usize) -> SocketAddr {
 }
 
 /// The number of the client with this address.
-pub(super) fn client_of(peer: &Peer) -> usize {
+pub(super) fn client_of(peer: Peer) -> usize {
     match peer {
         Peer::Ip(address) => usize::from(address.port()),
         Peer::Unix => 0,
