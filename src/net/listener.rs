@@ -334,6 +334,9 @@ mod tests {
     #[cfg(unix)]
     use std::net::{TcpListener, UdpSocket};
 
+    #[cfg(target_os = "linux")]
+    use socket2::SockAddr;
+
     use super::*;
 
     const V4: &str = "127.0.0.1:7";
@@ -418,6 +421,45 @@ mod tests {
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.out_of_band_inline().unwrap());
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 << 10);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn clients_of_every_kind_of_address_are_reported_and_accepted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = format!("unix:{}/echo", directory.path().display());
+        let name = format!("unix:@echoserver-test-{}", std::process::id());
+        for text in ["127.0.0.1:0", &path, &name] {
+            let mut bound = Listener::bind(&text.parse().unwrap(), OPTIONS).unwrap();
+            assert_eq!(bound.len(), 1, "{text}");
+            let mut poll = mio::Poll::new().unwrap();
+            bound[0].register(poll.registry(), Token(7)).unwrap();
+            assert!(!bound[0].has_waiting_client(), "{text}");
+
+            let _client = connect(&bound[0].address().unwrap());
+            let mut events = mio::Events::with_capacity(8);
+            poll.poll(&mut events, Some(Duration::from_secs(10)))
+                .unwrap();
+            let tokens: Vec<_> = events.iter().map(mio::event::Event::token).collect();
+            assert_eq!(tokens, [Token(7)], "{text}");
+            assert!(bound[0].has_waiting_client(), "{text}");
+            let (_stream, peer) = bound[0].accept().unwrap();
+            assert_eq!(peer == Peer::Unix, text.starts_with("unix:"));
+            assert!(!bound[0].has_waiting_client(), "{text}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn connect(address: &Address) -> RawSocket {
+        let address = match address {
+            Address::Ip(address) => (*address).into(),
+            Address::UnixPath(path) => SockAddr::unix(path).unwrap(),
+            Address::UnixAbstract(name) => SockAddr::unix(format!("\0{name}")).unwrap(),
+            other => panic!("{other} is not bound"),
+        };
+        let socket = RawSocket::new(address.domain(), Type::STREAM, None).unwrap();
+        socket.connect(&address).unwrap();
+        socket
     }
 
     /// Without IPv6, there is nothing to test.
