@@ -202,6 +202,7 @@ mod tests {
             let (mut poller, _waker) = poller(busy_poll, 2);
             let start = Poller::<Socket>::now(&poller);
             assert_eq!(poll(&mut poller, Some(20)), (false, vec![]));
+            assert!(Poller::<Socket>::now(&poller) >= start + 20);
             assert!(Poller::<Socket>::elapsed(&poller, start) >= 20);
         }
     }
