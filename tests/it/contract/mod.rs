@@ -13,7 +13,7 @@
 //! | Drain | [`drain`] | connections in the backlog and in queues, bytes in the kernel, transfers, stuck clients |
 //! | Fails loudly | [`fails_loudly`] | invalid options, variables and addresses, too few descriptors, a worker that panics |
 //! | Robust | [`robust`] | closed streams, unread and broken logs, SIGPIPE, SIGSTOP |
-//! | Timeouts judge the client | [`timeouts_judge_the_client`] | slow readers, stopped readers, a pause of the process, refused clients |
+//! | Timeouts depend on the client | [`timeouts_depend_on_the_client`] | slow readers, stopped readers, a pause of the process, refused clients |
 
 mod accounted;
 mod bounded;
@@ -26,7 +26,7 @@ mod idle_is_free;
 mod isolated;
 mod out_of_descriptors;
 mod robust;
-mod timeouts_judge_the_client;
+mod timeouts_depend_on_the_client;
 
 use std::collections::BTreeSet;
 use std::fs;
