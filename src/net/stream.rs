@@ -209,22 +209,24 @@ pub(crate) fn readiness(event: &Event) -> Readiness {
 }
 
 #[cfg(test)]
+impl Socket {
+    /// Returns a connected socket, and its client.
+    pub(crate) fn with_client() -> (Self, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Self::Tcp(mio::net::TcpStream::from_std(stream)), client)
+    }
+}
+
+#[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::thread;
 
     use super::*;
-
-    /// A connected socket, and its client.
-    fn tcp() -> (Socket, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
-        (Socket::Tcp(mio::net::TcpStream::from_std(stream)), client)
-    }
 
     /// What the other end does can take a moment to arrive.
     fn wait_until(mut condition: impl FnMut() -> bool) {
@@ -247,7 +249,7 @@ mod tests {
 
     #[test]
     fn unread_bytes_are_counted() {
-        let (socket, client) = tcp();
+        let (socket, client) = Socket::with_client();
         check_unread(socket, client);
         let (socket, client) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -257,7 +259,7 @@ mod tests {
 
     #[test]
     fn output_is_delivered_once_it_is_acknowledged() {
-        let (mut socket, mut client) = tcp();
+        let (mut socket, mut client) = Socket::with_client();
         assert!(socket.is_delivered(), "there is none");
         let mut written = 0;
         let error = loop {

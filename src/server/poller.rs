@@ -148,8 +148,6 @@ impl<S: Register> Poller<S> for MioPoller {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
-
     use super::*;
     use crate::net::stream::Socket;
 
@@ -179,17 +177,13 @@ mod tests {
 
     #[test]
     fn more_may_be_pending_after_a_full_batch() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
         for busy_poll in [Duration::ZERO, BUSY] {
             let (mut poller, waker) = poller(busy_poll, 2);
             assert_eq!(Poller::<Socket>::max_events(&poller), 2);
             waker.wake().unwrap();
             assert_eq!(poll(&mut poller, None), (false, vec![WAKER.0]));
-            let stream = mio::net::TcpStream::from_std(stream.try_clone().unwrap());
-            poller.register(&mut Socket::Tcp(stream), 7).unwrap();
+            let (mut socket, _client) = Socket::with_client();
+            poller.register(&mut socket, 7).unwrap();
             waker.wake().unwrap();
             assert_eq!(poll(&mut poller, None), (true, vec![7, WAKER.0]));
             assert_eq!(poll(&mut poller, Some(0)), (false, vec![]));
