@@ -15,8 +15,8 @@ const NOTES: [&str; 2] = [
     "epoll: a raw event loop. tokio-64k, tokio-16k: buffers of 64 and 16 KiB. threads: one for each connection.",
 ];
 
-/// The rows of all tables and the panels of all charts: table or chart, label, case and figure. `figure / server` is the ratio to
-/// the figure of that server in the same round.
+/// The rows of all tables and the panels of all charts: table or chart, label, case and figure. `figure / server` is
+/// the ratio to the figure of that server in the same round.
 const ROWS: &str = "
 summary | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
 summary | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns

@@ -369,7 +369,7 @@ impl<'a> Worker<'a> {
     /// Ends connections that make no progress, and opens failed ones again, if it is time; returns how long until it
     /// is again.
     ///
-    /// Progress is judged by the number of sweeps, not by the clock: after a pause of this process, answers may wait
+    /// Progress is measured in sweeps, not in time: after a pause of this process, answers may wait
     /// to be read.
     fn sweep(&mut self, now: Instant) -> Duration {
         let interval = (self.plan.options.timeout / 4).min(MAX_SWEEP_INTERVAL);
