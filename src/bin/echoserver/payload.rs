@@ -5,13 +5,15 @@
 //! copying it.
 
 const BLOCK: usize = 4096;
+const WORD: usize = 8;
 
-static NOISE: [u8; BLOCK] = noise();
+/// The noise of a block, and of one more word, so that each position is the beginning of a word.
+static NOISE: [u8; BLOCK + WORD] = noise();
 
-const fn noise() -> [u8; BLOCK] {
-    let mut noise = [0; BLOCK];
+const fn noise() -> [u8; BLOCK + WORD] {
+    let mut noise = [0; BLOCK + WORD];
     let mut at = 0;
-    while at < BLOCK {
+    while at < noise.len() {
         noise[at] = mix(at as u64).to_le_bytes()[0];
         at += 1;
     }
@@ -41,60 +43,56 @@ impl Payload {
     }
 
     /// Writes the bytes of the stream that follow `offset`.
-    pub(crate) fn fill(self, mut offset: u64, mut bytes: &mut [u8]) {
+    pub(crate) fn fill(self, offset: u64, bytes: &mut [u8]) {
+        self.for_each_word(offset, bytes, |word, expected| *word = expected);
+    }
+
+    /// Returns the first position in `bytes` that differs from the stream at `offset`, and the byte expected there.
+    /// Does not change `bytes`.
+    pub(crate) fn find_difference(self, offset: u64, bytes: &mut [u8]) -> Option<(usize, u8)> {
+        let mut difference = 0;
+        self.for_each_word(offset, bytes, |word, expected| {
+            difference |= u64::from_le_bytes(*word) ^ u64::from_le_bytes(expected);
+        });
+        if difference == 0 {
+            return None;
+        }
+        let mut expected = vec![0; bytes.len()];
+        self.fill(offset, &mut expected);
+        let mut positions = 0..bytes.len();
+        let at = positions.find(|&at| bytes[at] != expected[at])?;
+        Some((at, expected[at]))
+    }
+
+    /// Calls `visit` with each word of `bytes` and the word of the stream at its place. The last one is padded.
+    #[inline]
+    fn for_each_word(
+        self,
+        mut offset: u64,
+        mut bytes: &mut [u8],
+        mut visit: impl FnMut(&mut [u8; WORD], [u8; WORD]),
+    ) {
         while !bytes.is_empty() {
-            let (noise, key) = self.rest_of_block(offset);
-            let (part, rest) = bytes.split_at_mut(noise.len().min(bytes.len()));
-            let (words, tail) = part.as_chunks_mut::<8>();
-            let (noise_words, _) = noise.as_chunks::<8>();
-            for (word, noise) in words.iter_mut().zip(noise_words) {
-                *word = (u64::from_le_bytes(*noise) ^ key).to_le_bytes();
+            let start = (offset % BLOCK as u64) as usize;
+            let key = mix(self.first_block.wrapping_add(offset / BLOCK as u64));
+            let key = key.rotate_right(8 * (start as u32 % 8));
+            let stream = |noise: &[u8; WORD]| (u64::from_le_bytes(*noise) ^ key).to_le_bytes();
+            let (part, rest) = bytes.split_at_mut(bytes.len().min(BLOCK - start));
+            let (words, tail) = part.as_chunks_mut();
+            let (noise, _) = NOISE[start..].as_chunks();
+            for (word, noise) in words.iter_mut().zip(noise) {
+                visit(word, stream(noise));
             }
-            let noise_tail = &noise[words.len() * 8..];
-            for (byte, (noise, key)) in tail
-                .iter_mut()
-                .zip(noise_tail.iter().zip(key.to_le_bytes()))
-            {
-                *byte = noise ^ key;
+            if !tail.is_empty() {
+                let expected = stream(&noise[words.len()]);
+                let mut word = expected;
+                word[..tail.len()].copy_from_slice(tail);
+                visit(&mut word, expected);
+                tail.copy_from_slice(&word[..tail.len()]);
             }
             offset += part.len() as u64;
             bytes = rest;
         }
-    }
-
-    /// Returns the first position in `bytes` that differs from the stream at `offset`, and the byte expected there.
-    pub(crate) fn find_difference(self, mut offset: u64, bytes: &[u8]) -> Option<(usize, u8)> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (noise, key) = self.rest_of_block(offset);
-            let (part, after) = rest.split_at(noise.len().min(rest.len()));
-            let (words, tail) = part.as_chunks::<8>();
-            let (noise_words, _) = noise.as_chunks::<8>();
-            let mut difference = 0;
-            for (word, noise) in words.iter().zip(noise_words) {
-                difference |= u64::from_le_bytes(*word) ^ u64::from_le_bytes(*noise) ^ key;
-            }
-            let noise_tail = &noise[words.len() * 8..];
-            for (byte, (noise, key)) in tail.iter().zip(noise_tail.iter().zip(key.to_le_bytes())) {
-                difference |= u64::from(byte ^ noise ^ key);
-            }
-            if difference != 0 {
-                let mut expected = vec![0; part.len()];
-                self.fill(offset, &mut expected);
-                let at = (0..part.len()).find(|&at| part[at] != expected[at])?;
-                return Some((bytes.len() - rest.len() + at, expected[at]));
-            }
-            offset += part.len() as u64;
-            rest = after;
-        }
-        None
-    }
-
-    /// Returns the noise from `offset` to the end of its block, and the key for 8 bytes of it.
-    fn rest_of_block(self, offset: u64) -> (&'static [u8], u64) {
-        let start = (offset % BLOCK as u64) as usize;
-        let key = mix(self.first_block.wrapping_add(offset / BLOCK as u64));
-        (&NOISE[start..], key.rotate_right(8 * (start as u32 % 8)))
     }
 }
 
@@ -111,17 +109,13 @@ mod tests {
     #[test]
     fn stream_does_not_depend_on_how_it_is_cut() {
         let whole = bytes(7, 0, 3 * BLOCK);
-        for (start, length) in [
-            (0, 1),
-            (1, 7),
-            (5, 64),
-            (4_090, 13),
-            (4_096, 4_096),
-            (3_001, 9_000),
-        ] {
-            let part = &whole[start..start + length];
-            assert_eq!(bytes(7, start as u64, length), part, "{start} {length}");
-            assert_eq!(Payload::new(7).find_difference(start as u64, part), None);
+        for start in [0, 1, 5, 3_001, 4_090, 4_096] {
+            for length in [1, 7, 13, 64, 4_096, 8_000] {
+                let mut part = bytes(7, start as u64, length);
+                assert_eq!(part, whole[start..start + length], "{start} {length}");
+                let found = Payload::new(7).find_difference(start as u64, &mut part);
+                assert_eq!(found, None);
+            }
         }
     }
 
@@ -131,7 +125,7 @@ mod tests {
             let mut wrong = bytes(1, 500, 10_000);
             let expected = wrong[at];
             wrong[at] ^= 1;
-            let found = Payload::new(1).find_difference(500, &wrong);
+            let found = Payload::new(1).find_difference(500, &mut wrong);
             assert_eq!(found, Some((at, expected)));
         }
     }
@@ -139,15 +133,10 @@ mod tests {
     /// No stretch of 8 bytes occurs twice, in a stream or in two.
     #[test]
     fn streams_do_not_repeat() {
-        let streams = [
-            bytes(0, 0, 1 << 18),
-            bytes(1, 0, 1 << 18),
-            bytes(0, 1 << 40, 1 << 18),
-        ];
+        let places = [(0, 0), (1, 0), (0, 1 << 40)];
+        let streams = places.map(|(connection, offset)| bytes(connection, offset, 1 << 18));
         let windows = streams.iter().flat_map(|stream| stream.windows(8));
-        let mut windows: Vec<_> = windows
-            .map(|window| u64::from_le_bytes(window.try_into().unwrap()))
-            .collect();
+        let mut windows: Vec<_> = windows.collect();
         windows.sort_unstable();
         assert!(windows.windows(2).all(|pair| pair[0] != pair[1]));
     }

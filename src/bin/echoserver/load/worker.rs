@@ -479,7 +479,7 @@ impl Connection {
                     now = Instant::now();
                     self.readable =
                         count == buffer.len() || self.read_closed || !SHORT_MEANS_BLOCKED;
-                    self.receive(&buffer[..count], now, tally)?;
+                    self.receive(&mut buffer[..count], now, tally)?;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -528,7 +528,7 @@ impl Connection {
         Ok(true)
     }
 
-    fn receive(&mut self, bytes: &[u8], now: Instant, tally: &mut Tally) -> Result<(), String> {
+    fn receive(&mut self, bytes: &mut [u8], now: Instant, tally: &mut Tally) -> Result<(), String> {
         let (offset, count) = (self.flow.received(), bytes.len() as u64);
         if let Some((at, expected)) = self.payload.find_difference(offset, bytes) {
             let place = Count(offset + at as u64 + 1);
