@@ -8,20 +8,19 @@ mod report;
 mod tally;
 mod worker;
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Barrier};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+use std::{iter, mem, thread};
 
 use clap::Args;
 use echoserver::Address;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use self::tally::{Period, Tally};
+use self::tally::Tally;
 use self::worker::{Plan, Worker};
 use crate::cli::parse_buffer_size;
 use crate::figures::parse_time;
@@ -31,6 +30,9 @@ use crate::{FAILURE, Failure, print};
 /// Size of a message, unless the user gives one.
 const MESSAGE: usize = 64;
 const FLOOD_MESSAGE: usize = 64 << 10;
+/// Length of a run, unless the user gives one or a number of messages.
+const DURATION: Duration = Duration::from_secs(10);
+const MAX_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Measure an echo server: throughput and round-trip times, with every byte verified
 #[derive(Debug, Args)]
@@ -120,31 +122,29 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 
 impl Options {
     fn plan(&self, target: &Target) -> Plan<'_> {
-        let most = self.messages.unwrap_or(u64::MAX);
-        let connections = u64::from(self.connections).min(most);
-        let threads = u64::from(self.threads).min(connections) as usize;
-        let size = if self.flood { FLOOD_MESSAGE } else { MESSAGE };
-        let max_in_flight = match self.in_flight {
-            Some(limit) => limit,
-            None if self.connect => 1,
-            None if self.flood || self.rate.is_some() => u64::MAX,
-            None => 1,
-        };
-        let default = self
-            .messages
-            .map_or(Duration::from_secs(10), |_| Duration::ZERO);
-        let duration = self.duration.unwrap_or(default);
+        let max_messages = self.messages.unwrap_or(u64::MAX);
+        let connections = u64::from(self.connections).min(max_messages) as usize;
+        let threads = usize::from(self.threads).min(connections);
+        let default_size = if self.flood { FLOOD_MESSAGE } else { MESSAGE };
+        let has_limit = self.connect || !self.flood && self.rate.is_none();
+        let default_in_flight = if has_limit { 1 } else { u64::MAX };
         Plan {
             options: self,
             address: target.address.clone(),
-            size: self.size.unwrap_or(size) as u64,
-            max_in_flight,
-            duration: Some(duration).filter(|duration| !duration.is_zero()),
+            size: self.size.unwrap_or(default_size) as u64,
+            max_in_flight: self.in_flight.unwrap_or(default_in_flight),
             threads,
-            connections: connections as usize,
+            connections,
+            sweep_interval: (self.timeout / 4).min(MAX_SWEEP_INTERVAL),
             stop: Arc::default(),
-            opened: Barrier::new(threads),
+            opened: Barrier::new(threads + 1),
         }
+    }
+
+    /// Returns how long to send, if there is a limit.
+    fn duration(&self) -> Option<Duration> {
+        let default = self.messages.is_none().then_some(DURATION);
+        self.duration.or(default).filter(|it| !it.is_zero())
     }
 }
 
@@ -156,89 +156,113 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let target = Target::find(&options.address, options.timeout)
         .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
     let plan = options.plan(&target);
-    stop_on_signals(&plan.stop)?;
-
-    let show_progress = !options.json && io::stdout().is_terminal();
+    // The first signal ends the run, a second one the process.
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&plan.stop))?;
+        flag::register(signal, Arc::clone(&plan.stop))?;
+    }
     if !options.json {
         print(&report::head(&target, &plan))?;
     }
-    let (warm_up, total) = generate(&plan, show_progress)?;
-
+    let measured = generate(&plan)?;
     print(&match options.json {
-        true => report::json(&target, &plan, &warm_up, &total),
-        false => report::text(&plan, &total),
+        true => report::json(&target, &plan, &measured),
+        false => report::text(&plan, &measured),
     })?;
-    match total.failed + warm_up.failed == 0 && total.messages > 0 {
+    match measured.total.failed == 0 && measured.total.messages > 0 {
         true => Ok(()),
         false => Err(Failure(FAILURE, None)),
     }
 }
 
-/// The first signal ends the run, a second one the process.
-fn stop_on_signals(stop: &Arc<AtomicBool>) -> io::Result<()> {
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(stop))?;
-        flag::register(signal, Arc::clone(stop))?;
-    }
-    Ok(())
+/// What all threads have counted.
+struct Measured {
+    /// Without the messages of the warm-up.
+    total: Tally,
+    warm_up_messages: u64,
+    warm_up_bytes: u64,
+    elapsed: Duration,
 }
 
-/// Runs the threads. Returns what they counted in the warm-up, and afterwards.
-fn generate(plan: &Plan, show_progress: bool) -> Result<(Tally, Tally), Failure> {
-    let workers: io::Result<Vec<_>> = (0..plan.threads)
-        .map(|index| Worker::new(plan, index))
-        .collect();
-    let workers = workers?;
-    let (sender, reports) = mpsc::channel();
+impl Measured {
+    /// Returns the messages that were due and have not come back, lost ones apart.
+    fn unanswered(&self) -> u64 {
+        let done = self.warm_up_messages + self.total.messages + self.total.lost;
+        self.total.due.saturating_sub(done)
+    }
+
+    fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+}
+
+/// Runs the threads until the end of the plan.
+fn generate(plan: &Plan) -> Result<Measured, Failure> {
+    let new_tally = |_| Mutex::new(Tally::new());
+    let tallies: Vec<_> = (0..plan.threads).map(new_tally).collect();
+    let workers = tallies.iter().enumerate();
+    let workers = workers.map(|(index, tally)| Worker::new(plan, index, tally));
+    let workers = workers.collect::<io::Result<Vec<_>>>()?;
+    let (running, ended) = mpsc::channel();
     thread::scope(|scope| {
-        let threads: Vec<_> = workers
-            .into_iter()
-            .map(|worker| {
-                let sender = sender.clone();
-                scope.spawn(move || worker.run(&sender))
-            })
-            .collect();
-        drop(sender);
-        let collected = collect(plan, &reports, show_progress);
-        drop(reports);
-        if collected.is_err() {
-            plan.stop.store(true, Relaxed);
-        }
+        let workers = workers.into_iter().zip(iter::repeat(running));
+        let threads = workers.map(|(worker, running)| scope.spawn(|| worker.run(running)));
+        let threads: Vec<_> = threads.collect();
+        let measured = measure(plan, &tallies, &ended);
+        plan.stop.store(true, Relaxed);
         for thread in threads {
             thread.join().expect("threads do not panic")?;
         }
-        collected
+        measured
     })
 }
 
-/// Adds up what the threads report, and prints a line for each second.
-fn collect(
+/// Collects what the threads count, and prints a line for each second on a terminal. `ended` is disconnected when all
+/// threads have ended.
+fn measure(
     plan: &Plan,
-    reports: &Receiver<(Period, Tally)>,
-    show_progress: bool,
-) -> Result<(Tally, Tally), Failure> {
-    let (mut warm_up, mut total) = (Tally::new(), Tally::new());
-    // Seconds that not all threads have reported yet.
-    let mut incomplete: BTreeMap<u64, (usize, Tally)> = BTreeMap::new();
-    for (period, tally) in reports {
-        let Period::Second(second) = period else {
-            warm_up.add(&tally);
-            continue;
-        };
-        total.add(&tally);
-        if !show_progress {
-            continue;
+    tallies: &[Mutex<Tally>],
+    ended: &Receiver<()>,
+) -> Result<Measured, Failure> {
+    let show_progress = !plan.options.json && io::stdout().is_terminal();
+    let runs_until = |time: Instant| {
+        let timeout = time.saturating_duration_since(Instant::now());
+        ended.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout)
+    };
+    let take = || {
+        let mut sum = Tally::new();
+        for tally in tallies {
+            let mut tally = tally.lock().expect("no thread panics");
+            sum.add(&mem::replace(&mut tally, Tally::new()));
         }
-        let (count, sum) = incomplete
-            .entry(second)
-            .or_insert_with(|| (0, Tally::new()));
-        *count += 1;
-        sum.add(&tally);
-        // The last, shorter period is part of the summary only.
-        if *count == plan.threads && sum.elapsed.is_zero() {
-            print(&report::second(second, sum))?;
-            incomplete.remove(&second);
+        sum
+    };
+    plan.opened.wait();
+    let (mut total, mut start) = (Tally::new(), Instant::now());
+    if !plan.options.warm_up.is_zero() {
+        runs_until(start + plan.options.warm_up);
+        (total, start) = (take(), Instant::now());
+    }
+    let warm_up_messages = mem::take(&mut total.messages);
+    let warm_up_bytes = mem::take(&mut total.bytes);
+    total.rtt.reset();
+    let end = plan.options.duration().map(|duration| start + duration);
+    let mut next = start;
+    loop {
+        next += Duration::from_secs(1);
+        let is_running = runs_until(end.map_or(next, |end| end.min(next)));
+        let (tally, elapsed) = (take(), start.elapsed());
+        total.add(&tally);
+        if !is_running || end.is_some_and(|end| start + elapsed >= end) {
+            return Ok(Measured {
+                total,
+                warm_up_messages,
+                warm_up_bytes,
+                elapsed,
+            });
+        }
+        if show_progress {
+            print(&report::second((next - start).as_secs(), &tally))?;
         }
     }
-    Ok((warm_up, total))
 }

@@ -32,24 +32,16 @@ impl Schedule {
     }
 }
 
-/// When the time of a message begins.
-#[derive(Clone, Debug)]
-pub(crate) enum Timing {
-    /// When its first byte is sent. Contains the times of the messages in flight.
-    Sent(VecDeque<Instant>),
-    /// When its connection is opened.
-    Opened(Instant),
-    /// When it is due, even if it cannot be sent then: a stall counts for every message that it delays.
-    Due(Schedule),
-}
-
-/// A stream of messages of equal size.
-#[derive(Debug)]
+/// A stream of messages of equal size, and the streams that follow it on the same connection.
+#[derive(Debug, Default)]
 pub(crate) struct Flow {
     size: u64,
     max_in_flight: u64,
     /// Messages of one stream.
     max_per_stream: u64,
+    /// When the messages are due. Their times begin then, even if they cannot be sent: a stall counts for every message
+    /// that it delays. Without a schedule, they begin when the first byte is sent.
+    pub(crate) schedule: Option<Schedule>,
     /// Messages that may be sent, those of earlier streams included.
     granted: u64,
     /// Messages of earlier streams.
@@ -59,31 +51,23 @@ pub(crate) struct Flow {
     /// Bytes of this stream.
     sent: u64,
     received: u64,
-    timing: Timing,
+    /// When the messages in flight were sent.
+    send_times: VecDeque<Instant>,
 }
 
 impl Flow {
-    pub(crate) fn new(size: u64, max_in_flight: u64, max_per_stream: u64, timing: Timing) -> Self {
+    pub(crate) fn new(size: u64, max_in_flight: u64, max_per_stream: u64) -> Self {
         Self {
             size,
             max_in_flight,
             max_per_stream,
-            granted: 0,
-            earlier: 0,
-            completed: 0,
-            sent: 0,
-            received: 0,
-            timing,
+            ..Self::default()
         }
     }
 
     /// Allows `count` more messages to be sent.
     pub(crate) fn grant(&mut self, count: u64) {
-        self.granted = self.granted.saturating_add(count);
-    }
-
-    pub(crate) fn set_timing(&mut self, timing: Timing) {
-        self.timing = timing;
+        self.granted += count;
     }
 
     pub(crate) fn sent(&self) -> u64 {
@@ -105,17 +89,13 @@ impl Flow {
         self.sent > self.received
     }
 
-    /// Returns the granted messages that have not come back. Only meaningful if grants are limited.
-    pub(crate) fn unanswered(&self) -> u64 {
-        self.granted - self.earlier - self.completed
-    }
-
-    pub(crate) fn add_sent(&mut self, count: u64, now: Instant) {
+    /// Counts bytes that were sent. The time of a message that they begin starts at `start`.
+    pub(crate) fn add_sent(&mut self, count: u64, start: Instant) {
         let before = self.sent.div_ceil(self.size);
         self.sent += count;
-        if let Timing::Sent(times) = &mut self.timing {
+        if self.schedule.is_none() {
             let begun = self.sent.div_ceil(self.size) - before;
-            times.extend((0..begun).map(|_| now));
+            self.send_times.extend((0..begun).map(|_| start));
         }
     }
 
@@ -128,13 +108,12 @@ impl Flow {
     ) {
         self.received += count;
         while self.received - self.completed * self.size >= self.size {
-            let start = match &mut self.timing {
-                Timing::Sent(times) => times.pop_front().unwrap_or(now),
-                Timing::Opened(time) => *time,
-                Timing::Due(schedule) => schedule.due(self.earlier + self.completed),
+            let start = match self.schedule {
+                Some(schedule) => Some(schedule.due(self.earlier + self.completed)),
+                None => self.send_times.pop_front(),
             };
             self.completed += 1;
-            record(now.saturating_duration_since(start));
+            record(now.saturating_duration_since(start.unwrap_or(now)));
         }
     }
 
@@ -144,16 +123,14 @@ impl Flow {
         let lost = begun - self.completed;
         self.earlier += begun;
         (self.completed, self.sent, self.received) = (0, 0, 0);
-        if let Timing::Sent(times) = &mut self.timing {
-            times.clear();
-        }
+        self.send_times.clear();
         lost
     }
 
     /// Gives up all messages that may still be sent. Returns their number.
     pub(crate) fn abandon(&mut self) -> u64 {
-        let rest = self.unanswered();
-        self.granted = self.earlier + self.completed;
+        let rest = self.granted - self.earlier - self.completed;
+        self.granted -= rest;
         rest
     }
 }
@@ -170,67 +147,49 @@ mod tests {
     /// 200 ms of each second.
     fn times_of_stalling_server(max_in_flight: u64) -> Histogram<u64> {
         let start = Instant::now();
-        let (rate, first, step) = (1000.0, 0, 1);
         let schedule = Schedule {
             start,
-            rate,
-            first,
-            step,
+            rate: 1000.0,
+            first: 0,
+            step: 1,
         };
-        let mut flow = Flow::new(64, max_in_flight, u64::MAX, Timing::Due(schedule));
+        let mut flow = Flow::new(64, max_in_flight, u64::MAX);
+        flow.schedule = Some(schedule);
         let mut times = Histogram::new(3).unwrap();
         let mut previous_answer = start;
         for index in 0..20_000 {
             flow.grant(1);
-            let due = schedule.due(index);
-            let sent = if max_in_flight == 1 {
-                due.max(previous_answer)
-            } else {
-                due
-            };
-            let mut answer = sent + MS / 10;
+            let mut sent = schedule.due(index);
+            if max_in_flight == 1 {
+                sent = sent.max(previous_answer);
+            }
+            let answer = sent + MS / 10;
             let into_second = (answer - start).subsec_nanos();
             let stall = (200 * MS).saturating_sub(Duration::from_nanos(into_second.into()));
-            answer += stall;
+            previous_answer = answer + stall;
             flow.add_sent(flow.sendable(), sent);
-            flow.add_received(64, answer, |time| {
+            flow.add_received(64, previous_answer, |time| {
                 times.record(time.as_nanos() as u64).unwrap();
             });
-            previous_answer = answer;
         }
         times
     }
 
     #[test]
     fn stall_counts_for_every_message_that_was_due_during_it() {
+        const QUANTILES: [f64; 6] = [0.5, 0.77, 0.9, 0.99, 0.999, 1.0];
         // A fifth of the messages is due in a stall, and waits for up to 200 ms.
-        let at_once = [
-            (0.5, 0.1),
-            (0.79, 0.1),
-            (0.9, 100.0),
-            (0.99, 190.0),
-            (0.999, 199.0),
-            (1.0, 200.0),
-        ];
+        let at_once = [0.1, 0.1, 100.0, 190.0, 199.0, 200.0];
         // With one in flight, those that have queued up are answered 0.1 ms apart. One due t ms after the start
         // of the stall waits for 200 - 0.9 t ms, so that 222 wait, and ten of them for more than 191 ms.
-        let in_turn = [
-            (0.5, 0.1),
-            (0.77, 0.1),
-            (0.9, 110.0),
-            (0.99, 191.0),
-            (1.0, 200.0),
-        ];
-        for (max_in_flight, expected) in [(u64::MAX, &at_once[..]), (1, &in_turn)] {
+        let in_turn = [0.1, 0.1, 110.0, 191.0, 199.1, 200.0];
+        for (max_in_flight, expected) in [(u64::MAX, at_once), (1, in_turn)] {
             let times = times_of_stalling_server(max_in_flight);
             assert_eq!(times.len(), 20_000);
-            for (quantile, expected) in expected {
-                let measured = times.value_at_quantile(*quantile) as f64 / 1e6;
-                let tolerance = 0.01 * expected + 0.05;
-                assert!(
-                    (measured - expected).abs() < tolerance,
-                    "{quantile}: {measured} ms"
-                );
+            for (quantile, expected) in QUANTILES.into_iter().zip(expected) {
+                let measured = times.value_at_quantile(quantile) as f64 / 1e6;
+                let error = (measured - expected).abs();
+                assert!(error < 0.01 * expected + 0.05, "{quantile}: {measured} ms");
             }
         }
     }
@@ -238,7 +197,7 @@ mod tests {
     #[test]
     fn messages_in_flight_are_limited_and_timed_from_their_first_byte() {
         let start = Instant::now();
-        let mut flow = Flow::new(10, 2, 3, Timing::Sent(VecDeque::new()));
+        let mut flow = Flow::new(10, 2, 3);
         flow.grant(9);
         assert_eq!(flow.sendable(), 20);
         flow.add_sent(11, start);
@@ -251,6 +210,6 @@ mod tests {
         assert_eq!(times, [7 * MS, 8 * MS]);
         flow.add_sent(4, start);
         assert_eq!(flow.restart(), 1);
-        assert_eq!((flow.sendable(), flow.unanswered()), (20, 6));
+        assert_eq!((flow.sendable(), flow.abandon()), (20, 6));
     }
 }

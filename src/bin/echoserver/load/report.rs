@@ -1,12 +1,12 @@
 //! The result as text and as JSON.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde_json::json;
 
 use crate::figures::Count;
+use crate::load::Measured;
 use crate::load::tally::Tally;
 use crate::load::worker::Plan;
 use crate::target::Target;
@@ -30,86 +30,59 @@ pub(crate) fn head(target: &Target, plan: &Plan) -> String {
 
 /// The line for one second.
 pub(crate) fn second(second: u64, tally: &Tally) -> String {
-    let mut line = format!("{second:5} s  {:>10} messages/s", Count(tally.messages));
-    if !tally.rtt.is_empty() {
-        let _ = write!(line, "  p99 {:>8}", time(tally.rtt.value_at_quantile(0.99)));
-    }
-    if tally.failed > 0 {
-        let _ = write!(line, "  {} connection(s) failed", tally.failed);
-    }
-    line + "\n"
-}
-
-fn rate(count: u64, elapsed: Duration) -> f64 {
-    count as f64 / elapsed.as_secs_f64().max(1e-9)
+    let messages = Count(tally.messages);
+    let p99 = match tally.rtt.is_empty() {
+        true => String::new(),
+        false => format!("  p99 {:>9}", time(tally.rtt.value_at_quantile(0.99))),
+    };
+    let failed = match tally.failed {
+        0 => String::new(),
+        count => format!("  {count} connection(s) failed"),
+    };
+    format!("{second:5} s  {messages:>10} messages/s{p99}{failed}\n")
 }
 
 /// The summary.
-pub(crate) fn text(plan: &Plan, total: &Tally) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:13} {value}");
-    };
-    let megabytes = rate(total.bytes, total.elapsed) / 1e6;
-    let messages = match rate(total.messages, total.elapsed) {
+pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
+    let (total, seconds) = (&measured.total, measured.elapsed.as_secs_f64());
+    let messages = match measured.per_second(total.messages) {
         few @ ..100.0 => format!("{few:.2}"),
         many => Count(many as u64).to_string(),
     };
-    line(
-        "throughput",
-        format!("{messages} messages/s, {megabytes:.2} MB/s each way"),
-    );
-    line(
-        "duration",
-        format!(
-            "{:.2} s, {} messages",
-            total.elapsed.as_secs_f64(),
-            Count(total.messages)
-        ),
-    );
+    let megabytes = measured.per_second(total.bytes) / 1e6;
+    let (answered, connections) = (Count(total.answered), Count(plan.connections as u64));
     let answered = match plan.options.connect {
         true => String::new(),
-        false => format!(
-            "{} of {} answered, ",
-            Count(total.answered),
-            Count(plan.connections as u64)
-        ),
+        false => format!("{answered} of {connections} answered, "),
     };
-    line(
-        "connections",
-        format!("{answered}{} failed", Count(total.failed)),
-    );
-    if total.lost > 0 {
-        line(
-            "lost",
-            format!(
-                "{} messages in flight on failed connections",
-                Count(total.lost)
-            ),
-        );
-    }
-    if total.unanswered > 0 {
-        line(
-            "unanswered",
-            format!("{} messages that were due", Count(total.unanswered)),
-        );
+    let (messages_in_all, failed) = (Count(total.messages), Count(total.failed));
+    let mut lines = vec![
+        format!("throughput    {messages} messages/s, {megabytes:.2} MB/s each way"),
+        format!("duration      {seconds:.2} s, {messages_in_all} messages"),
+        format!("connections   {answered}{failed} failed"),
+    ];
+    let missing = [
+        ("lost", total.lost, "in flight on failed connections"),
+        ("unanswered", measured.unanswered(), "that were due"),
+    ];
+    for (name, count, what) in missing {
+        if count > 0 {
+            lines.push(format!("{name:13} {} messages {what}", Count(count)));
+        }
     }
     for (name, histogram) in [("connect time", &total.connect), ("RTT", &total.rtt)] {
         if !histogram.is_empty() {
-            let values = QUANTILES.map(|(name, quantile)| {
-                format!("{name} {}", time(histogram.value_at_quantile(quantile)))
-            });
-            line(
-                name,
-                format!("{}, max {}", values.join(", "), time(histogram.max())),
-            );
+            let quantile =
+                |(name, share)| format!("{name} {}, ", time(histogram.value_at_quantile(share)));
+            let (quantiles, max) = (QUANTILES.map(quantile).concat(), time(histogram.max()));
+            lines.push(format!("{name:13} {quantiles}max {max}"));
         }
     }
-    line("verified", format!("{} bytes", Count(total.bytes)));
+    lines.push(format!("verified      {} bytes", Count(total.bytes)));
     for (error, count) in &total.errors {
-        line("error", format!("{error} ({} times)", Count(*count)));
+        lines.push(format!("error         {error} ({} times)", Count(*count)));
     }
-    text + &bars(&total.rtt)
+    lines.join("\n") + "\n" + &bars(&total.rtt)
 }
 
 /// The histogram of round-trip times: a line for each factor of two.
@@ -135,65 +108,49 @@ fn bars(histogram: &Histogram<u64>) -> String {
 }
 
 /// Everything, in one line.
-pub(crate) fn json(target: &Target, plan: &Plan, warm_up: &Tally, total: &Tally) -> String {
-    // Apart from what is measured, the warm-up counts as well.
-    let mut all = warm_up.clone();
-    all.add(total);
+pub(crate) fn json(target: &Target, plan: &Plan, measured: &Measured) -> String {
+    let total = &measured.total;
     let report = json!({
         "target": target.name,
         "connections": plan.connections,
         "message_size": plan.size,
         "rate": plan.options.rate,
-        "seconds": total.elapsed.as_secs_f64(),
+        "seconds": measured.elapsed.as_secs_f64(),
         "messages": total.messages,
-        "messages_per_second": rate(total.messages, total.elapsed),
+        "messages_per_second": measured.per_second(total.messages),
         "bytes_verified": total.bytes,
-        "warm_up": { "messages": warm_up.messages, "bytes_verified": warm_up.bytes },
-        "opened": all.opened,
+        "warm_up": {
+            "messages": measured.warm_up_messages,
+            "bytes_verified": measured.warm_up_bytes,
+        },
+        "opened": total.opened,
         "answered": total.answered,
-        "failed": all.failed,
-        "lost": all.lost,
-        "unanswered": total.unanswered,
-        "errors": all.errors,
-        "connect_ns": figures(&all.connect),
+        "failed": total.failed,
+        "lost": total.lost,
+        "unanswered": measured.unanswered(),
+        "errors": total.errors,
+        "connect_ns": figures(&total.connect),
         "rtt_ns": figures(&total.rtt),
     });
     format!("{report}\n")
 }
 
 /// Quantiles, and the histogram as pairs of a time and how often it occurred.
-fn figures(histogram: &Histogram<u64>) -> serde_json::Value {
-    if histogram.is_empty() {
-        return serde_json::Value::Null;
-    }
+fn figures(histogram: &Histogram<u64>) -> Option<serde_json::Value> {
+    let steps = histogram.iter_recorded();
+    let pairs = steps.map(|step| (step.value_iterated_to(), step.count_at_value()));
     let mut figures = json!({
         "min": histogram.min(),
         "mean": histogram.mean(),
         "max": histogram.max(),
-        "histogram": histogram
-            .iter_recorded()
-            .map(|step| (step.value_iterated_to(), step.count_at_value()))
-            .collect::<Vec<_>>(),
+        "histogram": pairs.collect::<Vec<_>>(),
     });
     for (name, quantile) in QUANTILES {
         figures[name] = histogram.value_at_quantile(quantile).into();
     }
-    figures
+    Some(figures).filter(|_| !histogram.is_empty())
 }
 
-/// Nanoseconds, in the unit that suits them.
 fn time(nanos: u64) -> String {
-    let nanos = nanos as f64;
-    let (value, unit) = match nanos {
-        1e9.. => (nanos / 1e9, "s"),
-        1e6.. => (nanos / 1e6, "ms"),
-        1e3.. => (nanos / 1e3, "us"),
-        _ => (nanos, "ns"),
-    };
-    let digits = match value {
-        100.0.. => 0,
-        10.0.. => 1,
-        _ => 2,
-    };
-    format!("{value:.digits$} {unit}")
+    format!("{:.2?}", Duration::from_nanos(nanos))
 }

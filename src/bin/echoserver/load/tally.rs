@@ -1,6 +1,7 @@
-//! What was counted and measured.
+//! What the threads count.
 
 use std::collections::BTreeMap;
+
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -10,13 +11,6 @@ const MAX_TIME: u64 = 3_600_000_000_000;
 /// Different errors that are kept.
 const MAX_ERRORS: usize = 20;
 
-/// A part of the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Period {
-    WarmUp,
-    Second(u64),
-}
-
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     /// Messages that came back.
@@ -25,15 +19,14 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// Connections that were opened.
     pub(crate) opened: u64,
-    /// Connections that got at least one byte back. Each counts once in the warm-up, and once after it.
+    /// Connections that got at least one byte back.
     pub(crate) answered: u64,
     /// Connections that failed, or could not be opened.
     pub(crate) failed: u64,
     /// Messages in flight when their connection failed.
     pub(crate) lost: u64,
-    /// Messages that were due, and had not come back at the end.
-    pub(crate) unanswered: u64,
-    pub(crate) elapsed: Duration,
+    /// Messages that a schedule made due.
+    pub(crate) due: u64,
     /// In nanoseconds.
     pub(crate) rtt: Histogram<u64>,
     pub(crate) connect: Histogram<u64>,
@@ -52,8 +45,7 @@ impl Tally {
             answered: 0,
             failed: 0,
             lost: 0,
-            unanswered: 0,
-            elapsed: Duration::ZERO,
+            due: 0,
             rtt: histogram(3),
             connect: histogram(2),
             errors: BTreeMap::new(),
@@ -67,8 +59,7 @@ impl Tally {
         self.answered += other.answered;
         self.failed += other.failed;
         self.lost += other.lost;
-        self.unanswered += other.unanswered;
-        self.elapsed = self.elapsed.max(other.elapsed);
+        self.due += other.due;
         self.rtt += &other.rtt;
         self.connect += &other.connect;
         for (error, count) in &other.errors {

@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -13,8 +14,8 @@ use socket2::{SockAddr, SockRef};
 
 use crate::figures::Count;
 use crate::load::Options;
-use crate::load::flow::{Flow, Schedule, Timing};
-use crate::load::tally::{Period, Tally, record};
+use crate::load::flow::{Flow, Schedule};
+use crate::load::tally::{Tally, record};
 use crate::payload::Payload;
 use crate::target::{self, error_text};
 
@@ -29,10 +30,6 @@ const MAX_GRANTS: u64 = 10_000;
 const MAX_OPENING: usize = 64;
 /// How long a failed connection stays closed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How often a thread looks for connections to open again or to give up, at least.
-const MAX_SWEEP_INTERVAL: Duration = Duration::from_millis(500);
-/// How often a thread looks whether it is to stop.
-const MAX_SLEEP: Duration = Duration::from_millis(100);
 /// On Linux, a short read or write proves that the next one would block, and a later change raises an event.
 const SHORT_MEANS_BLOCKED: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
@@ -43,9 +40,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) address: SockAddr,
     pub(crate) size: u64,
     pub(crate) max_in_flight: u64,
-    pub(crate) duration: Option<Duration>,
     pub(crate) threads: usize,
     pub(crate) connections: usize,
+    /// How often a thread looks for connections to open again or to give up, and whether it is to stop.
+    pub(crate) sweep_interval: Duration,
     pub(crate) stop: Arc<AtomicBool>,
     /// Passed by all threads when their connections are open.
     pub(crate) opened: Barrier,
@@ -53,6 +51,7 @@ pub(crate) struct Plan<'a> {
 
 pub(crate) struct Worker<'a> {
     plan: &'a Plan<'a>,
+    tally: &'a Mutex<Tally>,
     poll: Poll,
     connections: Vec<Connection>,
     /// Connections that may make progress without an event.
@@ -66,202 +65,167 @@ pub(crate) struct Worker<'a> {
     /// Messages of this thread, and how many of them have not come back or been lost yet.
     messages: u64,
     remaining: u64,
-    tally: Tally,
     /// Received bytes, then bytes to be sent: one buffer takes less of the caches than two.
     buffer: Vec<u8>,
 }
 
+#[derive(Debug)]
+struct Connection {
+    flow: Flow,
+    link: Option<Link>,
+    is_runnable: bool,
+    is_answered: bool,
+    /// It is opened again later, unless the number of messages is limited.
+    has_failed: bool,
+    /// Sweeps in a row that have seen no new byte, and the bytes received at the last one that has.
+    idle_sweeps: u32,
+    swept_bytes: u64,
+}
+
+/// A socket that is connecting or connected.
 #[allow(
     clippy::struct_excessive_bools,
     reason = "each is independent of the others"
 )]
-struct Connection {
-    stream: Option<TcpStream>,
+#[derive(Debug)]
+struct Link {
+    stream: TcpStream,
     payload: Payload,
-    flow: Flow,
+    opened: Instant,
     is_connecting: bool,
     readable: bool,
     writable: bool,
     /// A short read may precede EOF.
     read_closed: bool,
-    is_runnable: bool,
-    is_answered: bool,
-    opened: Instant,
-    /// Sweeps in a row that have seen no new byte, and the bytes received at the last one that has.
-    idle_sweeps: u32,
-    swept_bytes: u64,
-    /// When to open it again after a failure.
-    retry: Option<Instant>,
-    /// It has failed and is not opened again.
-    has_ended: bool,
 }
 
-/// The current period of the run, and when the measurement starts and ends.
-struct Phase<'a> {
-    plan: &'a Plan<'a>,
-    period: Period,
-    period_end: Instant,
-    start: Instant,
-    end: Option<Instant>,
+/// Returns the part of `total` that the one with this index of `count` gets.
+fn share(total: u64, index: usize, count: usize) -> u64 {
+    let (index, count) = (index as u64, count as u64);
+    total / count + u64::from(index < total % count)
 }
 
-impl<'a> Phase<'a> {
-    fn new(plan: &'a Plan<'a>, now: Instant) -> Self {
-        let mut phase = Self {
-            plan,
-            period: Period::WarmUp,
-            period_end: now + plan.options.warm_up,
-            start: now,
-            end: None,
-        };
-        if plan.options.warm_up.is_zero() {
-            phase.advance(now);
-        }
-        phase
-    }
-
-    /// Starts the next period. The measurement starts with the first after the warm-up.
-    fn advance(&mut self, now: Instant) {
-        self.period = match self.period {
-            Period::WarmUp => {
-                (self.start, self.period_end) = (now, now);
-                self.end = self.plan.duration.map(|duration| now + duration);
-                Period::Second(1)
-            }
-            Period::Second(second) => Period::Second(second + 1),
-        };
-        self.period_end += Duration::from_secs(1);
-    }
+fn cannot_connect(error: &io::Error) -> String {
+    format!("cannot connect: {}", error_text(error))
 }
 
 impl<'a> Worker<'a> {
     /// Prepares the thread with this index, without opening connections.
-    pub(crate) fn new(plan: &'a Plan<'a>, index: usize) -> io::Result<Self> {
-        let (threads, index, now) = (plan.threads as u64, index as u64, Instant::now());
-        let share = |total: u64| total / threads + u64::from(index < total % threads);
-        let schedule = plan.options.rate.map(|rate| Schedule {
-            start: now,
-            rate,
-            first: index,
-            step: threads,
-        });
-        let messages = plan.options.messages.map_or(u64::MAX, share);
+    pub(crate) fn new(
+        plan: &'a Plan<'a>,
+        index: usize,
+        tally: &'a Mutex<Tally>,
+    ) -> io::Result<Self> {
+        let max_per_stream = if plan.options.connect { 1 } else { u64::MAX };
+        let connection = |_| Connection {
+            flow: Flow::new(plan.size, plan.max_in_flight, max_per_stream),
+            link: None,
+            is_runnable: false,
+            is_answered: false,
+            has_failed: false,
+            idle_sweeps: 0,
+            swept_bytes: 0,
+        };
+        let connections = share(plan.connections as u64, index, plan.threads);
+        let messages = plan.options.messages.unwrap_or(u64::MAX);
+        let messages = share(messages, index, plan.threads);
         Ok(Self {
             plan,
+            tally,
             poll: Poll::new()?,
-            connections: (0..share(plan.connections as u64))
-                .map(|_| Connection::new(plan, now))
-                .collect(),
+            connections: (0..connections).map(connection).collect(),
             runnable: VecDeque::new(),
-            next_sweep: now,
-            next_number: index,
-            schedule,
+            next_sweep: Instant::now(),
+            next_number: index as u64,
+            schedule: plan.options.rate.map(|rate| Schedule {
+                start: Instant::now(),
+                rate,
+                first: index as u64,
+                step: plan.threads as u64,
+            }),
             due: 0,
             messages,
             remaining: messages,
-            tally: Tally::new(),
             buffer: vec![0; MAX_RECEIVE],
         })
     }
 
-    /// Runs until the plan is done, and reports what was counted once a second.
-    pub(crate) fn run(mut self, reports: &Sender<(Period, Tally)>) -> io::Result<()> {
+    /// Runs until the plan is done or stopped. Disconnects `_running` at the end.
+    pub(crate) fn run(mut self, _running: Sender<()>) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let opened = self.open_all(&mut events);
         self.plan.opened.wait();
         opened?;
-
-        let mut now = Instant::now();
-        let mut phase = Phase::new(self.plan, now);
-        self.start(now);
-        loop {
-            while phase.period_end <= now {
-                self.report(phase.period, reports);
-                phase.advance(now);
-            }
-            let is_over = phase.end.is_some_and(|end| now >= end) || self.remaining == 0;
-            if is_over || self.plan.stop.load(Relaxed) {
-                self.finish(now.saturating_duration_since(phase.start));
-                self.report(phase.period, reports);
-                return Ok(());
-            }
-            let until_sweep = self.sweep(now);
-            let mut wait = MAX_SLEEP.min(phase.period_end - now).min(until_sweep);
-            if let Some(end) = phase.end {
-                wait = wait.min(end - now);
-            }
-            if let Some(due) = self.grant_due(now) {
-                wait = wait.min(sleep_before(due - now));
-            }
+        self.start();
+        while self.remaining > 0 && !self.plan.stop.load(Relaxed) {
+            let now = Instant::now();
+            self.sweep(now);
+            let wait = match self.grant_due(now) {
+                Some(due) => self.plan.sweep_interval.min(sleep_before(due - now)),
+                None => self.plan.sweep_interval,
+            };
             self.tick(&mut events, wait)?;
-            now = Instant::now();
         }
+        Ok(())
     }
 
     /// Opens the connections, some at a time, until each is open or has failed.
     fn open_all(&mut self, events: &mut Events) -> io::Result<()> {
-        if self.plan.options.connect {
-            return Ok(());
-        }
-        let mut next = 0;
-        loop {
-            let is_connecting = |connection: &&Connection| connection.is_connecting;
-            let mut opening = self.connections.iter().filter(is_connecting).count();
-            while opening < MAX_OPENING && next < self.connections.len() {
-                self.open(next);
-                opening += usize::from(self.connections[next].is_connecting);
-                next += 1;
+        let mut to_open = 0..self.connections.len();
+        while !self.plan.options.connect && !self.plan.stop.load(Relaxed) {
+            let links = self.connections.iter().flat_map(|it| &it.link);
+            let opening = links.filter(|link| link.is_connecting).count();
+            if opening == 0 && to_open.is_empty() {
+                break;
             }
-            if opening == 0 || self.plan.stop.load(Relaxed) {
-                return Ok(());
+            for index in to_open.by_ref().take(MAX_OPENING - opening) {
+                self.open(index);
             }
-            self.tick(events, MAX_SLEEP)?;
+            self.tick(events, self.plan.sweep_interval)?;
             self.sweep(Instant::now());
         }
+        Ok(())
     }
 
-    /// Allows messages that need no schedule, and sets the times of those that do.
-    fn start(&mut self, now: Instant) {
-        let count = self.connections.len() as u64;
+    /// Allows messages that need no schedule, and starts the schedule of those that do.
+    fn start(&mut self) {
+        let count = self.connections.len();
         if let Some(schedule) = &mut self.schedule {
-            schedule.start = now;
+            schedule.start = Instant::now();
         }
         for index in 0..count {
-            let flow = &mut self.connections[index as usize].flow;
-            match self.schedule {
-                Some(schedule) => flow.set_timing(Timing::Due(schedule.nth_of(index, count))),
-                None if self.messages == u64::MAX => flow.grant(u64::MAX),
-                None => {
-                    flow.grant(self.messages / count + u64::from(index < self.messages % count));
-                }
+            let flow = &mut self.connections[index].flow;
+            flow.schedule = self
+                .schedule
+                .map(|it| it.nth_of(index as u64, count as u64));
+            if flow.schedule.is_none() {
+                flow.grant(share(self.messages, index, count));
             }
-            self.make_runnable(index as usize);
+            self.make_runnable(index);
         }
     }
 
     /// Allows the messages that are due now, to one connection after the other; returns when the next is due.
     fn grant_due(&mut self, now: Instant) -> Option<Instant> {
         let schedule = self.schedule?;
-        let limit = self.due.saturating_add(MAX_GRANTS);
-        while self.due < self.messages {
-            let next = schedule.due(self.due);
-            if next > now || self.due == limit {
-                return Some(next);
-            }
+        let before = self.due;
+        let mut next = schedule.due(self.due);
+        while next <= now && self.due < self.messages.min(before + MAX_GRANTS) {
             let index = (self.due % self.connections.len() as u64) as usize;
-            self.due += 1;
             self.connections[index].flow.grant(1);
             self.make_runnable(index);
+            self.due += 1;
+            next = schedule.due(self.due);
         }
-        None
+        self.tally().due += self.due - before;
+        (self.due < self.messages).then_some(next)
     }
 
     /// Waits for events, and gives each connection that may make progress one turn.
     fn tick(&mut self, events: &mut Events, wait: Duration) -> io::Result<()> {
-        let wait = if self.runnable.is_empty() {
-            wait
-        } else {
-            Duration::ZERO
+        let wait = match self.runnable.is_empty() {
+            true => wait,
+            false => Duration::ZERO,
         };
         match self.poll.poll(events, Some(wait)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
@@ -269,11 +233,12 @@ impl<'a> Worker<'a> {
         }
         for event in events.iter() {
             let index = event.token().0;
-            let connection = &mut self.connections[index];
-            connection.readable |= event.is_readable() || event.is_error();
-            connection.writable |= event.is_writable() || event.is_error();
-            connection.read_closed |= event.is_read_closed() || event.is_error();
-            self.make_runnable(index);
+            if let Some(link) = &mut self.connections[index].link {
+                link.readable |= event.is_readable() || event.is_error();
+                link.writable |= event.is_writable() || event.is_error();
+                link.read_closed |= event.is_read_closed() || event.is_error();
+                self.make_runnable(index);
+            }
         }
         for _ in 0..self.runnable.len() {
             if let Some(index) = self.runnable.pop_front() {
@@ -285,33 +250,39 @@ impl<'a> Worker<'a> {
     }
 
     fn make_runnable(&mut self, index: usize) {
-        if !self.connections[index].is_runnable {
-            self.connections[index].is_runnable = true;
+        if !mem::replace(&mut self.connections[index].is_runnable, true) {
             self.runnable.push_back(index);
         }
     }
 
+    fn tally(&self) -> MutexGuard<'a, Tally> {
+        self.tally.lock().expect("no thread panics")
+    }
+
     fn turn(&mut self, index: usize) {
-        let connection = &self.connections[index];
-        if connection.has_ended {
-            self.remaining -= self.connections[index].flow.abandon();
+        let is_single = self.plan.options.connect;
+        let connection = &mut self.connections[index];
+        if connection.has_failed {
+            if self.plan.options.messages.is_some() {
+                self.remaining -= connection.flow.abandon();
+            }
             return;
         }
-        let is_wanted = self.plan.options.connect && connection.flow.sendable() > 0;
-        if is_wanted && connection.stream.is_none() && connection.retry.is_none() {
+        if is_single && connection.link.is_none() && connection.flow.sendable() > 0 {
             // It may be complete at once.
             self.open(index);
         }
+        let mut tally = self.tally();
+        let completed = tally.messages;
         let connection = &mut self.connections[index];
-        let completed = self.tally.messages;
-        let result = connection.transfer(&mut self.buffer, &mut self.tally);
-        if self.messages < u64::MAX {
-            self.remaining -= self.tally.messages - completed;
-        }
+        let result = connection.transfer(is_single, &mut self.buffer, &mut tally);
+        let completed = tally.messages - completed;
+        drop(tally);
+        self.remaining -= completed;
         match result {
             Err(error) => self.fail(index, &error),
-            Ok(()) if self.plan.options.connect && self.tally.messages > completed => {
-                connection.stream = None;
+            Ok(()) if is_single && completed > 0 => {
+                connection.link = None;
                 connection.flow.restart();
                 self.make_runnable(index);
             }
@@ -321,236 +292,195 @@ impl<'a> Worker<'a> {
     }
 
     fn open(&mut self, index: usize) {
-        let connection = &mut self.connections[index];
-        let now = Instant::now();
-        connection.payload = Payload::new(self.next_number);
+        let opened = Instant::now();
+        let payload = Payload::new(self.next_number);
         self.next_number += self.plan.threads as u64;
-        (connection.opened, connection.retry) = (now, None);
-        (connection.idle_sweeps, connection.swept_bytes) = (0, 0);
-        (connection.is_connecting, connection.writable) = (true, true);
-        (connection.readable, connection.read_closed) = (false, false);
-        if self.plan.options.connect && self.schedule.is_none() {
-            connection.flow.set_timing(Timing::Opened(now));
-        }
-        let opened = start_connecting(&self.plan.address, self.plan.options.timeout).and_then(
-            |mut stream| {
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                self.poll
-                    .registry()
-                    .register(&mut stream, Token(index), interest)?;
-                connection.stream = Some(stream);
-                Ok(())
-            },
-        );
-        match opened {
-            // The connection may be complete already.
-            Ok(()) => self.make_runnable(index),
-            Err(error) => self.fail(index, &format!("cannot connect: {}", error_text(&error))),
+        let connection = &mut self.connections[index];
+        (connection.has_failed, connection.idle_sweeps) = (false, 0);
+        let connected = start_connecting(&self.plan.address, self.plan.options.timeout);
+        let registered = connected.and_then(|mut stream| {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registry = self.poll.registry();
+            registry.register(&mut stream, Token(index), interest)?;
+            Ok(stream)
+        });
+        match registered {
+            Ok(stream) => {
+                connection.link = Some(Link {
+                    stream,
+                    payload,
+                    opened,
+                    is_connecting: true,
+                    readable: false,
+                    writable: true,
+                    read_closed: false,
+                });
+                // The connection may be complete already.
+                self.make_runnable(index);
+            }
+            Err(error) => self.fail(index, &cannot_connect(&error)),
         }
     }
 
     /// Closes a connection. With a limited number of messages it is not opened again, so that the run ends.
     fn fail(&mut self, index: usize, error: &str) {
-        self.tally.failed += 1;
-        self.tally.add_errors(error, 1);
         let connection = &mut self.connections[index];
-        connection.stream = None;
-        connection.is_connecting = false;
+        connection.link = None;
+        connection.has_failed = true;
+        connection.idle_sweeps = 0;
         let lost = connection.flow.restart();
-        self.tally.lost += lost;
-        connection.retry = Some(Instant::now() + RETRY_DELAY);
+        let mut tally = self.tally();
+        tally.failed += 1;
+        tally.lost += lost;
+        tally.add_errors(error, 1);
+        drop(tally);
         if self.plan.options.messages.is_some() {
             self.remaining -= lost;
-            connection.has_ended = true;
             self.make_runnable(index);
         }
     }
 
-    /// Ends connections that make no progress, and opens failed ones again, if it is time; returns how long until it
-    /// is again.
+    /// Ends connections that make no progress, and opens failed ones again, if it is time.
     ///
-    /// Progress is measured in sweeps, not in time: after a pause of this process, answers may wait
-    /// to be read.
-    fn sweep(&mut self, now: Instant) -> Duration {
-        let interval = (self.plan.options.timeout / 4).min(MAX_SWEEP_INTERVAL);
+    /// Progress is measured in sweeps, not in time: after a pause of this process, answers may wait to be read.
+    fn sweep(&mut self, now: Instant) {
         if now < self.next_sweep {
-            return self.next_sweep - now;
+            return;
         }
-        self.next_sweep = now + interval;
+        let timeout = self.plan.options.timeout;
+        self.next_sweep = now + self.plan.sweep_interval;
         for index in 0..self.connections.len() {
             let connection = &mut self.connections[index];
-            if connection.stream.is_none() {
-                if connection.retry.is_some_and(|retry| retry <= now) && !connection.has_ended {
-                    self.open(index);
-                }
-                continue;
-            }
             let received = connection.flow.received();
-            let is_waiting = connection.is_connecting || connection.flow.is_awaiting_bytes();
-            if !is_waiting || received > connection.swept_bytes {
+            let is_waiting = match &connection.link {
+                Some(link) => link.is_connecting || connection.flow.is_awaiting_bytes(),
+                None => connection.has_failed && self.plan.options.messages.is_none(),
+            };
+            if !is_waiting || received != connection.swept_bytes {
                 (connection.idle_sweeps, connection.swept_bytes) = (0, received);
                 continue;
             }
             connection.idle_sweeps += 1;
-            if connection.idle_sweeps * interval > self.plan.options.timeout {
-                let error = match connection.is_connecting {
-                    true => format!(
-                        "cannot connect: no answer for {:?}",
-                        self.plan.options.timeout
-                    ),
-                    false => format!("nothing came back for {:?}", self.plan.options.timeout),
-                };
-                self.fail(index, &error);
+            let idle = connection.idle_sweeps * self.plan.sweep_interval;
+            match &connection.link {
+                Some(link) if idle > timeout => {
+                    let error = match link.is_connecting {
+                        true => format!("cannot connect: no answer for {timeout:?}"),
+                        false => format!("nothing came back for {timeout:?}"),
+                    };
+                    self.fail(index, &error);
+                }
+                None if idle >= RETRY_DELAY => self.open(index),
+                _ => {}
             }
         }
-        interval
-    }
-
-    /// Adds what is only known at the end.
-    fn finish(&mut self, elapsed: Duration) {
-        self.tally.elapsed = elapsed;
-        if self.schedule.is_some() {
-            let connections = self.connections.iter();
-            self.tally.unanswered = connections
-                .map(|connection| connection.flow.unanswered())
-                .sum();
-        }
-    }
-
-    fn report(&mut self, period: Period, reports: &Sender<(Period, Tally)>) {
-        let tally = std::mem::replace(&mut self.tally, Tally::new());
-        if period == Period::WarmUp {
-            for connection in &mut self.connections {
-                connection.is_answered = false;
-            }
-        }
-        // An error means that the receiver has failed, which also sets the stop flag.
-        let _closed = reports.send((period, tally));
     }
 }
 
 impl Connection {
-    fn new(plan: &Plan, now: Instant) -> Self {
-        Self {
-            stream: None,
-            payload: Payload::new(0),
-            flow: Flow::new(
-                plan.size,
-                plan.max_in_flight,
-                if plan.options.connect { 1 } else { u64::MAX },
-                Timing::Sent(VecDeque::new()),
-            ),
-            is_connecting: false,
-            readable: false,
-            writable: false,
-            read_closed: false,
-            is_runnable: false,
-            is_answered: false,
-            opened: now,
-            idle_sweeps: 0,
-            swept_bytes: 0,
-            retry: None,
-            has_ended: false,
-        }
-    }
-
     fn can_proceed(&self) -> bool {
-        let sendable = self.writable && self.flow.sendable() > 0;
-        !self.is_connecting && (self.readable || sendable)
+        self.link.as_ref().is_some_and(|link| {
+            let sendable = link.writable && self.flow.sendable() > 0;
+            !link.is_connecting && (link.readable || sendable)
+        })
     }
 
-    /// Receives, verifies and sends until calls would block, or up to a limit.
-    fn transfer(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Result<(), String> {
-        let Some(mut stream) = self.stream.take() else {
+    /// Receives, verifies and sends until calls would block, or up to a limit. The time of a message begins when it is
+    /// sent, or, if it `includes_connecting`, before.
+    fn transfer(
+        &mut self,
+        includes_connecting: bool,
+        buffer: &mut [u8],
+        tally: &mut Tally,
+    ) -> Result<(), String> {
+        let Some(link) = &mut self.link else {
             return Ok(());
         };
         let mut now = Instant::now();
-        if self.is_connecting && !self.connected(&stream, now, tally)? {
-            self.stream = Some(stream);
-            return Ok(());
-        }
-        for _ in 0..MAX_CALLS {
-            if !self.readable {
-                break;
+        if link.is_connecting {
+            if !link
+                .is_connected()
+                .map_err(|error| cannot_connect(&error))?
+            {
+                return Ok(());
             }
-            match stream.read(buffer) {
+            link.is_connecting = false;
+            tally.opened += 1;
+            record(&mut tally.connect, now - link.opened);
+        }
+        let mut calls = 0..MAX_CALLS;
+        while link.readable && calls.next().is_some() {
+            match link.stream.read(buffer) {
                 Ok(0) => return Err("the server closed the connection".to_owned()),
                 Ok(count) => {
                     now = Instant::now();
-                    self.readable =
-                        count == buffer.len() || self.read_closed || !SHORT_MEANS_BLOCKED;
-                    self.receive(&mut buffer[..count], now, tally)?;
+                    let is_short = count < buffer.len() && SHORT_MEANS_BLOCKED;
+                    link.readable = !is_short || link.read_closed;
+                    link.verify(&self.flow, &mut buffer[..count])?;
+                    tally.answered += u64::from(!mem::replace(&mut self.is_answered, true));
+                    tally.bytes += count as u64;
+                    self.flow.add_received(count as u64, now, |time| {
+                        tally.messages += 1;
+                        record(&mut tally.rtt, time);
+                    });
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("connection failed: {}", error_text(&error))),
+                Err(error) => link.readable = is_interrupted(&error)?,
             }
         }
-        for _ in 0..MAX_CALLS {
-            let sendable = self.flow.sendable().min(MAX_SEND as u64) as usize;
-            if !self.writable || sendable == 0 {
-                break;
-            }
-            self.payload.fill(self.flow.sent(), &mut buffer[..sendable]);
-            match stream.write(&buffer[..sendable]) {
-                Ok(count) => {
-                    self.writable = count == sendable || !SHORT_MEANS_BLOCKED;
-                    self.flow.add_sent(count as u64, now);
+        let start = if includes_connecting {
+            link.opened
+        } else {
+            now
+        };
+        let mut calls = 0..MAX_CALLS;
+        while link.writable && self.flow.sendable() > 0 && calls.next().is_some() {
+            let count = self.flow.sendable().min(MAX_SEND as u64) as usize;
+            let bytes = &mut buffer[..count];
+            link.payload.fill(self.flow.sent(), bytes);
+            match link.stream.write(bytes) {
+                Ok(written) => {
+                    link.writable = written == count || !SHORT_MEANS_BLOCKED;
+                    self.flow.add_sent(written as u64, start);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("connection failed: {}", error_text(&error))),
+                Err(error) => link.writable = is_interrupted(&error)?,
             }
         }
-        self.stream = Some(stream);
         Ok(())
     }
+}
 
+/// Whether a call can be repeated at once, if it has not failed but was interrupted or would block.
+fn is_interrupted(error: &io::Error) -> Result<bool, String> {
+    match error.kind() {
+        ErrorKind::Interrupted => Ok(true),
+        ErrorKind::WouldBlock => Ok(false),
+        _ => Err(format!("connection failed: {}", error_text(error))),
+    }
+}
+
+impl Link {
     /// Returns whether the connection is established, as far as can be told.
-    fn connected(
-        &mut self,
-        stream: &TcpStream,
-        now: Instant,
-        tally: &mut Tally,
-    ) -> Result<bool, String> {
-        let cannot = |error| format!("cannot connect: {}", error_text(&error));
-        let socket = SockRef::from(stream);
-        if socket.peer_addr().is_err() {
-            return match socket.take_error().map_err(cannot)? {
-                Some(error) => Err(cannot(error)),
-                None => Ok(false),
-            };
+    fn is_connected(&self) -> io::Result<bool> {
+        let socket = SockRef::from(&self.stream);
+        match socket.peer_addr() {
+            Ok(_) => Ok(true),
+            Err(_) => socket.take_error()?.map_or(Ok(false), Err),
         }
-        self.is_connecting = false;
-        self.writable = true;
-        tally.opened += 1;
-        record(&mut tally.connect, now - self.opened);
-        Ok(true)
     }
 
-    fn receive(&mut self, bytes: &mut [u8], now: Instant, tally: &mut Tally) -> Result<(), String> {
-        let (offset, count) = (self.flow.received(), bytes.len() as u64);
+    /// Checks that `bytes` are those of the stream that follow what was received.
+    fn verify(&self, flow: &Flow, bytes: &mut [u8]) -> Result<(), String> {
+        let offset = flow.received();
         if let Some((at, expected)) = self.payload.find_difference(offset, bytes) {
-            let place = Count(offset + at as u64 + 1);
-            let got = bytes[at];
+            let (place, got) = (Count(offset + at as u64 + 1), bytes[at]);
             return Err(format!(
                 "wrong byte: byte {place} of a stream was sent as {expected:#04x} and came back as {got:#04x}"
             ));
         }
-        if offset + count > self.flow.sent() {
-            return Err("wrong byte: more came back than was sent".to_owned());
+        match offset + bytes.len() as u64 > flow.sent() {
+            true => Err("wrong byte: more came back than was sent".to_owned()),
+            false => Ok(()),
         }
-        if !self.is_answered {
-            self.is_answered = true;
-            tally.answered += 1;
-        }
-        tally.bytes += count;
-        let (messages, rtt) = (&mut tally.messages, &mut tally.rtt);
-        self.flow.add_received(count, now, |time| {
-            *messages += 1;
-            record(rtt, time);
-        });
-        Ok(())
     }
 }
 
