@@ -5,30 +5,21 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// When messages are due: at a fixed rate, shared by several connections in turn.
+/// When the messages of one connection are due: at a fixed rate, shared by several connections in turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     pub(crate) start: Instant,
     /// Messages per second of all connections.
     pub(crate) rate: f64,
-    /// The schedule has every `step`-th of these messages, from `first` on.
-    pub(crate) first: u64,
-    pub(crate) step: u64,
+    /// The connection has every `step`-th of these messages, from `first` on.
+    pub(crate) first: usize,
+    pub(crate) step: usize,
 }
 
 impl Schedule {
-    /// Returns the schedule of one of `count` connections that take turns.
-    pub(crate) fn nth_of(self, index: u64, count: u64) -> Self {
-        Self {
-            first: self.first + index * self.step,
-            step: self.step * count,
-            ..self
-        }
-    }
-
-    pub(crate) fn due(&self, index: u64) -> Instant {
-        let place = self.first + index * self.step;
-        self.start + Duration::from_secs_f64(place as f64 / self.rate)
+    fn due(&self, index: u64) -> Instant {
+        let place = self.first as f64 + index as f64 * self.step as f64;
+        self.start + Duration::from_secs_f64(place / self.rate)
     }
 }
 
@@ -68,6 +59,11 @@ impl Flow {
     /// Allows `count` more messages to be sent.
     pub(crate) fn grant(&mut self, count: u64) {
         self.granted += count;
+    }
+
+    /// Returns when the next message is due, if there is a schedule.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        Some(self.schedule?.due(self.granted))
     }
 
     pub(crate) fn sent(&self) -> u64 {
@@ -130,7 +126,7 @@ impl Flow {
     /// Gives up all messages that may still be sent. Returns their number.
     pub(crate) fn abandon(&mut self) -> u64 {
         let rest = self.granted - self.earlier - self.completed;
-        self.granted -= rest;
+        self.earlier += rest;
         rest
     }
 }
@@ -147,19 +143,18 @@ mod tests {
     /// 200 ms of each second.
     fn times_of_stalling_server(max_in_flight: u64) -> Histogram<u64> {
         let start = Instant::now();
-        let schedule = Schedule {
+        let mut flow = Flow::new(64, max_in_flight, u64::MAX);
+        flow.schedule = Some(Schedule {
             start,
             rate: 1000.0,
             first: 0,
             step: 1,
-        };
-        let mut flow = Flow::new(64, max_in_flight, u64::MAX);
-        flow.schedule = Some(schedule);
+        });
         let mut times = Histogram::new(3).unwrap();
         let mut previous_answer = start;
-        for index in 0..20_000 {
+        for _ in 0..20_000 {
+            let mut sent = flow.next_due().unwrap();
             flow.grant(1);
-            let mut sent = schedule.due(index);
             if max_in_flight == 1 {
                 sent = sent.max(previous_answer);
             }

@@ -51,6 +51,8 @@ pub(crate) struct Plan<'a> {
 
 pub(crate) struct Worker<'a> {
     plan: &'a Plan<'a>,
+    /// Number of this thread.
+    index: usize,
     tally: &'a Mutex<Tally>,
     poll: Poll,
     connections: Vec<Connection>,
@@ -59,8 +61,7 @@ pub(crate) struct Worker<'a> {
     next_sweep: Instant,
     /// Number of the next connection to be opened: its stream depends on it.
     next_number: u64,
-    schedule: Option<Schedule>,
-    /// Messages that the schedule has made due.
+    /// Messages that a schedule has made due.
     due: u64,
     /// Messages of this thread, and how many of them have not come back or been lost yet.
     messages: u64,
@@ -131,18 +132,13 @@ impl<'a> Worker<'a> {
         let messages = share(messages, index, plan.threads);
         Ok(Self {
             plan,
+            index,
             tally,
             poll: Poll::new()?,
             connections: (0..connections).map(connection).collect(),
             runnable: VecDeque::new(),
             next_sweep: Instant::now(),
             next_number: index as u64,
-            schedule: plan.options.rate.map(|rate| Schedule {
-                start: Instant::now(),
-                rate,
-                first: index as u64,
-                step: plan.threads as u64,
-            }),
             due: 0,
             messages,
             remaining: messages,
@@ -187,17 +183,17 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Allows messages that need no schedule, and starts the schedule of those that do.
+    /// Allows messages, or sets the times at which they are due.
     fn start(&mut self) {
-        let count = self.connections.len();
-        if let Some(schedule) = &mut self.schedule {
-            schedule.start = Instant::now();
-        }
+        let (start, count, threads) = (Instant::now(), self.connections.len(), self.plan.threads);
         for index in 0..count {
             let flow = &mut self.connections[index].flow;
-            flow.schedule = self
-                .schedule
-                .map(|it| it.nth_of(index as u64, count as u64));
+            flow.schedule = self.plan.options.rate.map(|rate| Schedule {
+                start,
+                rate,
+                first: self.index + index * threads,
+                step: count * threads,
+            });
             if flow.schedule.is_none() {
                 flow.grant(share(self.messages, index, count));
             }
@@ -207,18 +203,20 @@ impl<'a> Worker<'a> {
 
     /// Allows the messages that are due now, to one connection after the other; returns when the next is due.
     fn grant_due(&mut self, now: Instant) -> Option<Instant> {
-        let schedule = self.schedule?;
         let before = self.due;
-        let mut next = schedule.due(self.due);
-        while next <= now && self.due < self.messages.min(before + MAX_GRANTS) {
+        let limit = self.messages.min(before + MAX_GRANTS);
+        loop {
             let index = (self.due % self.connections.len() as u64) as usize;
-            self.connections[index].flow.grant(1);
+            let flow = &mut self.connections[index].flow;
+            let next = flow.next_due()?;
+            if next > now || self.due == limit {
+                self.tally().due += self.due - before;
+                return (self.due < self.messages).then_some(next);
+            }
+            flow.grant(1);
             self.make_runnable(index);
             self.due += 1;
-            next = schedule.due(self.due);
         }
-        self.tally().due += self.due - before;
-        (self.due < self.messages).then_some(next)
     }
 
     /// Waits for events, and gives each connection that may make progress one turn.
