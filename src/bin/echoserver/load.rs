@@ -48,14 +48,8 @@ pub(crate) struct Options {
     address: Address,
 
     /// Number of connections, at most the number of messages
-    #[arg(
-        short,
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        help_heading = "Load"
-    )]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = "Load", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
 
     /// Size of a message [default: 64, or 64KiB with --flood]

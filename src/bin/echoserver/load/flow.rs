@@ -40,8 +40,8 @@ pub(crate) struct Flow {
     /// Messages of this stream that came back.
     completed: u64,
     /// Bytes of this stream.
-    sent: u64,
-    received: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
     /// When the messages in flight were sent.
     send_times: VecDeque<Instant>,
 }
@@ -64,14 +64,6 @@ impl Flow {
     /// Returns when the next message is due, if there is a schedule.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         Some(self.schedule?.due(self.granted))
-    }
-
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent
-    }
-
-    pub(crate) fn received(&self) -> u64 {
-        self.received
     }
 
     /// Returns how many bytes may be sent now.

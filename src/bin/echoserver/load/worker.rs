@@ -349,7 +349,7 @@ impl<'a> Worker<'a> {
         self.next_sweep = now + self.plan.sweep_interval;
         for index in 0..self.connections.len() {
             let connection = &mut self.connections[index];
-            let received = connection.flow.received();
+            let received = connection.flow.received;
             let is_waiting = match &connection.link {
                 Some(link) => link.is_connecting || connection.flow.is_awaiting_bytes(),
                 None => connection.has_failed && self.plan.options.messages.is_none(),
@@ -434,7 +434,7 @@ impl Connection {
         while link.writable && self.flow.sendable() > 0 && calls.next().is_some() {
             let count = self.flow.sendable().min(MAX_SEND as u64) as usize;
             let bytes = &mut buffer[..count];
-            link.payload.fill(self.flow.sent(), bytes);
+            link.payload.fill(self.flow.sent, bytes);
             match link.stream.write(bytes) {
                 Ok(written) => {
                     link.writable = written == count || !SHORT_MEANS_BLOCKED;
@@ -468,14 +468,14 @@ impl Link {
 
     /// Checks that `bytes` are those of the stream that follow what was received.
     fn verify(&self, flow: &Flow, bytes: &mut [u8]) -> Result<(), String> {
-        let offset = flow.received();
+        let offset = flow.received;
         if let Some((at, expected)) = self.payload.find_difference(offset, bytes) {
             let (place, got) = (Count(offset + at as u64 + 1), bytes[at]);
             return Err(format!(
                 "wrong byte: byte {place} of a stream was sent as {expected:#04x} and came back as {got:#04x}"
             ));
         }
-        match offset + bytes.len() as u64 > flow.sent() {
+        match offset + bytes.len() as u64 > flow.sent {
             true => Err("wrong byte: more came back than was sent".to_owned()),
             false => Ok(()),
         }
