@@ -14,7 +14,7 @@ use crate::target::Target;
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// Width of the longest bar of the histogram.
-const BAR: usize = 40;
+const BAR: u64 = 40;
 
 /// What is going to be done.
 pub(crate) fn head(target: &Target, plan: &Plan) -> String {
@@ -82,29 +82,29 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     for (error, count) in &total.errors {
         lines.push(format!("error         {error} ({} times)", Count(*count)));
     }
-    lines.join("\n") + "\n" + &bars(&total.rtt)
+    if total.rtt.len() > 1 {
+        lines.push("histogram of RTT".to_owned());
+        lines.extend(bars(&total.rtt));
+    }
+    lines.join("\n") + "\n"
 }
 
-/// The histogram of round-trip times: a line for each factor of two.
-fn bars(histogram: &Histogram<u64>) -> String {
-    if histogram.len() < 2 {
-        return String::new();
-    }
-    let first = histogram.min().max(1).ilog2();
-    let last = histogram.max().max(1).ilog2();
-    let counts: Vec<u64> = (first..=last)
-        .map(|power| histogram.count_between(1 << power, (2 << power) - 1))
-        .collect();
-    let most = counts.iter().copied().max().unwrap_or(1).max(1);
-    let lines = (first..=last).zip(&counts).map(|(power, count)| {
-        let bar = "#".repeat((count * BAR as u64).div_ceil(most) as usize);
-        let share = *count as f64 * 100.0 / histogram.len() as f64;
-        format!("  up to {:>8}  {share:6.2} %  {bar}\n", time(2 << power))
+/// A line for each factor of two.
+fn bars(histogram: &Histogram<u64>) -> Vec<String> {
+    let powers = histogram.min().ilog2()..=histogram.max().ilog2();
+    let counts = powers.map(|power| {
+        let end = 2 << power;
+        (end, histogram.count_between(1 << power, end - 1))
     });
-    format!(
-        "histogram of RTT\n{}",
-        lines.collect::<String>().replace("  \n", "\n")
-    )
+    let counts: Vec<_> = counts.collect();
+    let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(1);
+    let line = |(end, count): (u64, u64)| {
+        let share = count as f64 * 100.0 / histogram.len() as f64;
+        let bar = "#".repeat((count * BAR).div_ceil(most) as usize);
+        let line = format!("  up to {:>8}  {share:6.2} %  {bar}", time(end));
+        line.trim_end().to_owned()
+    };
+    counts.into_iter().map(line).collect()
 }
 
 /// Everything, in one line.
