@@ -3,22 +3,21 @@
 mod cases;
 mod client;
 
+use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use echoserver::Address;
 use glob::Pattern;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::cases::{CASES, Case, Class};
-use self::client::{CaseResult, Endpoint};
+use self::client::{Endpoint, side_by_side};
 use crate::figures::parse_time;
 use crate::target::{self, Target, UNREACHABLE};
-use crate::{FAILURE, Failure, USAGE, print};
+use crate::{FAILURE, Failure, print};
 
 /// Test an echo server: which bytes, closes, resets and bursts it gets wrong
 #[derive(Debug, Args)]
@@ -36,7 +35,7 @@ pub(crate) struct Options {
     strict: bool,
 
     /// Run only the cases whose name matches, for example 'half-close*'; repeatable
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long, value_name = "GLOB", value_parser = parse_glob)]
     only: Vec<Pattern>,
 
     /// How long the server may do nothing before a case fails; halved after each case that waits in
@@ -58,12 +57,22 @@ pub(crate) struct Options {
     list: bool,
 }
 
+/// Parses a pattern for names, with hyphens or underscores.
+fn parse_glob(text: &str) -> Result<Pattern, String> {
+    let pattern = Pattern::new(&text.replace('_', "-")).map_err(|error| error.to_string())?;
+    match CASES.iter().any(|case| pattern.matches(&case.name())) {
+        true => Ok(pattern),
+        false => Err("no case matches; see --list".to_owned()),
+    }
+}
+
 /// How one case ended.
 struct Outcome {
     case: &'static Case,
+    /// `ok`, `FAIL`, `warn` if a failure does not count, or `skip`.
+    status: &'static str,
     seconds: f64,
-    /// `None` if the case does not apply to this kind of socket.
-    result: Option<CaseResult>,
+    error: Option<String>,
 }
 
 /// Runs the command.
@@ -72,7 +81,11 @@ struct Outcome {
 ///
 /// An exit status, and what to print on stderr.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    let chosen = chosen(&options.only)?;
+    let is_chosen = |case: &&Case| {
+        let mut patterns = options.only.iter();
+        options.only.is_empty() || patterns.any(|pattern| pattern.matches(&case.name()))
+    };
+    let chosen: Vec<_> = CASES.iter().filter(is_chosen).collect();
     let Some(address) = options.address.as_ref().filter(|_| !options.list) else {
         let lines = chosen.iter().map(|case| {
             let class = case.class.name();
@@ -89,22 +102,22 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let outcomes = run_cases(options, &chosen, &target)?;
 
     let count = |status| {
-        let of_status = |outcome: &&Outcome| outcome.status(options.strict) == status;
-        outcomes.iter().filter(of_status).count()
+        let with_status = outcomes.iter().filter(|outcome| outcome.status == status);
+        with_status.count()
     };
     let [passed, failed, warned, skipped] = ["ok", "FAIL", "warn", "skip"].map(count);
-    let total = outcomes.len();
     if options.json {
-        print(&report(&target, &outcomes, options.strict))?;
+        print(&report(&target, &outcomes, options.strict, failed == 0))?;
     } else {
-        let or_none = |count, text: String| if count == 0 { String::new() } else { text };
-        let warned = or_none(
-            warned,
-            format!(", {warned} strict failed (not counted without --strict)"),
-        );
-        let skipped = or_none(skipped, format!(", {skipped} skipped (TCP only)"));
+        let note = |count, what: &str| match count {
+            0 => String::new(),
+            _ => format!(", {count} {what}"),
+        };
+        let warned = note(warned, "strict failed (not counted without --strict)");
+        let skipped = note(skipped, "skipped (TCP only)");
+        let all = outcomes.len();
         print(&format!(
-            "{target}: {passed} of {total} cases passed, {failed} failed{warned}{skipped}\n"
+            "{target}: {passed} of {all} cases passed, {failed} failed{warned}{skipped}\n"
         ))?;
     }
     match failed {
@@ -113,19 +126,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-fn chosen(patterns: &[Pattern]) -> Result<Vec<&'static Case>, Failure> {
-    let unknown = |pattern: &&Pattern| !CASES.iter().any(|case| case.matches(pattern));
-    if let Some(pattern) = patterns.iter().find(unknown) {
-        let error =
-            format!("invalid value '{pattern}' for '--only <GLOB>': no case matches; see --list");
-        return Err(Failure(USAGE, Some(error)));
-    }
-    let is_chosen =
-        |case: &&Case| patterns.is_empty() || patterns.iter().any(|pattern| case.matches(pattern));
-    Ok(CASES.iter().filter(is_chosen).collect())
-}
-
-/// Runs the cases on `--jobs` threads, and prints each as it ends. Returns them in the order of `cases`.
+/// Runs the cases on `--jobs` threads, and prints each as it ends. Returns them in the order of the table.
 fn run_cases(
     options: &Options,
     cases: &[&'static Case],
@@ -133,63 +134,53 @@ fn run_cases(
 ) -> Result<Vec<Outcome>, Failure> {
     let pace = Mutex::new(Pace::new(options.patience));
     let next = AtomicUsize::new(0);
-    let (sender, ended) = mpsc::channel();
-    let mut outcomes = thread::scope(|scope| {
-        for _ in 0..options.jobs {
-            let (sender, next, pace) = (sender.clone(), &next, &pace);
-            scope.spawn(move || {
-                while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
-                    // An error means that printing has failed.
-                    if sender.send(run_case(case, target, pace)).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
+    let outcomes: Result<Vec<Vec<_>>, Failure> = side_by_side(options.jobs.into(), |_| {
         let mut outcomes = Vec::new();
-        for outcome in ended {
+        while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
+            let outcome = run_case(case, target, &pace, options.strict);
             if !options.json {
-                print(&outcome.line(options.strict))?;
+                print(&outcome.line())?;
             }
             outcomes.push(outcome);
         }
-        Ok::<_, Failure>(outcomes)
-    })?;
-    outcomes.sort_by_key(|outcome| {
-        cases
-            .iter()
-            .position(|case| std::ptr::eq(*case, outcome.case))
+        Ok(outcomes)
     });
+    let mut outcomes: Vec<_> = outcomes?.into_iter().flatten().collect();
+    outcomes.sort_by_key(|outcome: &Outcome| ptr::from_ref(outcome.case));
     Ok(outcomes)
 }
 
-fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>) -> Outcome {
-    let (start, current) = (Instant::now(), *lock(pace));
-    let endpoint = Endpoint::new(&target.address, current.patience, current.limit);
-    let is_exhausted = current.slow_cases >= MAX_SLOW_CASES;
-    let result = (target.is_tcp() || !case.needs_tcp()).then(|| match is_exhausted {
-        true => Err(format!(
+fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>, strict: bool) -> Outcome {
+    let lock = || pace.lock().expect("no case runs while it is locked");
+    let then = *lock();
+    let server = Endpoint {
+        address: &target.address,
+        patience: then.patience,
+        limit: then.limit,
+        start: Instant::now(),
+    };
+    let result = match then.slow_cases {
+        _ if case.needs_tcp() && !target.is_tcp() => None,
+        MAX_SLOW_CASES.. => Some(Err(format!(
             "not run: {MAX_SLOW_CASES} cases in a row took too long"
-        )),
-        false => (case.run)(&endpoint),
-    });
-    let elapsed = start.elapsed();
-    match &result {
-        Some(Err(_)) if !is_exhausted => lock(pace).shorten(current, elapsed),
-        Some(Ok(())) => lock(pace).slow_cases = 0,
-        _ => {}
-    }
+        ))),
+        _ => {
+            let result = (case.run)(&server);
+            lock().adapt(then, result.is_ok(), server.start.elapsed());
+            Some(result)
+        }
+    };
     Outcome {
         case,
-        seconds: elapsed.as_secs_f64(),
-        result,
+        status: match &result {
+            None => "skip",
+            Some(Ok(())) => "ok",
+            Some(Err(_)) if case.class == Class::Strict && !strict => "warn",
+            Some(Err(_)) => "FAIL",
+        },
+        seconds: server.start.elapsed().as_secs_f64(),
+        error: result.and_then(Result::err),
     }
-}
-
-fn lock(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
-    pace.lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// After this many cases in a row that took too long, the others are not run.
@@ -217,60 +208,44 @@ impl Pace {
         }
     }
 
-    /// Adapts to a case that failed after `elapsed`, and ran at the pace `then`.
-    fn shorten(&mut self, then: Self, elapsed: Duration) {
-        let is_slow = elapsed >= then.limit;
-        self.slow_cases = if is_slow { self.slow_cases + 1 } else { 0 };
-        if is_slow {
+    /// Adapts to a case that took `elapsed`, and ran at the pace `then`.
+    fn adapt(&mut self, then: Self, passed: bool, elapsed: Duration) {
+        if passed || elapsed < then.limit {
+            self.slow_cases = 0;
+        } else {
+            self.slow_cases += 1;
             self.limit = self.limit.min(then.limit / 2).max(self.min_patience * 4);
         }
-        if elapsed >= then.patience {
+        if !passed && elapsed >= then.patience {
             self.patience = self.patience.min(then.patience / 2).max(self.min_patience);
         }
     }
 }
 
 impl Outcome {
-    fn status(&self, strict: bool) -> &'static str {
-        match (&self.result, self.case.class) {
-            (None, _) => "skip",
-            (Some(Ok(())), _) => "ok",
-            (Some(Err(_)), Class::Strict) if !strict => "warn",
-            (Some(Err(_)), _) => "FAIL",
-        }
-    }
-
-    fn error(&self) -> Option<&String> {
-        self.result.as_ref()?.as_ref().err()
-    }
-
-    fn line(&self, strict: bool) -> String {
-        let (status, name) = (self.status(strict), self.case.name());
-        let error = self.error().map_or("", String::as_str);
+    fn line(&self) -> String {
+        let (status, name) = (self.status, self.case.name());
+        let error = self.error.as_deref().unwrap_or_default();
         let line = format!("{status:4}  {name:45} {:6.2} s  {error}", self.seconds);
         format!("{}\n", line.trim_end())
     }
 }
 
-fn report(target: &Target, outcomes: &[Outcome], strict: bool) -> String {
+fn report(target: &Target, outcomes: &[Outcome], strict: bool, passed: bool) -> String {
     let cases = outcomes.iter().map(|outcome| {
         json!({
             "name": outcome.case.name(),
             "class": outcome.case.class.name(),
-            "status": outcome.status(strict).to_lowercase(),
+            "status": outcome.status.to_lowercase(),
             "seconds": outcome.seconds,
-            "error": outcome.error(),
+            "error": outcome.error,
         })
     });
-    let cases: Vec<_> = cases.collect();
-    let failed = outcomes
-        .iter()
-        .any(|outcome| outcome.status(strict) == "FAIL");
     let report = json!({
         "target": target.name,
         "strict": strict,
-        "passed": !failed,
-        "cases": cases,
+        "passed": passed,
+        "cases": cases.collect::<Value>(),
     });
     format!("{report}\n")
 }
@@ -283,20 +258,20 @@ mod tests {
     fn patience_shrinks_only_after_cases_that_wait_in_vain() {
         let seconds = Duration::from_secs;
         let mut pace = Pace::new(seconds(10));
-        pace.shorten(pace, seconds(9));
+        pace.adapt(pace, false, seconds(9));
         assert_eq!((pace.patience, pace.limit), (seconds(10), seconds(50)));
         // Cases that ran at the same time shorten it only once.
         let then = pace;
-        pace.shorten(then, seconds(10));
-        pace.shorten(then, seconds(50));
+        pace.adapt(then, false, seconds(10));
+        pace.adapt(then, false, seconds(50));
         assert_eq!((pace.patience, pace.limit), (seconds(5), seconds(25)));
         assert_eq!(pace.slow_cases, 1);
         for _ in 0..10 {
-            pace.shorten(pace, seconds(50));
+            pace.adapt(pace, false, seconds(50));
         }
         assert_eq!((pace.patience, pace.limit), (seconds(1), seconds(4)));
         assert_eq!(pace.slow_cases, 11);
-        pace.shorten(pace, seconds(3));
+        pace.adapt(pace, false, seconds(3));
         assert_eq!(pace.slow_cases, 0);
     }
 }

@@ -5,8 +5,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
@@ -15,9 +14,14 @@ use crate::figures::Count;
 use crate::payload::Payload;
 use crate::target::{self, error_text};
 
-/// A sender is blocked if it has sent nothing for this many intervals.
-const STALL_INTERVALS: u32 = 5;
-const STALL_INTERVAL: Duration = Duration::from_millis(300);
+/// The timeout of a socket's calls, which are repeated while a case may wait.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A write that waits for this long is stuck; a server that sends nothing for this long is silent.
+const STALL: Duration = Duration::from_millis(300);
+
+/// A late reader waits for this long: on a busy machine, a stuck server may have been a slow one.
+const LATE: Duration = Duration::from_millis(1_200);
 
 /// Writes may wait longer than reads: until the reader of a late case has begun.
 const WRITE_FACTOR: u32 = 3;
@@ -26,24 +30,16 @@ pub(crate) type CaseResult<T = ()> = Result<T, String>;
 
 /// The server, and how long a case waits for it.
 #[derive(Debug)]
-pub(crate) struct Endpoint {
-    address: SockAddr,
-    patience: Duration,
-    limit: Duration,
-    deadline: Instant,
+pub(crate) struct Endpoint<'a> {
+    pub(crate) address: &'a SockAddr,
+    /// Bounds each wait.
+    pub(crate) patience: Duration,
+    /// Bounds the whole case, from its start.
+    pub(crate) limit: Duration,
+    pub(crate) start: Instant,
 }
 
-impl Endpoint {
-    /// `patience` bounds each wait, and `limit` the whole case, which begins now.
-    pub(crate) fn new(address: &SockAddr, patience: Duration, limit: Duration) -> Self {
-        Self {
-            address: address.clone(),
-            patience,
-            limit,
-            deadline: Instant::now() + limit,
-        }
-    }
-
+impl Endpoint<'_> {
     pub(crate) fn connect(&self) -> CaseResult<Client<'_>> {
         self.connect_with(|_| Ok(()))
     }
@@ -53,127 +49,117 @@ impl Endpoint {
         self.connect_with(|socket| socket.set_recv_buffer_size(bytes))
     }
 
-    fn connect_with(
-        &self,
-        set_up: impl FnOnce(&Socket) -> io::Result<()>,
-    ) -> CaseResult<Client<'_>> {
-        self.check_limit()?;
-        let connected = target::connect(&self.address, self.patience, set_up);
+    fn connect_with(&self, set_up: impl Fn(&Socket) -> io::Result<()>) -> CaseResult<Client<'_>> {
+        let connected = self.attempt(self.patience, || {
+            let socket = target::connect(self.address, self.patience, &set_up)?;
+            socket.set_read_timeout(Some(TICK))?;
+            socket.set_write_timeout(Some(TICK))?;
+            Ok(socket)
+        });
         let socket = connected.map_err(|error| match is_timeout(&error) {
             true => format!("cannot connect: no answer for {:?}", self.patience),
-            false => format!("cannot connect: {}", error_text(&error)),
+            false => format!("cannot connect: {error}"),
         })?;
-        let client = Client {
+        Ok(Client {
             socket,
             endpoint: self,
-            sent: AtomicU64::new(0),
-        };
-        client.reset_timeouts()?;
-        Ok(client)
+        })
     }
 
-    fn check_limit(&self) -> CaseResult {
-        match Instant::now() < self.deadline {
-            true => Ok(()),
-            false => Err(format!("the case was not done after {:?}", self.limit)),
+    /// Repeats a call while it times out, for `patience` at most. The text of its error can be shown.
+    fn attempt<T>(
+        &self,
+        patience: Duration,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let start = Instant::now();
+        while self.start.elapsed() < self.limit {
+            let error = match call() {
+                Ok(value) => return Ok(value),
+                Err(error) if is_timeout(&error) && start.elapsed() < patience => continue,
+                Err(error) => error,
+            };
+            let text = match is_timeout(&error) {
+                true => format!("nothing for {patience:?}"),
+                false => error_text(&error),
+            };
+            return Err(io::Error::new(error.kind(), text));
         }
+        let text = format!("the case was not done after {:?}", self.limit);
+        Err(io::Error::other(text))
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Client<'a> {
     socket: Socket,
-    endpoint: &'a Endpoint,
-    /// Bytes that the kernel has accepted.
-    sent: AtomicU64,
+    endpoint: &'a Endpoint<'a>,
 }
 
 impl Client<'_> {
-    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        uninterrupted(|| (&self.socket).read(bytes))
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        uninterrupted(|| (&self.socket).write(bytes))
-    }
-
-    fn set_timeouts(&self, read: Duration, write: Duration) -> CaseResult {
-        let set = self.socket.set_read_timeout(Some(read));
-        let set = set.and_then(|()| self.socket.set_write_timeout(Some(write)));
-        self.done(set, "set a timeout")
-    }
-
-    fn reset_timeouts(&self) -> CaseResult {
-        let patience = self.endpoint.patience;
-        self.set_timeouts(patience, patience * WRITE_FACTOR)
-    }
-
     /// Sends all of `bytes`.
-    pub(crate) fn send(&self, mut bytes: &[u8]) -> CaseResult {
-        let length = bytes.len();
-        while !bytes.is_empty() {
-            self.endpoint.check_limit()?;
-            match self.write(bytes) {
-                Ok(count) => {
-                    bytes = &bytes[count..];
-                    self.sent.fetch_add(count as u64, SeqCst);
-                }
-                Err(error) => {
-                    let sent = count(length - bytes.len());
-                    let end = self.end_text(&error, WRITE_FACTOR);
-                    return Err(format!(
-                        "{sent} of {} bytes were sent, then {end}",
-                        count(length)
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends one urgent byte.
-    pub(crate) fn send_urgent(&self, byte: u8) -> CaseResult {
-        let sent = self.socket.send_out_of_band(&[byte]);
-        self.done(sent.map(drop), "send an urgent byte")
+    pub(crate) fn send(&self, bytes: &[u8]) -> CaseResult {
+        let patience = self.endpoint.patience * WRITE_FACTOR;
+        self.send_until(|_| false, patience, bytes).map(drop)
     }
 
     /// Sends `bytes` until the kernel accepts no more; returns how many it accepted.
     pub(crate) fn send_until_stuck(&self, bytes: &[u8]) -> CaseResult<usize> {
-        self.set_timeouts(STALL_INTERVAL, STALL_INTERVAL)?;
+        self.send_until(is_timeout, STALL, bytes)
+    }
+
+    /// Sends `bytes` until an error that `ends` it; returns how many were sent.
+    fn send_until(
+        &self,
+        ends: fn(&io::Error) -> bool,
+        patience: Duration,
+        bytes: &[u8],
+    ) -> CaseResult<usize> {
         let mut sent = 0;
         while sent < bytes.len() {
-            self.endpoint.check_limit()?;
-            match self.write(&bytes[sent..]) {
-                Ok(count) => sent += count,
-                Err(error) if is_timeout(&error) => break,
+            let write = || (&self.socket).write(&bytes[sent..]);
+            match self.endpoint.attempt(patience, write) {
+                Ok(length) => sent += length,
+                Err(error) if ends(&error) => break,
                 Err(error) => {
-                    let end = self.end_text(&error, 1);
-                    return Err(format!("{} bytes were sent, then {end}", count(sent)));
+                    let (sent, all) = (count(sent), count(bytes.len()));
+                    return Err(format!("{sent} of {all} bytes were sent, then {error}"));
                 }
             }
         }
-        self.reset_timeouts()?;
         Ok(sent)
+    }
+
+    /// Sends one urgent byte.
+    pub(crate) fn send_urgent(&self, byte: u8) -> CaseResult {
+        let patience = self.endpoint.patience * WRITE_FACTOR;
+        let send = || self.socket.send_out_of_band(&[byte]).map(drop);
+        done("send an urgent byte", self.endpoint.attempt(patience, send))
     }
 
     /// Sends a FIN: no more bytes follow.
     pub(crate) fn half_close(&self) -> CaseResult {
-        self.done(self.socket.shutdown(Shutdown::Write), "half-close")
+        done("half-close", self.socket.shutdown(Shutdown::Write))
     }
 
     /// Shuts the reading half down, which the server cannot see.
     pub(crate) fn stop_reading(&self) -> CaseResult {
-        self.done(self.socket.shutdown(Shutdown::Read), "stop reading")
-    }
-
-    fn done(&self, result: io::Result<()>, what: &str) -> CaseResult {
-        result.map_err(|error| format!("cannot {what}: {}", self.end_text(&error, 1)))
+        done("stop reading", self.socket.shutdown(Shutdown::Read))
     }
 
     /// Closes the connection with a reset.
     pub(crate) fn reset(self) {
         // It fails only if the connection is already reset.
         let _reset = self.socket.set_linger(Some(Duration::ZERO));
+    }
+
+    /// Returns the next bytes, as many as fit into `buffer`. EOF is an error too.
+    fn read<'b>(&self, patience: Duration, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+        let read = || (&self.socket).read(buffer);
+        match self.endpoint.attempt(patience, read)? {
+            0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "EOF")),
+            length => Ok(&buffer[..length]),
+        }
     }
 
     /// Reads until `expected` has come back, and not a byte further.
@@ -184,82 +170,81 @@ impl Client<'_> {
     /// The same, with at most `size` bytes a read.
     pub(crate) fn expect_in_pieces(&self, expected: &[u8], size: usize) -> CaseResult {
         let mut buffer = vec![0; size.min(expected.len())];
+        let all = count(expected.len());
         let mut received = 0;
         while received < expected.len() {
-            let room = buffer.len().min(expected.len() - received);
-            let read = self.endpoint.check_limit();
-            let read = read.and_then(|()| match self.read(&mut buffer[..room]) {
-                Ok(0) => Err("EOF".to_owned()),
-                Ok(count) => Ok(count),
-                Err(error) => Err(self.end_text(&error, 1)),
-            });
-            let length = read.map_err(|end| {
-                let (received, all) = (count(received), count(expected.len()));
-                format!("{received} of {all} bytes came back, then {end}")
+            let rest = &expected[received..];
+            let room = size.min(rest.len());
+            let read = self.read(self.endpoint.patience, &mut buffer[..room]);
+            let part = read.map_err(|end| {
+                format!("{} of {all} bytes came back, then {end}", count(received))
             })?;
-            let pairs = buffer[..length].iter().zip(&expected[received..]);
-            if let Some((at, (got, sent))) = pairs.enumerate().find(|(_, (got, sent))| got != sent)
-            {
-                let (place, all) = (count(received + at + 1), count(expected.len()));
+            let mut pairs = part.iter().zip(rest);
+            if let Some(at) = pairs.position(|(got, sent)| got != sent) {
+                let (place, sent, got) = (count(received + at + 1), rest[at], part[at]);
                 return Err(format!(
                     "byte {place} of {all} was sent as {sent:#04x} and came back as {got:#04x}"
                 ));
             }
-            received += length;
+            received += part.len();
         }
         Ok(())
     }
 
+    /// The same, later than a sender on another thread can send.
+    pub(crate) fn expect_late(&self, expected: &[u8]) -> CaseResult {
+        thread::sleep(LATE.min(self.endpoint.patience));
+        self.expect(expected)
+    }
+
     /// Expects that the server closes the connection cleanly and sends nothing more.
     pub(crate) fn expect_eof(&self) -> CaseResult {
-        let mut extra = [0; 64];
-        match self.read(&mut extra) {
-            Ok(0) => Ok(()),
-            Ok(count) => {
-                let extra = String::from_utf8_lossy(&extra[..count]);
-                Err(format!("{extra:?} came back, but was never sent"))
+        match self.read(self.endpoint.patience, &mut [0; 64]) {
+            Ok(extra) => {
+                let extra = extra.escape_ascii();
+                Err(format!("\"{extra}\" came back, but was never sent"))
             }
-            Err(error) => {
-                let end = self.end_text(&error, 1);
-                Err(format!("everything came back, then {end} instead of EOF"))
-            }
+            Err(end) if end.kind() == ErrorKind::UnexpectedEof => Ok(()),
+            Err(end) => Err(format!("everything came back, then {end} instead of EOF")),
         }
     }
 
     /// Expects that the server sends nothing by itself.
     pub(crate) fn expect_silence(&self) -> CaseResult {
-        self.set_timeouts(STALL_INTERVAL, STALL_INTERVAL)?;
-        let mut bytes = [0; 64];
-        match self.read(&mut bytes) {
-            Ok(0) => return Err("EOF came before anything was sent".to_owned()),
-            Ok(count) => {
-                let bytes = String::from_utf8_lossy(&bytes[..count]);
-                return Err(format!("the server spoke first: {bytes:?}"));
+        match self.read(STALL, &mut [0; 64]) {
+            Ok(bytes) => {
+                let bytes = bytes.escape_ascii();
+                Err(format!("the server spoke first: \"{bytes}\""))
             }
-            Err(error) if is_timeout(&error) => {}
-            Err(error) => {
-                let end = self.end_text(&error, 1);
-                return Err(format!("{end} before anything was sent"));
-            }
+            Err(end) if is_timeout(&end) => Ok(()),
+            Err(end) => Err(format!("{end} came before anything was sent")),
         }
-        self.reset_timeouts()
     }
 
-    /// Sends `bytes`, and expects them back. For what certainly fits into the sockets' buffers.
+    /// Sends `bytes`, and expects them back at the same time.
     pub(crate) fn echo(&self, bytes: &[u8]) -> CaseResult {
-        self.send(bytes)?;
-        self.expect(bytes)
+        self.both(|| self.send(bytes), || self.expect(bytes))
+    }
+
+    /// The same, with a half-close and EOF at the end.
+    pub(crate) fn exchange(&self, bytes: &[u8]) -> CaseResult {
+        self.both_to_eof(|| self.send(bytes), || self.expect(bytes))
+    }
+
+    /// Half-closes, and expects EOF.
+    pub(crate) fn finish(&self) -> CaseResult {
+        self.exchange(&[])
     }
 
     /// Runs `send` on a thread of its own, and `read` at the same time.
     pub(crate) fn both(
         &self,
-        send: impl FnOnce(&Self) -> CaseResult + Send,
-        read: impl FnOnce(&Self) -> CaseResult,
+        send: impl FnOnce() -> CaseResult + Send,
+        read: impl FnOnce() -> CaseResult,
     ) -> CaseResult {
         thread::scope(|scope| {
-            let sending = scope.spawn(|| send(self));
-            let received = read(self);
+            let sending = scope.spawn(send);
+            let received = read();
             if received.is_err() {
                 // Ends a send that is stuck.
                 let _closed = self.socket.shutdown(Shutdown::Both);
@@ -269,56 +254,39 @@ impl Client<'_> {
         })
     }
 
-    /// Sends `bytes` and half-closes; at the same time, reads all of it and then EOF.
-    pub(crate) fn exchange(&self, bytes: &[u8]) -> CaseResult {
+    /// The same, with a half-close after `send`, and EOF expected after `read`.
+    pub(crate) fn both_to_eof(
+        &self,
+        send: impl FnOnce() -> CaseResult + Send,
+        read: impl FnOnce() -> CaseResult,
+    ) -> CaseResult {
         self.both(
-            |client| client.send(bytes).and_then(|()| client.half_close()),
-            |client| client.expect(bytes).and_then(|()| client.expect_eof()),
+            || send().and_then(|()| self.half_close()),
+            || read().and_then(|()| self.expect_eof()),
         )
-    }
-
-    /// Waits until a sender on another thread has sent all that can be sent.
-    pub(crate) fn wait_until_sender_blocks(&self) {
-        let deadline = Instant::now() + self.endpoint.patience;
-        let (mut before, mut stalls) = (u64::MAX, 0);
-        // On a busy machine a sender pauses too; only several intervals in a row are the end.
-        while stalls < STALL_INTERVALS && Instant::now() < deadline {
-            let sent = self.sent.load(SeqCst);
-            stalls = if sent == before { stalls + 1 } else { 0 };
-            before = sent;
-            thread::sleep(STALL_INTERVAL);
-        }
-    }
-
-    /// Describes what a socket's error means to the client. A call that timed out waited for `factor` times
-    /// the patience.
-    fn end_text(&self, error: &io::Error, factor: u32) -> String {
-        match is_timeout(error) {
-            true => format!("nothing for {:?}", self.endpoint.patience * factor),
-            false => error_text(error),
-        }
     }
 }
 
 /// Bytes that look random, and differ from one seed to the next.
-pub(crate) fn data(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn data(seed: usize, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    Payload::new(seed).fill(0, &mut bytes);
+    Payload::new(seed as u64).fill(0, &mut bytes);
     bytes
 }
 
-/// Runs `work` on `count` threads at once, and returns the first error.
-pub(crate) fn side_by_side(count: u64, work: impl Fn(u64) -> CaseResult + Sync) -> CaseResult {
+/// Runs `work` on `count` threads at once, and collects the results.
+pub(crate) fn side_by_side<R: Send, All: FromIterator<R>>(
+    count: usize,
+    work: impl Fn(usize) -> R + Sync,
+) -> All {
     thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> = (0..count)
-            .map(|index| scope.spawn(move || work(index)))
-            .collect();
-        let results = threads
-            .into_iter()
-            .map(|thread| thread.join().expect("clients do not panic"));
-        // Joins all before it looks at any.
-        results.collect::<Vec<_>>().into_iter().collect()
+        let spawn = |index| scope.spawn(move || work(index));
+        let threads: Vec<_> = (0..count).map(spawn).collect();
+        let results = threads.into_iter().map(ScopedJoinHandle::join);
+        results
+            .map(|result| result.expect("no thread panics"))
+            .collect()
     })
 }
 
@@ -326,16 +294,12 @@ pub(crate) fn count(number: usize) -> Count {
     Count(number as u64)
 }
 
-/// Repeats a call that fails with EINTR: one with a timeout does after SIGSTOP and SIGCONT, without any handler.
-fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+fn done(what: &str, result: io::Result<()>) -> CaseResult {
+    result.map_err(|error| format!("cannot {what}: {}", error_text(&error)))
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+    use ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    // SIGSTOP and SIGCONT interrupt a call that has a timeout, without any handler.
+    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
 }
