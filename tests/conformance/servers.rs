@@ -1,239 +1,199 @@
 //! Servers to be tested: a correct one with a thread for each connection, and the same with a fault.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
+use rustix::net::{SendFlags, send};
 use socket2::SockRef;
 
-/// What is wrong with a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    None,
-    /// Closes when the client half-closes, with an answer still to be sent.
-    DropsLastBytes,
-    /// Stops echoing after a read that filled its buffer.
-    StallsAfterABurst,
-    InterpretsQuit,
-    SendsFirst,
-    /// Ignores the result of a partial write.
-    DropsRestOfPartialWrite,
-    ChangesAByte,
-    /// Closes with a reset in place of a FIN.
-    ResetsOnClose,
-    /// Leaves the connection open when the client has half-closed it.
-    NeverEnds,
-    /// Reads without limit, whether or not the bytes can be sent.
-    HasNoLimit,
-    /// Receives urgent bytes out of band, and loses them.
-    LosesUrgentData,
-    /// Serves one connection after the other.
-    ServesOneAtATime,
-    EndsAfterAReset,
-    /// These change one place in each stream, at [`WRONG_PLACE`].
-    FlipsABit,
-    SwapsTwoReads,
-    RepeatsARead,
-    /// Replaces one byte by one of another connection.
-    MixesConnections,
+/// Faults, each with the cases of `check` that detect it, and what their errors contain.
+macro_rules! faults {
+    ($($(#[$doc:meta])* $fault:ident $($case:literal: $error:literal)*;)*) => {
+        /// What is wrong with a server.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Fault {
+            $($(#[$doc])* $fault,)*
+        }
+
+        /// A fault, the name of a case, and what its error contains.
+        pub(crate) const DETECTED: &[(Fault, &str, &str)] =
+            &[$($((Fault::$fault, $case, $error),)*)*];
+    };
 }
 
-const WRONG_PLACE: usize = 29_999_000;
+faults! {
+    None;
+    /// Closes when the client half-closes, with an answer still to be sent.
+    DropsLastBytes
+        "half-close-then-read-late": "of 3,000,000 bytes came back, then EOF"
+        "half-close-then-read-late-with-a-small-window": "bytes came back, then EOF";
+    /// Stops echoing after a read that filled its buffer.
+    StallsAfterABurst "burst": "16,384 of 20,000 bytes came back, then nothing for 5s";
+    InterpretsQuit "commands": r#"after "quit\n": 0 of 5 bytes came back, then EOF"#;
+    SendsFirst "never-speaks-first": r#"the server spoke first: "220 ready\r\n""#;
+    /// Ignores the result of a partial write.
+    DropsRestOfPartialWrite "late-reader": "of 12,000,000 was sent as";
+    ChangesAByte "bulk": "byte 100,001 of 20,000,000 was sent as";
+    /// Closes with a reset in place of a FIN.
+    ResetsOnClose
+        "half-close-after-all-is-read": "everything came back, then a reset instead of EOF";
+    /// Leaves the connection open when the client has half-closed it.
+    NeverEnds "half-close-at-once": "then nothing for 5s instead of EOF";
+    /// Reads without limit, and keeps what cannot be sent at once.
+    HasNoLimit
+        "backpressure": "no limit: 67,108,864 bytes were accepted from a client that never reads";
+    /// Receives urgent bytes out of band, and loses them.
+    LosesUrgentData
+        "urgent-data-with-bytes-after-it":
+        "the urgent byte after 0 bytes did not come back in its place";
+    /// Serves one connection after the other.
+    ServesOneAtATime
+        "crowd": "among 300 open connections: 0 of 399 bytes came back, then nothing for 5s";
+    EndsAfterAReset "resets-at-any-point": "cannot connect | 0 of 1 bytes came back, then";
+    /// This and the next ones are wrong in one place of each stream, far from its start.
+    FlipsABit;
+    SwapsTwoReads;
+    RepeatsARead;
+    /// Replaces one byte by one of another connection.
+    MixesConnections;
+}
+
+impl Fault {
+    /// Where the streams are wrong, for some faults.
+    fn wrong_place(self) -> usize {
+        match self {
+            Self::ChangesAByte => 100_000,
+            _ => 29_999_000,
+        }
+    }
+}
+
+const BUFFER: usize = 16 << 10;
+
+/// Listens at a free loopback port; returns the address too.
+pub(crate) fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    (listener, address)
+}
 
 /// A server with a thread for each connection, which writes what it has read.
 #[derive(Debug)]
 pub(crate) struct ThreadPerConnection {
-    address: SocketAddr,
-    stopped: Arc<AtomicBool>,
-    accepting: Option<JoinHandle<()>>,
+    fault: Fault,
+    has_ended: AtomicBool,
+    /// What any connection has read last.
+    last_read: Mutex<Vec<u8>>,
 }
 
 impl ThreadPerConnection {
-    pub(crate) fn start(fault: Fault) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback is there");
-        let address = listener.local_addr().expect("it is bound");
-        // For 300 connections at once; the standard library's backlog is 128.
+    /// Starts a server that lives as long as the process; returns its address.
+    pub(crate) fn start(fault: Fault) -> String {
+        // For hundreds of connections. If it stays low, a case reports that it cannot connect.
+        let _limit = rlimit::increase_nofile_limit(u64::MAX);
+        let (listener, address) = listen();
+        // The standard library's backlog is 128.
         SockRef::from(&listener).listen(1_024).expect("it listens");
-        let stopped = Arc::new(AtomicBool::new(false));
-        let accepting = thread::spawn({
-            let stopped = Arc::clone(&stopped);
-            move || accept(listener, fault, &stopped)
-        });
-        Self {
-            address,
-            stopped,
-            accepting: Some(accepting),
-        }
+        let server: &Self = Box::leak(Box::new(Self {
+            fault,
+            has_ended: AtomicBool::new(false),
+            last_read: Mutex::default(),
+        }));
+        thread::spawn(move || server.accept(&listener));
+        address
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-/// Stops accepting. The clients have left before, so that the threads of their connections end.
-impl Drop for ThreadPerConnection {
-    fn drop(&mut self) {
-        end(&self.stopped, self.address);
-        if let Some(accepting) = self.accepting.take() {
-            let ended = accepting.join();
-            assert!(ended.is_ok() || thread::panicking(), "the server panicked");
-        }
-    }
-}
-
-fn end(stopped: &AtomicBool, address: SocketAddr) {
-    stopped.store(true, SeqCst);
-    // Wakes the acceptor, unless it has ended.
-    let _ended = TcpStream::connect(address);
-}
-
-fn accept(listener: TcpListener, fault: Fault, stopped: &AtomicBool) {
-    let address = listener.local_addr().expect("it is bound");
-    let other = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        // Closed when this loop ends, and not only when the last connection has ended.
-        let listener = listener;
-        loop {
-            let accepted = listener.accept();
-            if stopped.load(SeqCst) {
+    fn accept(&'static self, listener: &TcpListener) {
+        for stream in listener.incoming().flatten() {
+            if self.has_ended.load(SeqCst) {
                 return;
             }
-            let Ok((stream, _)) = accepted else {
-                continue;
-            };
-            let other = &other;
             let serve = move || {
-                let served = serve(&stream, fault, stopped, other);
-                if fault == Fault::EndsAfterAReset && served.is_err() {
-                    end(stopped, address);
+                let has_failed = self.serve(&stream).is_err();
+                if has_failed && self.fault == Fault::EndsAfterAReset {
+                    self.has_ended.store(true, SeqCst);
                 }
             };
-            match fault {
+            match self.fault {
                 Fault::ServesOneAtATime => serve(),
-                _ => drop(scope.spawn(serve)),
+                _ => drop(thread::spawn(serve)),
             }
         }
-    });
-}
-
-/// `other` is what another connection has read.
-fn serve(
-    mut stream: &TcpStream,
-    fault: Fault,
-    stopped: &AtomicBool,
-    other: &Mutex<Vec<u8>>,
-) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_out_of_band_inline(fault != Fault::LosesUrgentData)?;
-    match fault {
-        Fault::DropsLastBytes | Fault::HasNoLimit => {
-            return serve_with_a_queue(stream, fault == Fault::DropsLastBytes);
-        }
-        Fault::SendsFirst => stream.write_all(b"220 ready\r\n")?,
-        Fault::DropsRestOfPartialWrite => {
-            stream.set_write_timeout(Some(Duration::from_millis(1)))?;
-        }
-        _ => {}
     }
-    let mut buffer = [0; 16 << 10];
-    let mut echoed = 0;
-    loop {
-        let count = stream.read(&mut buffer)?;
-        let bytes = &mut buffer[..count];
+
+    fn serve(&self, mut stream: &TcpStream) -> io::Result<()> {
+        let fault = self.fault;
+        let socket = SockRef::from(stream);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(fault != Fault::LosesUrgentData)?;
         match fault {
-            _ if count == 0 => break,
-            Fault::InterpretsQuit if bytes.windows(5).any(|word| word == b"quit\n") => break,
-            Fault::ChangesAByte if (echoed..echoed + count).contains(&100_000) => {
-                bytes[100_000 - echoed] ^= 0x20;
+            Fault::SendsFirst => stream.write_all(b"220 ready\r\n")?,
+            Fault::ResetsOnClose => socket.set_linger(Some(Duration::ZERO))?,
+            // Otherwise the kernel can accept all of the last bytes, and send them.
+            Fault::DropsLastBytes => socket.set_send_buffer_size(64 << 10)?,
+            _ => {}
+        }
+        let mut buffer = [0; BUFFER];
+        let mut unsent = VecDeque::new();
+        let mut echoed = 0;
+        loop {
+            let count = stream.read(&mut buffer)?;
+            let bytes = &mut buffer[..count];
+            let place = fault.wrong_place().wrapping_sub(echoed);
+            if place < count {
+                self.distort(stream, bytes, place)?;
+            }
+            match (fault, count) {
+                (Fault::NeverEnds, 0) => thread::park(),
+                (Fault::HasNoLimit, 0) => return stream.write_all(unsent.make_contiguous()),
+                (_, 0) => return Ok(()),
+                (Fault::InterpretsQuit, _) if bytes.ends_with(b"quit\n") => return Ok(()),
+                (Fault::StallsAfterABurst, BUFFER) => {
+                    stream.write_all(bytes)?;
+                    // Discards the rest until the client closes.
+                    return io::copy(&mut stream, &mut io::sink()).map(drop);
+                }
+                (Fault::DropsRestOfPartialWrite, _) => {
+                    let _partial = send(stream, bytes, SendFlags::DONTWAIT);
+                }
+                (Fault::DropsLastBytes | Fault::HasNoLimit, _) => {
+                    unsent.extend(&*bytes);
+                    let sent = send(stream, unsent.as_slices().0, SendFlags::DONTWAIT);
+                    unsent.drain(..sent.unwrap_or(0));
+                }
+                _ => stream.write_all(bytes)?,
+            }
+            if fault == Fault::MixesConnections {
+                *self.last_read.lock().expect("no thread panics") = bytes.to_vec();
+            }
+            echoed += count;
+        }
+    }
+
+    /// Makes `bytes` wrong at `place`, or what is sent before or after them.
+    fn distort(&self, mut stream: &TcpStream, bytes: &mut [u8], place: usize) -> io::Result<()> {
+        match self.fault {
+            Fault::ChangesAByte | Fault::FlipsABit => bytes[place] ^= 1,
+            Fault::SwapsTwoReads => {
+                let mut next = vec![0; bytes.len()];
+                stream.read_exact(&mut next)?;
+                stream.write_all(&next)?;
+            }
+            Fault::RepeatsARead => stream.write_all(bytes)?,
+            Fault::MixesConnections => {
+                let other = self.last_read.lock().expect("no thread panics");
+                let mut pairs = bytes.iter_mut().zip(&*other);
+                let different = pairs.find(|(own, other)| own != other);
+                let (own, other) = different.expect("reads differ");
+                *own = *other;
             }
             _ => {}
         }
-        if (echoed..echoed + count).contains(&WRONG_PLACE) {
-            echo_wrongly(stream, fault, bytes, other)?;
-            echoed += count;
-            continue;
-        }
-        if fault == Fault::MixesConnections {
-            *other.lock().expect("no thread panics") = bytes.to_vec();
-        }
-        echoed += count;
-        match fault {
-            Fault::DropsRestOfPartialWrite => match stream.write(bytes) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
-                _ => {}
-            },
-            _ => stream.write_all(bytes)?,
-        }
-        if fault == Fault::StallsAfterABurst && count == buffer.len() {
-            // Discards the rest until the client closes.
-            return io::copy(&mut stream, &mut io::sink()).map(drop);
-        }
+        Ok(())
     }
-    match fault {
-        Fault::ResetsOnClose => SockRef::from(stream).set_linger(Some(Duration::ZERO))?,
-        Fault::NeverEnds => {
-            while !stopped.load(SeqCst) {
-                thread::sleep(Duration::from_millis(10));
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-/// Reads and writes on threads of their own, with a queue of any length between them.
-fn serve_with_a_queue(mut stream: &TcpStream, drops_last_bytes: bool) -> io::Result<()> {
-    let (queue, pieces) = mpsc::channel::<Vec<u8>>();
-    if drops_last_bytes {
-        // Otherwise the kernel can accept all of the last bytes, and send them.
-        SockRef::from(stream).set_send_buffer_size(64 << 10)?;
-    }
-    // The queue is moved, so that it is closed when reading ends, which ends the writing thread.
-    thread::scope(move |scope| {
-        scope.spawn(move || pieces.iter().try_for_each(|piece| stream.write_all(&piece)));
-        let mut buffer = [0; 16 << 10];
-        loop {
-            match stream.read(&mut buffer)? {
-                0 if drops_last_bytes => return stream.shutdown(Shutdown::Both),
-                0 => return Ok(()),
-                count => drop(queue.send(buffer[..count].to_vec())),
-            }
-        }
-    })
-}
-
-/// Echoes `bytes`, and for some faults those of the next read, with the fault.
-fn echo_wrongly(
-    mut stream: &TcpStream,
-    fault: Fault,
-    bytes: &mut [u8],
-    other: &Mutex<Vec<u8>>,
-) -> io::Result<()> {
-    let mut next = vec![0; bytes.len()];
-    match fault {
-        Fault::FlipsABit => bytes[0] ^= 1,
-        Fault::SwapsTwoReads => {
-            stream.read_exact(&mut next)?;
-            stream.write_all(&next)?;
-        }
-        Fault::RepeatsARead => {
-            stream.read_exact(&mut next)?;
-            stream.write_all(bytes)?;
-        }
-        Fault::MixesConnections => {
-            let other = other.lock().expect("no thread panics");
-            let mut pairs = bytes.iter_mut().zip(&*other);
-            let (byte, foreign) = pairs
-                .find(|(own, other)| own != other)
-                .expect("they differ");
-            *byte = *foreign;
-        }
-        _ => {}
-    }
-    stream.write_all(bytes)
 }

@@ -50,7 +50,8 @@ impl Endpoint<'_> {
     }
 
     fn connect_with(&self, set_up: impl Fn(&Socket) -> io::Result<()>) -> CaseResult<Client<'_>> {
-        let connected = self.attempt(self.patience, || {
+        // The call itself waits, and is not repeated.
+        let connected = self.attempt(Duration::ZERO, || {
             let socket = target::connect(self.address, self.patience, &set_up)?;
             socket.set_read_timeout(Some(TICK))?;
             socket.set_write_timeout(Some(TICK))?;
