@@ -63,16 +63,6 @@ faults! {
     MixesConnections;
 }
 
-impl Fault {
-    /// Where the streams are wrong, for some faults.
-    fn wrong_place(self) -> usize {
-        match self {
-            Self::ChangesAByte => 100_000,
-            _ => 29_999_000,
-        }
-    }
-}
-
 const BUFFER: usize = 16 << 10;
 
 /// Listens at a free loopback port; returns the address too.
@@ -82,118 +72,104 @@ pub(crate) fn listen() -> (TcpListener, String) {
     (listener, address)
 }
 
-/// A server with a thread for each connection, which writes what it has read.
-#[derive(Debug)]
-pub(crate) struct ThreadPerConnection {
-    fault: Fault,
-    has_ended: AtomicBool,
-    /// What any connection has read last.
-    last_read: Mutex<Vec<u8>>,
-}
-
-impl ThreadPerConnection {
-    /// Starts a server that lives as long as the process; returns its address.
-    pub(crate) fn start(fault: Fault) -> String {
-        // For hundreds of connections. If it stays low, a case reports that it cannot connect.
-        let _limit = rlimit::increase_nofile_limit(u64::MAX);
-        let (listener, address) = listen();
-        // The standard library's backlog is 128.
-        SockRef::from(&listener).listen(1_024).expect("it listens");
-        let server: &Self = Box::leak(Box::new(Self {
-            fault,
-            has_ended: AtomicBool::new(false),
-            last_read: Mutex::default(),
-        }));
-        thread::spawn(move || server.accept(&listener));
-        address
-    }
-
-    fn accept(&'static self, listener: &TcpListener) {
+/// Starts a server that lives as long as the process; returns its address.
+pub(crate) fn start(fault: Fault) -> String {
+    // For hundreds of connections. If it stays low, a case reports that it cannot connect.
+    let _limit = rlimit::increase_nofile_limit(u64::MAX);
+    let (listener, address) = listen();
+    // The standard library's backlog is 128.
+    SockRef::from(&listener).listen(1_024).expect("it listens");
+    let has_failed: &AtomicBool = Box::leak(Box::default());
+    thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            if self.has_ended.load(SeqCst) {
-                return;
-            }
             let serve = move || {
-                let has_failed = self.serve(&stream).is_err();
-                if has_failed && self.fault == Fault::EndsAfterAReset {
-                    self.has_ended.store(true, SeqCst);
-                }
+                let failed = serve(&stream, fault).is_err();
+                has_failed.fetch_or(failed, SeqCst);
             };
-            match self.fault {
+            match fault {
+                Fault::EndsAfterAReset if has_failed.load(SeqCst) => return,
                 Fault::ServesOneAtATime => serve(),
                 _ => drop(thread::spawn(serve)),
             }
         }
-    }
+    });
+    address
+}
 
-    fn serve(&self, mut stream: &TcpStream) -> io::Result<()> {
-        let fault = self.fault;
-        let socket = SockRef::from(stream);
-        socket.set_tcp_nodelay(true)?;
-        socket.set_out_of_band_inline(fault != Fault::LosesUrgentData)?;
-        match fault {
-            Fault::SendsFirst => stream.write_all(b"220 ready\r\n")?,
-            Fault::ResetsOnClose => socket.set_linger(Some(Duration::ZERO))?,
-            // Otherwise the kernel can accept all of the last bytes, and send them.
-            Fault::DropsLastBytes => socket.set_send_buffer_size(64 << 10)?,
-            _ => {}
-        }
-        let mut buffer = [0; BUFFER];
-        let mut unsent = VecDeque::new();
-        let mut echoed = 0;
-        loop {
-            let count = stream.read(&mut buffer)?;
-            let bytes = &mut buffer[..count];
-            let place = fault.wrong_place().wrapping_sub(echoed);
-            if place < count {
-                self.distort(stream, bytes, place)?;
-            }
-            match (fault, count) {
-                (Fault::NeverEnds, 0) => thread::park(),
-                (Fault::HasNoLimit, 0) => return stream.write_all(unsent.make_contiguous()),
-                (_, 0) => return Ok(()),
-                (Fault::InterpretsQuit, _) if bytes.ends_with(b"quit\n") => return Ok(()),
-                (Fault::StallsAfterABurst, BUFFER) => {
-                    stream.write_all(bytes)?;
-                    // Discards the rest until the client closes.
-                    return io::copy(&mut stream, &mut io::sink()).map(drop);
-                }
-                (Fault::DropsRestOfPartialWrite, _) => {
-                    let _partial = send(stream, bytes, SendFlags::DONTWAIT);
-                }
-                (Fault::DropsLastBytes | Fault::HasNoLimit, _) => {
-                    unsent.extend(&*bytes);
-                    let sent = send(stream, unsent.as_slices().0, SendFlags::DONTWAIT);
-                    unsent.drain(..sent.unwrap_or(0));
-                }
-                _ => stream.write_all(bytes)?,
-            }
-            if fault == Fault::MixesConnections {
-                *self.last_read.lock().expect("no thread panics") = bytes.to_vec();
-            }
-            echoed += count;
-        }
-    }
+/// What a connection of the server that [`Fault::MixesConnections`] has read last.
+static LAST_READ: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-    /// Makes `bytes` wrong at `place`, or what is sent before or after them.
-    fn distort(&self, mut stream: &TcpStream, bytes: &mut [u8], place: usize) -> io::Result<()> {
-        match self.fault {
-            Fault::ChangesAByte | Fault::FlipsABit => bytes[place] ^= 1,
-            Fault::SwapsTwoReads => {
-                let mut next = vec![0; bytes.len()];
-                stream.read_exact(&mut next)?;
-                stream.write_all(&next)?;
-            }
-            Fault::RepeatsARead => stream.write_all(bytes)?,
-            Fault::MixesConnections => {
-                let other = self.last_read.lock().expect("no thread panics");
-                let mut pairs = bytes.iter_mut().zip(&*other);
-                let different = pairs.find(|(own, other)| own != other);
-                let (own, other) = different.expect("reads differ");
-                *own = *other;
-            }
-            _ => {}
-        }
-        Ok(())
+fn serve(mut stream: &TcpStream, fault: Fault) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(fault != Fault::LosesUrgentData)?;
+    match fault {
+        Fault::SendsFirst => stream.write_all(b"220 ready\r\n")?,
+        Fault::ResetsOnClose => socket.set_linger(Some(Duration::ZERO))?,
+        // Otherwise the kernel can accept all of the last bytes, and send them.
+        Fault::DropsLastBytes => socket.set_send_buffer_size(64 << 10)?,
+        _ => {}
     }
+    let wrong_place: usize = match fault {
+        Fault::ChangesAByte => 100_000,
+        _ => 29_999_000,
+    };
+    let mut buffer = [0; BUFFER];
+    let mut unsent = VecDeque::new();
+    let mut echoed = 0;
+    loop {
+        let count = stream.read(&mut buffer)?;
+        let bytes = &mut buffer[..count];
+        if let Some(place) = wrong_place.checked_sub(echoed)
+            && place < count
+        {
+            distort(stream, bytes, place, fault)?;
+        }
+        match (fault, count) {
+            (Fault::NeverEnds, 0) => thread::park(),
+            (Fault::HasNoLimit, 0) => return stream.write_all(unsent.make_contiguous()),
+            (_, 0) => return Ok(()),
+            (Fault::InterpretsQuit, _) if bytes.starts_with(b"quit\n") => return Ok(()),
+            (Fault::StallsAfterABurst, BUFFER) => {
+                stream.write_all(bytes)?;
+                // Discards the rest until the client closes.
+                return io::copy(&mut stream, &mut io::sink()).map(drop);
+            }
+            (Fault::DropsRestOfPartialWrite, _) => {
+                let _partial = send(stream, bytes, SendFlags::DONTWAIT);
+            }
+            (Fault::DropsLastBytes | Fault::HasNoLimit, _) => {
+                unsent.extend(&*bytes);
+                let sent = send(stream, unsent.as_slices().0, SendFlags::DONTWAIT);
+                unsent.drain(..sent.unwrap_or(0));
+            }
+            _ => stream.write_all(bytes)?,
+        }
+        if fault == Fault::MixesConnections {
+            *LAST_READ.lock().expect("no thread panics") = bytes.to_vec();
+        }
+        echoed += count;
+    }
+}
+
+/// Makes `bytes` wrong at `place`, or what is sent before or after them.
+fn distort(mut stream: &TcpStream, bytes: &mut [u8], place: usize, fault: Fault) -> io::Result<()> {
+    match fault {
+        Fault::ChangesAByte | Fault::FlipsABit => bytes[place] ^= 1,
+        Fault::SwapsTwoReads => {
+            let mut next = vec![0; bytes.len()];
+            stream.read_exact(&mut next)?;
+            stream.write_all(&next)?;
+        }
+        Fault::RepeatsARead => stream.write_all(bytes)?,
+        Fault::MixesConnections => {
+            let other = LAST_READ.lock().expect("no thread panics");
+            let mut pairs = bytes.iter_mut().zip(&*other);
+            let different = pairs.find(|(own, other)| own != other);
+            let (own, other) = different.expect("reads differ");
+            *own = *other;
+        }
+        _ => {}
+    }
+    Ok(())
 }

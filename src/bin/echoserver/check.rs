@@ -13,7 +13,7 @@ use echoserver::Address;
 use glob::Pattern;
 use serde_json::{Value, json};
 
-use self::cases::{CASES, Case, Class};
+use self::cases::{CASES, Case, STRICT};
 use self::client::{Endpoint, side_by_side};
 use crate::figures::parse_time;
 use crate::target::{self, Target, UNREACHABLE};
@@ -88,8 +88,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let chosen: Vec<_> = CASES.iter().filter(is_chosen).collect();
     let Some(address) = options.address.as_ref().filter(|_| !options.list) else {
         let lines = chosen.iter().map(|case| {
-            let class = case.class.name();
-            format!("{:45} {class:9} {}\n", case.name(), case.description)
+            let (name, class) = (case.name(), case.class);
+            format!("{name:45} {class:9} {}\n", case.description)
         });
         return print(&lines.collect::<String>());
     };
@@ -99,31 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let target = Target::find(address, options.patience)
         .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
 
-    let outcomes = run_cases(options, &chosen, &target)?;
-
-    let count = |status| {
-        let with_status = outcomes.iter().filter(|outcome| outcome.status == status);
-        with_status.count()
-    };
-    let [passed, failed, warned, skipped] = ["ok", "FAIL", "warn", "skip"].map(count);
-    if options.json {
-        print(&report(&target, &outcomes, options.strict, failed == 0))?;
-    } else {
-        let note = |count, what: &str| match count {
-            0 => String::new(),
-            _ => format!(", {count} {what}"),
-        };
-        let warned = note(warned, "strict failed (not counted without --strict)");
-        let skipped = note(skipped, "skipped (TCP only)");
-        let all = outcomes.len();
-        print(&format!(
-            "{target}: {passed} of {all} cases passed, {failed} failed{warned}{skipped}\n"
-        ))?;
-    }
-    match failed {
-        0 => Ok(()),
-        _ => Err(Failure(FAILURE, None)),
-    }
+    report(options, &target, &run_cases(options, &chosen, &target)?)
 }
 
 /// Runs the cases on `--jobs` threads, and prints each as it ends. Returns them in the order of the table.
@@ -139,7 +115,12 @@ fn run_cases(
         while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
             let outcome = run_case(case, target, &pace, options.strict);
             if !options.json {
-                print(&outcome.line())?;
+                let (name, error) = (case.name(), outcome.error.as_deref().unwrap_or_default());
+                let line = format!(
+                    "{:4}  {name:45} {:6.2} s  {error}",
+                    outcome.status, outcome.seconds
+                );
+                print(&format!("{}\n", line.trim_end()))?;
             }
             outcomes.push(outcome);
         }
@@ -155,8 +136,7 @@ fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>, strict: bo
     let then = *lock();
     let server = Endpoint {
         address: &target.address,
-        patience: then.patience,
-        limit: then.limit,
+        pace: then,
         start: Instant::now(),
     };
     let result = match then.slow_cases {
@@ -175,7 +155,7 @@ fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>, strict: bo
         status: match &result {
             None => "skip",
             Some(Ok(())) => "ok",
-            Some(Err(_)) if case.class == Class::Strict && !strict => "warn",
+            Some(Err(_)) if case.class == STRICT && !strict => "warn",
             Some(Err(_)) => "FAIL",
         },
         seconds: server.start.elapsed().as_secs_f64(),
@@ -222,32 +202,45 @@ impl Pace {
     }
 }
 
-impl Outcome {
-    fn line(&self) -> String {
-        let (status, name) = (self.status, self.case.name());
-        let error = self.error.as_deref().unwrap_or_default();
-        let line = format!("{status:4}  {name:45} {:6.2} s  {error}", self.seconds);
-        format!("{}\n", line.trim_end())
+/// Prints all outcomes as JSON, or how many there are of each kind. Fails if a case has failed.
+fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<(), Failure> {
+    let count = |status| {
+        let with_status = outcomes.iter().filter(|outcome| outcome.status == status);
+        with_status.count()
+    };
+    let [passed, failed, warned, skipped] = ["ok", "FAIL", "warn", "skip"].map(count);
+    let text = if options.json {
+        let cases = outcomes.iter().map(|outcome| {
+            json!({
+                "name": outcome.case.name(),
+                "class": outcome.case.class,
+                "status": outcome.status.to_lowercase(),
+                "seconds": outcome.seconds,
+                "error": outcome.error,
+            })
+        });
+        let report = json!({
+            "target": target.name,
+            "strict": options.strict,
+            "passed": failed == 0,
+            "cases": cases.collect::<Value>(),
+        });
+        report.to_string()
+    } else {
+        let note = |count, what: &str| match count {
+            0 => String::new(),
+            _ => format!(", {count} {what}"),
+        };
+        let warned = note(warned, "strict failed (not counted without --strict)");
+        let skipped = note(skipped, "skipped (TCP only)");
+        let all = outcomes.len();
+        format!("{target}: {passed} of {all} cases passed, {failed} failed{warned}{skipped}")
+    };
+    print(&format!("{text}\n"))?;
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure(FAILURE, None)),
     }
-}
-
-fn report(target: &Target, outcomes: &[Outcome], strict: bool, passed: bool) -> String {
-    let cases = outcomes.iter().map(|outcome| {
-        json!({
-            "name": outcome.case.name(),
-            "class": outcome.case.class.name(),
-            "status": outcome.status.to_lowercase(),
-            "seconds": outcome.seconds,
-            "error": outcome.error,
-        })
-    });
-    let report = json!({
-        "target": target.name,
-        "strict": strict,
-        "passed": passed,
-        "cases": cases.collect::<Value>(),
-    });
-    format!("{report}\n")
 }
 
 #[cfg(test)]

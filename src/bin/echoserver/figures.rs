@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// A number with separators: 3,000,000.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Count(pub(crate) u64);
+pub(crate) struct Count<Number>(pub(crate) Number);
 
-impl fmt::Display for Count {
+impl<Number: fmt::Display> fmt::Display for Count<Number> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = self.0.to_string();
         let mut text = String::new();

@@ -1,28 +1,20 @@
 //! The cases. Each is a function of the server's address, and returns what the server gets wrong.
 
+use std::net::Shutdown;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use super::client::{CaseResult, Client, Endpoint, count, data, side_by_side};
+use super::client::{CaseResult, Client, Endpoint, data, side_by_side};
+use crate::figures::Count;
 
-/// Whether a failed case always counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// A stream comes back, whatever other clients do.
-    Required,
-    /// What many servers get wrong. Counts only with `--strict`.
-    Strict,
-}
-
-impl Class {
-    pub(crate) fn name(self) -> String {
-        format!("{self:?}").to_lowercase()
-    }
-}
+/// The class of a case that always counts: a stream comes back, whatever other clients do.
+const REQUIRED: &str = "required";
+/// The class of what many servers get wrong. Counts only with `--strict`.
+pub(crate) const STRICT: &str = "strict";
 
 #[derive(Debug)]
 pub(crate) struct Case {
-    pub(crate) class: Class,
+    pub(crate) class: &'static str,
     /// The function's name.
     function: &'static str,
     pub(crate) description: &'static str,
@@ -43,7 +35,7 @@ impl Case {
 macro_rules! cases {
     ($($class:ident $function:ident: $description:literal,)*) => {
         pub(crate) static CASES: &[Case] = &[$(Case {
-            class: Class::$class,
+            class: $class,
             function: stringify!($function),
             description: $description,
             run: $function,
@@ -52,35 +44,35 @@ macro_rules! cases {
 }
 
 cases! {
-    Required every_byte_value: "each byte value alone, then all 256 in one message",
-    Required every_size: "messages of 1 byte to 1 MiB, around the powers of two",
-    Required burst: "20 to 200 kB in one write, more than one read takes",
-    Required byte_by_byte: "20,000 writes of one byte",
-    Required pieces_of_every_size: "2 MB in pieces of 1 to 4,099 bytes",
-    Required bulk: "20 MB and a half-close",
-    Required commands: "bytes that mean something in other protocols: quit, HTTP, telnet, TLS",
-    Required never_speaks_first: "no byte and no EOF before the client has sent something",
-    Required half_close_at_once: "a half-close before any byte",
-    Required half_close_after_all_is_read: "a half-close when nothing is in flight",
-    Required half_close_with_the_data: "data and FIN together, 300 times",
-    Required half_close_at_buffer_boundaries: "a half-close after 512 to 262,145 bytes",
-    Required half_close_then_read_late: "up to 20 MB and a half-close before the first read",
-    Required half_close_then_read_late_with_a_small_window: "the same with a receive buffer of 4 KiB",
-    Required half_close_by_fifty_late_readers: "the same on 50 connections",
-    Required half_close_of_the_reading_side_first: "a client that never reads its answer closes both halves",
-    Required late_reader: "12 MB sent before the first read, without a half-close",
-    Required slow_reader: "300 kB read 700 bytes at a time",
-    Strict backpressure: "a server must not accept without limit from a client that never reads",
-    Strict urgent_data_with_bytes_after_it: "urgent bytes (TCP's URG flag) come back in place, and those after them",
-    Strict urgent_data_in_a_stream: "100 urgent bytes in 500 kB",
-    Required resets_at_any_point: "168 clients that reset, before, between and after bytes; others are unaffected",
-    Required close_with_unread_answers: "60 clients that close without reading; others are unaffected",
-    Required connect_and_leave: "600 clients that connect and leave, some with a reset",
-    Required churn: "800 short connections, 4 at a time",
-    Required crowd: "300 connections open at once",
-    Required crowd_in_bulk: "500 kB on each of 40 connections at once",
-    Required flood_beside_a_ping: "100 small messages beside 6 connections that flood",
-    Required never_readers_beside_a_ping: "100 small messages beside 10 clients that never read",
+    REQUIRED every_byte_value: "each byte value alone, then all 256 in one message",
+    REQUIRED every_size: "messages of 1 byte to 1 MiB, around the powers of two",
+    REQUIRED burst: "20 to 200 kB in one write, more than one read takes",
+    REQUIRED byte_by_byte: "20,000 writes of one byte",
+    REQUIRED pieces_of_every_size: "2 MB in pieces of 1 to 4,099 bytes",
+    REQUIRED bulk: "20 MB and a half-close",
+    REQUIRED commands: "bytes that mean something in other protocols: quit, HTTP, telnet, TLS",
+    REQUIRED never_speaks_first: "no byte and no EOF before the client has sent something",
+    REQUIRED half_close_at_once: "a half-close before any byte",
+    REQUIRED half_close_after_all_is_read: "a half-close when nothing is in flight",
+    REQUIRED half_close_with_the_data: "data and FIN together, 300 times",
+    REQUIRED half_close_at_buffer_boundaries: "a half-close after 512 to 262,145 bytes",
+    REQUIRED half_close_then_read_late: "up to 20 MB and a half-close before the first read",
+    REQUIRED half_close_then_read_late_with_a_small_window: "the same with a receive buffer of 4 KiB",
+    REQUIRED half_close_by_fifty_late_readers: "the same on 50 connections",
+    REQUIRED half_close_of_the_reading_side_first: "a client that never reads its answer closes both halves",
+    REQUIRED late_reader: "12 MB sent before the first read, without a half-close",
+    REQUIRED slow_reader: "300 kB read 700 bytes at a time",
+    STRICT backpressure: "a server must not accept without limit from a client that never reads",
+    STRICT urgent_data_with_bytes_after_it: "urgent bytes (TCP's URG flag) come back in place, and those after them",
+    STRICT urgent_data_in_a_stream: "100 urgent bytes in 500 kB",
+    REQUIRED resets_at_any_point: "168 clients that reset, before, between and after bytes; others are unaffected",
+    REQUIRED close_with_unread_answers: "60 clients that close without reading; others are unaffected",
+    REQUIRED connect_and_leave: "600 clients that connect and leave, some with a reset",
+    REQUIRED churn: "800 short connections, 4 at a time",
+    REQUIRED crowd: "300 connections open at once",
+    REQUIRED crowd_in_bulk: "500 kB on each of 40 connections at once",
+    REQUIRED flood_beside_a_ping: "100 small messages beside 6 connections that flood",
+    REQUIRED never_readers_beside_a_ping: "100 small messages beside 10 clients that never read",
 }
 
 // Data of every shape and size.
@@ -96,7 +88,7 @@ fn every_size(server: &Endpoint) -> CaseResult {
     let client = server.connect()?;
     around_powers_of_2(1..=20).try_for_each(|size| {
         let echoed = client.echo(&data(size, size));
-        echoed.map_err(|error| format!("in a message of {} bytes: {error}", count(size)))
+        echoed.map_err(|error| format!("in a message of {} bytes: {error}", Count(size)))
     })
 }
 
@@ -124,10 +116,8 @@ fn pieces_of_every_size(server: &Endpoint) -> CaseResult {
     let bytes = data(3, 2_000_000);
     let send = || {
         let mut rest = &bytes[..];
-        for size in (1..).map(|step: usize| step * step % 4_099 + 1) {
-            let Some(piece) = rest.split_off(..size) else {
-                break;
-            };
+        let mut sizes = (1..).map(|step: usize| step * step % 4_099 + 1);
+        while let Some(piece) = sizes.next().and_then(|size| rest.split_off(..size)) {
             client.send(piece)?;
         }
         client.send(rest)
@@ -180,13 +170,12 @@ fn half_close_at_once(server: &Endpoint) -> CaseResult {
 }
 
 fn half_close_after_all_is_read(server: &Endpoint) -> CaseResult {
-    [1, 4_096, 16_384, 65_536]
-        .into_iter()
-        .try_for_each(|length| {
-            let client = server.connect()?;
-            client.echo(&data(7, length))?;
-            client.finish()
-        })
+    for length in [1, 4_096, 16_384, 65_536] {
+        let client = server.connect()?;
+        client.echo(&data(7, length))?;
+        client.finish()?;
+    }
+    Ok(())
 }
 
 /// Data and FIN may reach the server in one event.
@@ -230,10 +219,10 @@ fn half_close_of_the_reading_side_first(server: &Endpoint) -> CaseResult {
     let neighbour = server.connect()?;
     for length in [0, 1, 10_000] {
         let client = server.connect()?;
-        client.stop_reading()?;
+        client.shut_down(Shutdown::Read)?;
         // The server's answer may cause a reset, which may come first.
         let _reset = client.send(&data(12, length));
-        let _reset = client.half_close();
+        let _reset = client.shut_down(Shutdown::Write);
     }
     neighbour.echo(b"still here")
 }
@@ -266,7 +255,7 @@ fn backpressure(server: &Endpoint) -> CaseResult {
     let bytes = data(15, 64 << 20);
     let sent = client.send_until_stuck(&bytes)?;
     if sent == bytes.len() {
-        let sent = count(sent);
+        let sent = Count(sent);
         return Err(format!(
             "no limit: {sent} bytes were accepted from a client that never reads"
         ));
@@ -288,7 +277,7 @@ fn urgent_data_with_bytes_after_it(server: &Endpoint) -> CaseResult {
         client.send(&after)?;
         client.expect(&before)?;
         client.expect(b"!").map_err(|error| {
-            let place = count(before.len());
+            let place = Count(before.len());
             format!("the urgent byte after {place} bytes did not come back in its place: {error}")
         })?;
         let came_back = client.expect(&after);
@@ -322,10 +311,10 @@ fn resets_at_any_point(server: &Endpoint) -> CaseResult {
             for _ in 0..if length < bytes.len() { 10 } else { 2 } {
                 let client = server
                     .connect()
-                    .map_err(|error| format!("after a reset at byte {}: {error}", count(length)))?;
+                    .map_err(|error| format!("after a reset at byte {}: {error}", Count(length)))?;
                 let sent = client.send_until_stuck(&bytes[..length])?;
                 if ends {
-                    client.half_close()?;
+                    client.shut_down(Shutdown::Write)?;
                 }
                 client.expect(&bytes[..read.min(sent)])?;
                 client.reset();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
 
+use super::Pace;
 use crate::figures::Count;
 use crate::payload::Payload;
 use crate::target::{self, error_text};
@@ -28,42 +29,42 @@ const WRITE_FACTOR: u32 = 3;
 
 pub(crate) type CaseResult<T = ()> = Result<T, String>;
 
-/// The server, and how long a case waits for it.
+/// The server, as one case sees it.
 #[derive(Debug)]
 pub(crate) struct Endpoint<'a> {
     pub(crate) address: &'a SockAddr,
-    /// Bounds each wait.
-    pub(crate) patience: Duration,
-    /// Bounds the whole case, from its start.
-    pub(crate) limit: Duration,
+    pub(crate) pace: Pace,
+    /// When the case has begun.
     pub(crate) start: Instant,
 }
 
 impl Endpoint<'_> {
     pub(crate) fn connect(&self) -> CaseResult<Client<'_>> {
-        self.connect_with(|_| Ok(()))
+        self.connect_with_window(None)
     }
 
     /// Connects with a receive buffer of about `bytes`, which TCP advertises from the start.
-    pub(crate) fn connect_with_window(&self, bytes: usize) -> CaseResult<Client<'_>> {
-        self.connect_with(|socket| socket.set_recv_buffer_size(bytes))
-    }
-
-    fn connect_with(&self, set_up: impl Fn(&Socket) -> io::Result<()>) -> CaseResult<Client<'_>> {
-        // The call itself waits, and is not repeated.
-        let connected = self.attempt(Duration::ZERO, || {
-            let socket = target::connect(self.address, self.patience, &set_up)?;
+    pub(crate) fn connect_with_window(
+        &self,
+        bytes: impl Into<Option<usize>>,
+    ) -> CaseResult<Client<'_>> {
+        let (patience, window) = (self.pace.patience, bytes.into());
+        let connect = || {
+            let socket = target::connect(self.address, patience, |socket| {
+                window.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
+            })?;
             socket.set_read_timeout(Some(TICK))?;
             socket.set_write_timeout(Some(TICK))?;
-            Ok(socket)
-        });
-        let socket = connected.map_err(|error| match is_timeout(&error) {
-            true => format!("cannot connect: no answer for {:?}", self.patience),
+            Ok(Client {
+                socket,
+                endpoint: self,
+            })
+        };
+        // The call itself waits, and is not repeated.
+        let connected = self.attempt(Duration::ZERO, connect);
+        connected.map_err(|error| match is_timeout(&error) {
+            true => format!("cannot connect: no answer for {patience:?}"),
             false => format!("cannot connect: {error}"),
-        })?;
-        Ok(Client {
-            socket,
-            endpoint: self,
         })
     }
 
@@ -74,7 +75,7 @@ impl Endpoint<'_> {
         mut call: impl FnMut() -> io::Result<T>,
     ) -> io::Result<T> {
         let start = Instant::now();
-        while self.start.elapsed() < self.limit {
+        while self.start.elapsed() < self.pace.limit {
             let error = match call() {
                 Ok(value) => return Ok(value),
                 Err(error) if is_timeout(&error) && start.elapsed() < patience => continue,
@@ -86,7 +87,7 @@ impl Endpoint<'_> {
             };
             return Err(io::Error::new(error.kind(), text));
         }
-        let text = format!("the case was not done after {:?}", self.limit);
+        let text = format!("the case was not done after {:?}", self.pace.limit);
         Err(io::Error::other(text))
     }
 }
@@ -100,7 +101,7 @@ pub(crate) struct Client<'a> {
 impl Client<'_> {
     /// Sends all of `bytes`.
     pub(crate) fn send(&self, bytes: &[u8]) -> CaseResult {
-        let patience = self.endpoint.patience * WRITE_FACTOR;
+        let patience = self.endpoint.pace.patience * WRITE_FACTOR;
         self.send_until(|_| false, patience, bytes).map(drop)
     }
 
@@ -123,7 +124,7 @@ impl Client<'_> {
                 Ok(length) => sent += length,
                 Err(error) if ends(&error) => break,
                 Err(error) => {
-                    let (sent, all) = (count(sent), count(bytes.len()));
+                    let (sent, all) = (Count(sent), Count(bytes.len()));
                     return Err(format!("{sent} of {all} bytes were sent, then {error}"));
                 }
             }
@@ -133,19 +134,16 @@ impl Client<'_> {
 
     /// Sends one urgent byte.
     pub(crate) fn send_urgent(&self, byte: u8) -> CaseResult {
-        let patience = self.endpoint.patience * WRITE_FACTOR;
+        let patience = self.endpoint.pace.patience * WRITE_FACTOR;
         let send = || self.socket.send_out_of_band(&[byte]).map(drop);
-        done("send an urgent byte", self.endpoint.attempt(patience, send))
+        let done = self.endpoint.attempt(patience, send);
+        done.map_err(|error| format!("cannot send an urgent byte: {error}"))
     }
 
-    /// Sends a FIN: no more bytes follow.
-    pub(crate) fn half_close(&self) -> CaseResult {
-        done("half-close", self.socket.shutdown(Shutdown::Write))
-    }
-
-    /// Shuts the reading half down, which the server cannot see.
-    pub(crate) fn stop_reading(&self) -> CaseResult {
-        done("stop reading", self.socket.shutdown(Shutdown::Read))
+    /// Shuts down one half: the server sees EOF after [`Shutdown::Write`], and nothing after [`Shutdown::Read`].
+    pub(crate) fn shut_down(&self, half: Shutdown) -> CaseResult {
+        let done = self.socket.shutdown(half);
+        done.map_err(|error| format!("cannot half-close: {}", error_text(&error)))
     }
 
     /// Closes the connection with a reset.
@@ -171,18 +169,18 @@ impl Client<'_> {
     /// The same, with at most `size` bytes a read.
     pub(crate) fn expect_in_pieces(&self, expected: &[u8], size: usize) -> CaseResult {
         let mut buffer = vec![0; size.min(expected.len())];
-        let all = count(expected.len());
+        let all = Count(expected.len());
         let mut received = 0;
         while received < expected.len() {
             let rest = &expected[received..];
             let room = size.min(rest.len());
-            let read = self.read(self.endpoint.patience, &mut buffer[..room]);
+            let read = self.read(self.endpoint.pace.patience, &mut buffer[..room]);
             let part = read.map_err(|end| {
-                format!("{} of {all} bytes came back, then {end}", count(received))
+                format!("{} of {all} bytes came back, then {end}", Count(received))
             })?;
             let mut pairs = part.iter().zip(rest);
             if let Some(at) = pairs.position(|(got, sent)| got != sent) {
-                let (place, sent, got) = (count(received + at + 1), rest[at], part[at]);
+                let (place, sent, got) = (Count(received + at + 1), rest[at], part[at]);
                 return Err(format!(
                     "byte {place} of {all} was sent as {sent:#04x} and came back as {got:#04x}"
                 ));
@@ -194,17 +192,17 @@ impl Client<'_> {
 
     /// The same, later than a sender on another thread can send.
     pub(crate) fn expect_late(&self, expected: &[u8]) -> CaseResult {
-        thread::sleep(LATE.min(self.endpoint.patience));
+        thread::sleep(LATE.min(self.endpoint.pace.patience));
         self.expect(expected)
     }
 
     /// Expects that the server closes the connection cleanly and sends nothing more.
     pub(crate) fn expect_eof(&self) -> CaseResult {
-        match self.read(self.endpoint.patience, &mut [0; 64]) {
-            Ok(extra) => {
-                let extra = extra.escape_ascii();
-                Err(format!("\"{extra}\" came back, but was never sent"))
-            }
+        match self.read(self.endpoint.pace.patience, &mut [0; 64]) {
+            Ok(more) => Err(format!(
+                "\"{}\" came back, but was never sent",
+                more.escape_ascii()
+            )),
             Err(end) if end.kind() == ErrorKind::UnexpectedEof => Ok(()),
             Err(end) => Err(format!("everything came back, then {end} instead of EOF")),
         }
@@ -213,10 +211,10 @@ impl Client<'_> {
     /// Expects that the server sends nothing by itself.
     pub(crate) fn expect_silence(&self) -> CaseResult {
         match self.read(STALL, &mut [0; 64]) {
-            Ok(bytes) => {
-                let bytes = bytes.escape_ascii();
-                Err(format!("the server spoke first: \"{bytes}\""))
-            }
+            Ok(bytes) => Err(format!(
+                "the server spoke first: \"{}\"",
+                bytes.escape_ascii()
+            )),
             Err(end) if is_timeout(&end) => Ok(()),
             Err(end) => Err(format!("{end} came before anything was sent")),
         }
@@ -245,13 +243,9 @@ impl Client<'_> {
     ) -> CaseResult {
         thread::scope(|scope| {
             let sending = scope.spawn(send);
-            let received = read();
-            if received.is_err() {
-                // Ends a send that is stuck.
-                let _closed = self.socket.shutdown(Shutdown::Both);
-            }
-            let all_sent = sending.join().expect("senders do not panic");
-            received.and(all_sent)
+            // A send that is stuck ends with the connection.
+            let received = read().inspect_err(|_| drop(self.socket.shutdown(Shutdown::Both)));
+            received.and(sending.join().expect("senders do not panic"))
         })
     }
 
@@ -262,7 +256,7 @@ impl Client<'_> {
         read: impl FnOnce() -> CaseResult,
     ) -> CaseResult {
         self.both(
-            || send().and_then(|()| self.half_close()),
+            || send().and_then(|()| self.shut_down(Shutdown::Write)),
             || read().and_then(|()| self.expect_eof()),
         )
     }
@@ -289,14 +283,6 @@ pub(crate) fn side_by_side<R: Send, All: FromIterator<R>>(
             .map(|result| result.expect("no thread panics"))
             .collect()
     })
-}
-
-pub(crate) fn count(number: usize) -> Count {
-    Count(number as u64)
-}
-
-fn done(what: &str, result: io::Result<()>) -> CaseResult {
-    result.map_err(|error| format!("cannot {what}: {}", error_text(&error)))
 }
 
 fn is_timeout(error: &io::Error) -> bool {
