@@ -204,10 +204,8 @@ impl Pace {
 
 /// Prints all outcomes as JSON, or how many there are of each kind. Fails if a case has failed.
 fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<(), Failure> {
-    let count = |status| {
-        let with_status = outcomes.iter().filter(|outcome| outcome.status == status);
-        with_status.count()
-    };
+    let statuses = outcomes.iter().map(|outcome| outcome.status);
+    let count = |status| statuses.clone().filter(|other| *other == status).count();
     let [passed, failed, warned, skipped] = ["ok", "FAIL", "warn", "skip"].map(count);
     let text = if options.json {
         let cases = outcomes.iter().map(|outcome| {

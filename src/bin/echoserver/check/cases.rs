@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use super::client::{CaseResult, Client, Endpoint, data, side_by_side};
+use super::client::{CaseResult, Client, Endpoint, data, quoted, side_by_side};
 use crate::figures::Count;
 
 /// The class of a case that always counts: a stream comes back, whatever other clients do.
@@ -147,7 +147,7 @@ fn commands(server: &Endpoint) -> CaseResult {
         telnet,
     ];
     words.into_iter().try_for_each(|word| {
-        let error = |error| format!("after \"{}\": {error}", word.escape_ascii());
+        let error = |error| format!("after {}: {error}", quoted(word));
         let client = server.connect().map_err(error)?;
         client.echo(word).map_err(error)?;
         let within = [&data(5, 3_000)[..], b"\n", word, &data(6, 3_000)].concat();
@@ -306,12 +306,11 @@ fn resets_at_any_point(server: &Endpoint) -> CaseResult {
     let neighbour = server.connect()?;
     let bytes = data(17, 1_000_000);
     for length in [0, 1, 100, 20_000, 1_000_000] {
+        let context = |error| format!("after a reset at byte {}: {error}", Count(length));
         for (read, ends) in [(0, false), (0, true), (1, false), (length / 2, true)] {
             // A large message can fill the buffers, which costs a wait.
             for _ in 0..if length < bytes.len() { 10 } else { 2 } {
-                let client = server
-                    .connect()
-                    .map_err(|error| format!("after a reset at byte {}: {error}", Count(length)))?;
+                let client = server.connect().map_err(context)?;
                 let sent = client.send_until_stuck(&bytes[..length])?;
                 if ends {
                     client.shut_down(Shutdown::Write)?;
@@ -320,9 +319,8 @@ fn resets_at_any_point(server: &Endpoint) -> CaseResult {
                 client.reset();
             }
         }
-        neighbour
-            .echo(b"still here")
-            .map_err(|error| format!("a neighbour of resets: {error}"))?;
+        let echoed = neighbour.echo(b"still here");
+        echoed.map_err(|error| format!("a neighbour of resets: {error}"))?;
     }
     server.connect()?.exchange(&bytes)
 }
@@ -330,10 +328,9 @@ fn resets_at_any_point(server: &Endpoint) -> CaseResult {
 /// What the server still writes to such a client causes a reset, and SIGPIPE.
 fn close_with_unread_answers(server: &Endpoint) -> CaseResult {
     let neighbour = server.connect()?;
+    let context = |error| format!("after clients that closed without reading: {error}");
     for _ in 0..60 {
-        let client = server
-            .connect()
-            .map_err(|error| format!("after clients that closed without reading: {error}"))?;
+        let client = server.connect().map_err(context)?;
         client.send(&data(18, 50_000))?;
     }
     neighbour.echo(b"still here")

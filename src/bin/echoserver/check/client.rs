@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// A write that waits for this long is stuck; a server that sends nothing for this long is silent.
 const STALL: Duration = Duration::from_millis(300);
 
-/// A late reader waits for this long: on a busy machine, a stuck server may have been a slow one.
+/// How long a late reader waits after the sender is stuck: on a busy machine, the server may only have paused.
 const LATE: Duration = Duration::from_millis(1_200);
 
 /// Writes may wait longer than reads: until the reader of a late case has begun.
@@ -102,34 +102,30 @@ impl Client<'_> {
     /// Sends all of `bytes`.
     pub(crate) fn send(&self, bytes: &[u8]) -> CaseResult {
         let patience = self.endpoint.pace.patience * WRITE_FACTOR;
-        self.send_until(|_| false, patience, bytes).map(drop)
+        self.send_within(patience, bytes).map_err(|(sent, end)| {
+            let (sent, all) = (Count(sent), Count(bytes.len()));
+            format!("{sent} of {all} bytes were sent, then {end}")
+        })
     }
 
     /// Sends `bytes` until the kernel accepts no more; returns how many it accepted.
     pub(crate) fn send_until_stuck(&self, bytes: &[u8]) -> CaseResult<usize> {
-        self.send_until(is_timeout, STALL, bytes)
+        match self.send_within(STALL, bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err((sent, end)) if is_timeout(&end) => Ok(sent),
+            Err((sent, end)) => Err(format!("{} bytes were sent, then {end}", Count(sent))),
+        }
     }
 
-    /// Sends `bytes` until an error that `ends` it; returns how many were sent.
-    fn send_until(
-        &self,
-        ends: fn(&io::Error) -> bool,
-        patience: Duration,
-        bytes: &[u8],
-    ) -> CaseResult<usize> {
+    /// Sends all of `bytes`. An error comes with how many were sent.
+    fn send_within(&self, patience: Duration, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
         let mut sent = 0;
         while sent < bytes.len() {
             let write = || (&self.socket).write(&bytes[sent..]);
-            match self.endpoint.attempt(patience, write) {
-                Ok(length) => sent += length,
-                Err(error) if ends(&error) => break,
-                Err(error) => {
-                    let (sent, all) = (Count(sent), Count(bytes.len()));
-                    return Err(format!("{sent} of {all} bytes were sent, then {error}"));
-                }
-            }
+            let written = self.endpoint.attempt(patience, write);
+            sent += written.map_err(|error| (sent, error))?;
         }
-        Ok(sent)
+        Ok(())
     }
 
     /// Sends one urgent byte.
@@ -190,7 +186,7 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// The same, later than a sender on another thread can send.
+    /// The same, after a wait during which a sender on another thread gets stuck, or ends.
     pub(crate) fn expect_late(&self, expected: &[u8]) -> CaseResult {
         thread::sleep(LATE.min(self.endpoint.pace.patience));
         self.expect(expected)
@@ -199,10 +195,7 @@ impl Client<'_> {
     /// Expects that the server closes the connection cleanly and sends nothing more.
     pub(crate) fn expect_eof(&self) -> CaseResult {
         match self.read(self.endpoint.pace.patience, &mut [0; 64]) {
-            Ok(more) => Err(format!(
-                "\"{}\" came back, but was never sent",
-                more.escape_ascii()
-            )),
+            Ok(more) => Err(format!("{} came back, but was never sent", quoted(more))),
             Err(end) if end.kind() == ErrorKind::UnexpectedEof => Ok(()),
             Err(end) => Err(format!("everything came back, then {end} instead of EOF")),
         }
@@ -211,10 +204,7 @@ impl Client<'_> {
     /// Expects that the server sends nothing by itself.
     pub(crate) fn expect_silence(&self) -> CaseResult {
         match self.read(STALL, &mut [0; 64]) {
-            Ok(bytes) => Err(format!(
-                "the server spoke first: \"{}\"",
-                bytes.escape_ascii()
-            )),
+            Ok(bytes) => Err(format!("the server spoke first: {}", quoted(bytes))),
             Err(end) if is_timeout(&end) => Ok(()),
             Err(end) => Err(format!("{end} came before anything was sent")),
         }
@@ -279,10 +269,12 @@ pub(crate) fn side_by_side<R: Send, All: FromIterator<R>>(
         let spawn = |index| scope.spawn(move || work(index));
         let threads: Vec<_> = (0..count).map(spawn).collect();
         let results = threads.into_iter().map(ScopedJoinHandle::join);
-        results
-            .map(|result| result.expect("no thread panics"))
-            .collect()
+        results.map(|result| result.expect("no panic")).collect()
     })
+}
+
+pub(crate) fn quoted(bytes: &[u8]) -> String {
+    format!("\"{}\"", bytes.escape_ascii())
 }
 
 fn is_timeout(error: &io::Error) -> bool {
