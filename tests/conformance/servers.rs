@@ -55,7 +55,7 @@ faults! {
     ServesOneAtATime
         "crowd": "among 300 open connections: 0 of 399 bytes came back, then nothing for 5s";
     EndsAfterAReset "resets-at-any-point": "cannot connect | 0 of 1 bytes came back, then";
-    /// This and the next ones are wrong in one place of each stream, far from its start.
+    /// This and the following faults change one place of each stream, far from its start.
     FlipsABit;
     SwapsTwoReads;
     RepeatsARead;
@@ -96,7 +96,7 @@ pub(crate) fn start(fault: Fault) -> String {
     address
 }
 
-/// What a connection of the server that [`Fault::MixesConnections`] has read last.
+/// What a connection has read last, for [`Fault::MixesConnections`].
 static LAST_READ: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 fn serve(mut stream: &TcpStream, fault: Fault) -> io::Result<()> {
@@ -152,7 +152,7 @@ fn serve(mut stream: &TcpStream, fault: Fault) -> io::Result<()> {
     }
 }
 
-/// Makes `bytes` wrong at `place`, or what is sent before or after them.
+/// Changes `bytes` at `place`, or sends other bytes in front of them.
 fn distort(mut stream: &TcpStream, bytes: &mut [u8], place: usize, fault: Fault) -> io::Result<()> {
     match fault {
         Fault::ChangesAByte | Fault::FlipsABit => bytes[place] ^= 1,

@@ -127,6 +127,7 @@ fn run_cases(
         Ok(outcomes)
     });
     let mut outcomes: Vec<_> = outcomes?.into_iter().flatten().collect();
+    // Their addresses have the order of the table.
     outcomes.sort_by_key(|outcome: &Outcome| ptr::from_ref(outcome.case));
     Ok(outcomes)
 }

@@ -16,7 +16,7 @@ use crate::payload::Payload;
 use crate::target::{self, error_text};
 
 /// The timeout of a socket's calls, which are repeated while a case may wait.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 
 /// A write that waits for this long is stuck; a server that sends nothing for this long is silent.
 const STALL: Duration = Duration::from_millis(300);
@@ -68,17 +68,21 @@ impl Endpoint<'_> {
         })
     }
 
-    /// Repeats a call while it times out, for `patience` at most. The text of its error can be shown.
+    /// Repeats a call while it times out, for `patience` at most. Its error says what the client has seen.
     fn attempt<T>(
         &self,
         patience: Duration,
         mut call: impl FnMut() -> io::Result<T>,
     ) -> io::Result<T> {
-        let start = Instant::now();
+        // Counts ticks: a process that is stopped by SIGSTOP uses up one, however long it is stopped.
+        let mut left = patience;
         while self.start.elapsed() < self.pace.limit {
             let error = match call() {
                 Ok(value) => return Ok(value),
-                Err(error) if is_timeout(&error) && start.elapsed() < patience => continue,
+                Err(error) if is_timeout(&error) && left > TICK => {
+                    left -= TICK;
+                    continue;
+                }
                 Err(error) => error,
             };
             let text = match is_timeout(&error) {
@@ -186,7 +190,7 @@ impl Client<'_> {
         Ok(())
     }
 
-    /// The same, after a wait during which a sender on another thread gets stuck, or ends.
+    /// The same, after a sender on another thread has had time to get stuck or to send all.
     pub(crate) fn expect_late(&self, expected: &[u8]) -> CaseResult {
         thread::sleep(LATE.min(self.endpoint.pace.patience));
         self.expect(expected)
@@ -233,7 +237,7 @@ impl Client<'_> {
     ) -> CaseResult {
         thread::scope(|scope| {
             let sending = scope.spawn(send);
-            // A send that is stuck ends with the connection.
+            // Ends a send that is stuck.
             let received = read().inspect_err(|_| drop(self.socket.shutdown(Shutdown::Both)));
             received.and(sending.join().expect("senders do not panic"))
         })
@@ -279,6 +283,6 @@ pub(crate) fn quoted(bytes: &[u8]) -> String {
 
 fn is_timeout(error: &io::Error) -> bool {
     use ErrorKind::{Interrupted, TimedOut, WouldBlock};
-    // SIGSTOP and SIGCONT interrupt a call that has a timeout, without any handler.
+    // SIGCONT interrupts a call that has a timeout, without any handler.
     matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
 }
