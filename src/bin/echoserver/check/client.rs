@@ -77,19 +77,17 @@ impl Endpoint<'_> {
         // Counts ticks: a process that is stopped by SIGSTOP uses up one, however long it is stopped.
         let mut left = patience;
         while self.start.elapsed() < self.pace.limit {
-            let error = match call() {
+            match call() {
                 Ok(value) => return Ok(value),
-                Err(error) if is_timeout(&error) && left > TICK => {
-                    left -= TICK;
-                    continue;
+                Err(error) if !is_timeout(&error) => {
+                    return Err(io::Error::new(error.kind(), error_text(&error)));
                 }
-                Err(error) => error,
-            };
-            let text = match is_timeout(&error) {
-                true => format!("nothing for {patience:?}"),
-                false => error_text(&error),
-            };
-            return Err(io::Error::new(error.kind(), text));
+                Err(_) if left > TICK => left -= TICK,
+                Err(error) => {
+                    let text = format!("nothing for {patience:?}");
+                    return Err(io::Error::new(error.kind(), text));
+                }
+            }
         }
         let text = format!("the case was not done after {:?}", self.pace.limit);
         Err(io::Error::other(text))
