@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::{SendFlags, send};
 use socket2::SockRef;
 
-/// Faults, each with the cases of `check` that detect it, and what their errors contain.
+/// Faults, each with the cases of `check` that detect it, and what their errors contain: ` | ` is an "or".
 macro_rules! faults {
     ($($(#[$doc:meta])* $fault:ident $($case:literal: $error:literal)*;)*) => {
         /// What is wrong with a server.
