@@ -14,12 +14,15 @@
 #[cfg(target_os = "linux")]
 mod linux;
 
-fn main() -> std::process::ExitCode {
-    #[cfg(target_os = "linux")]
-    return linux::run();
-    #[cfg(not(target_os = "linux"))]
-    {
-        eprintln!("bench: the reference is an epoll loop, which only Linux has");
-        std::process::ExitCode::SUCCESS
+#[cfg(target_os = "linux")]
+fn main() {
+    if let Err(error) = linux::run() {
+        eprintln!("bench: {error}");
+        std::process::exit(1);
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    eprintln!("bench: the reference is an epoll loop, which only Linux has");
 }

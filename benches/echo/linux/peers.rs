@@ -1,62 +1,69 @@
-//! The servers that this one is compared with, each as its kind is usually written, in a process of its own.
+//! The built-in servers: this one, and those that it is compared with, each as its kind is usually written.
 //!
-//! All have the same listener, whose sockets inherit `TCP_NODELAY`, and the same number of workers (except `threads`,
-//! which starts a thread for each connection).
+//! The others have the same listener, whose sockets inherit `TCP_NODELAY`, and the same number of workers (except
+//! `threads`, which starts a thread for each connection).
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::{process, thread};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::thread;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use slab::Slab;
-use socket2::{Domain, Socket, Type};
+use socket2::SockRef;
 
 /// The name of each, and what it is. The first is the reference of all ratios.
-pub(crate) const PEERS: [(&str, &str); 5] = [
-    (
-        "epoll",
-        "a raw epoll loop: level-triggered, one read of at most 64 KiB for each event",
-    ),
+pub(crate) const SERVERS: [(&str, &str); 7] = [
+    ("epoll", "a raw epoll loop, with one read for each event"),
+    ("echoserver", "this server"),
+    ("busy-poll", "this server with --busy-poll 50us"),
     ("tokio-64k", "tokio, multi-threaded, buffers of 64 KiB"),
     ("tokio-16k", "tokio, multi-threaded, buffers of 16 KiB"),
     ("threads", "one blocking thread for each connection"),
-    (
-        "original",
-        "an event loop for each connection: N workers serve N connections at once",
-    ),
+    ("original", "an event loop for each of N connections"),
 ];
 
-/// What a peer reads at a time, unless its name says otherwise.
+/// What a server reads at a time, unless its name says otherwise.
 const BUFFER: usize = 64 << 10;
 
-/// Becomes the peer with this name. The process ends when its standard input is closed.
-pub(crate) fn serve(name: &str, workers: usize) -> io::Result<()> {
-    let listener = listen()?;
-    eprintln!("listening on {}", listener.local_addr()?);
-    thread::spawn(|| {
-        let _eof = io::stdin().read(&mut [0]);
-        process::exit(0);
-    });
+/// Becomes the server with this name. The kernel kills it when its parent process ends.
+pub(crate) fn serve(name: &str, port: u16, workers: usize) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     match name {
-        "epoll" => serve_by_epoll(&listener, workers),
-        "tokio-64k" => serve_by_tokio(listener, workers, BUFFER),
-        "tokio-16k" => serve_by_tokio(listener, workers, 16 << 10),
-        "threads" => serve_by_threads(&listener),
-        "original" => serve_by_original(&listener, workers),
-        _ => Err(io::Error::other(format!("there is no peer {name}"))),
+        "epoll" => serve_by_epoll(&listen(port)?, workers),
+        "echoserver" => serve_by_echoserver(port, workers, &[]),
+        "busy-poll" => serve_by_echoserver(port, workers, &["--busy-poll=50us"]),
+        "tokio-64k" => serve_by_tokio(listen(port)?, workers, BUFFER),
+        "tokio-16k" => serve_by_tokio(listen(port)?, workers, 16 << 10),
+        "threads" => serve_by_threads(&listen(port)?),
+        "original" => serve_by_original(&listen(port)?, workers),
+        _ => Err(io::Error::other(format!("there is no server {name}"))),
     }
 }
 
-fn listen() -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+fn listen(port: u16) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let socket = SockRef::from(&listener);
     socket.set_tcp_nodelay(true)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    // std has chosen a shorter backlog.
     socket.listen(4096)?;
-    Ok(socket.into())
+    eprintln!("listening on {}", listener.local_addr()?);
+    Ok(listener)
+}
+
+fn serve_by_echoserver(port: u16, workers: usize, options: &[&str]) -> io::Result<()> {
+    Err(Command::new(env!("CARGO_BIN_EXE_echoserver"))
+        .env_clear()
+        .arg(format!("--listen=127.0.0.1:{port}"))
+        .arg(format!("--workers={workers}"))
+        .args(options)
+        .exec())
 }
 
 fn serve_by_tokio(listener: TcpListener, workers: usize, buffer: usize) -> io::Result<()> {
@@ -99,7 +106,7 @@ fn serve_by_threads(listener: &TcpListener) -> io::Result<()> {
 }
 
 /// The design of libevent-thread (2012): connections wait in a queue until one of N workers is free. The worker makes an event loop for
-/// this one connection, and runs it until the connection ends.
+/// this one connection, and runs it until the connection ends. N workers serve N connections at once.
 fn serve_by_original(listener: &TcpListener, workers: usize) -> io::Result<()> {
     let (queue, waiting) = crossbeam_channel::unbounded::<TcpStream>();
     for _ in 0..workers {
@@ -120,22 +127,17 @@ fn serve_one(stream: TcpStream) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let mut epoll = EventLoop::new()?;
     epoll.add(stream.into())?;
-    while !epoll.connections.is_empty() {
-        epoll.run_once(|_| Ok(()))?;
-    }
-    Ok(())
+    epoll.run(None)
 }
 
-/// The reference: each worker accepts for itself.
+/// The reference: level-triggered, one read of at most 64 KiB for each event. Each worker accepts for itself.
 fn serve_by_epoll(listener: &TcpListener, workers: usize) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let serve = || -> io::Result<()> {
-        let mut epoll = EventLoop::new()?;
+        let epoll = EventLoop::new()?;
         let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
         epoll::add(&epoll.fd, listener, EventData::new_u64(LISTENER), flags)?;
-        loop {
-            epoll.run_once(|epoll| epoll.accept(listener))?;
-        }
+        epoll.run(Some(listener))
     };
     thread::scope(|scope| {
         for _ in 1..workers {
@@ -150,7 +152,6 @@ const LISTENER: u64 = u64::MAX;
 struct EventLoop {
     fd: OwnedFd,
     connections: Slab<Connection>,
-    events: Vec<epoll::Event>,
     buffer: Vec<u8>,
 }
 
@@ -165,7 +166,6 @@ impl EventLoop {
         Ok(Self {
             fd: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             connections: Slab::new(),
-            events: Vec::with_capacity(1024),
             buffer: vec![0; BUFFER],
         })
     }
@@ -181,9 +181,26 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Runs until there is neither a listener nor a connection.
+    fn run(mut self, listener: Option<&TcpListener>) -> io::Result<()> {
+        let mut events = Vec::with_capacity(1024);
+        while listener.is_some() || !self.connections.is_empty() {
+            events.clear();
+            epoll::wait(&self.fd, spare_capacity(&mut events), None)?;
+            for event in &events {
+                match (event.data.u64(), listener) {
+                    (LISTENER, Some(listener)) => self.accept(listener)?,
+                    _ => self.serve(event.data)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn accept(&mut self, listener: &TcpListener) -> io::Result<()> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         loop {
-            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            match accept_with(listener, flags) {
                 Ok(socket) => self.add(socket)?,
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -191,31 +208,20 @@ impl EventLoop {
         }
     }
 
-    fn run_once(&mut self, accept: impl Fn(&mut Self) -> io::Result<()>) -> io::Result<()> {
-        self.events.clear();
-        epoll::wait(&self.fd, spare_capacity(&mut self.events), None)?;
-        let events = std::mem::take(&mut self.events);
-        for event in &events {
-            let token = event.data.u64();
-            if token == LISTENER {
-                accept(self)?;
-                continue;
-            }
-            let connection = &mut self.connections[token as usize];
-            let was_blocked = !connection.pending.is_empty();
-            if connection.transfer(&mut self.buffer).is_err() {
-                self.connections.remove(token as usize);
-                continue;
-            }
-            let flags = match (was_blocked, !connection.pending.is_empty()) {
-                (false, true) => EventFlags::OUT,
-                (true, false) => EventFlags::IN,
-                _ => continue,
-            };
-            epoll::modify(&self.fd, &connection.socket, event.data, flags)?;
+    fn serve(&mut self, token: EventData) -> io::Result<()> {
+        let key = token.u64() as usize;
+        let connection = &mut self.connections[key];
+        let was_blocked = !connection.pending.is_empty();
+        if connection.transfer(&mut self.buffer).is_err() {
+            self.connections.remove(key);
+            return Ok(());
         }
-        self.events = events;
-        Ok(())
+        let flags = match (was_blocked, !connection.pending.is_empty()) {
+            (false, true) => EventFlags::OUT,
+            (true, false) => EventFlags::IN,
+            _ => return Ok(()),
+        };
+        Ok(epoll::modify(&self.fd, &connection.socket, token, flags)?)
     }
 }
 

@@ -1,65 +1,53 @@
 //! Tables and charts of the results: for the terminal, and for the documents.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::iter;
 
-use super::charts::{self, Panel};
+use plotters::style::RGBColor;
+
 use super::results::{Results, Spread};
 
-/// The servers in the charts and in the summary.
-const MAIN: [&str; 5] = ["echoserver", "epoll", "tokio-64k", "tokio-16k", "threads"];
-
-/// What a reader of a chart must know besides.
-const NOTES: [&str; 2] = [
-    "Medians (quartiles); each panel has a scale of its own. Loopback, one worker, two CPUs shared by clients and server.",
-    "epoll: a raw event loop. tokio-64k, tokio-16k: buffers of 64 and 16 KiB. threads: one for each connection.",
+/// The servers in the charts and in the summary, each with its color: this one stands out, the reference is dark.
+pub(crate) const MAIN: [(&str, RGBColor); 5] = [
+    ("echoserver", RGBColor(0xd1, 0x49, 0x5b)),
+    ("epoll", RGBColor(0x4a, 0x4a, 0x4a)),
+    ("tokio-64k", RGBColor(0x2e, 0x86, 0xab)),
+    ("tokio-16k", RGBColor(0x8f, 0xc1, 0xd9)),
+    ("threads", RGBColor(0xb8, 0xb0, 0xa0)),
 ];
 
-/// The rows of all tables and the panels of all charts: table or chart, label, case and figure. `figure / server` is
-/// the ratio to the figure of that server in the same round.
+/// The rows of all tables and the panels of all charts: tables and charts, name, case and figure. `figure / server` is
+/// the ratio to the figure of that server in the same round. [`rows`] adds the figure where it is missing.
 const ROWS: &str = "
-summary | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
-summary | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
-summary | server memory for each of 10,000 idle connections | idle | bytes_per_connection
-summary | server memory for 4,000 clients that never read | peak | peak_bytes
-summary | server memory kept after these have left | peak | kept_bytes
-summary | throughput, 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
-summary | throughput, 50 connections, 64 B | 50x64 | messages_per_second / epoll
-summary | throughput, 50 connections that flood | flood | messages_per_second / epoll
-summary | connect, one echo, close: connections per second | connect | messages_per_second / epoll
+round-trip time | p50 RTT, 1 connection, 64 B | 1x64 | rtt_p50_ns
+round-trip time | p99 RTT, 1 connection, 64 B | 1x64 | rtt_p99_ns
+round-trip time | p50 RTT, 500 connections, 512 B | 500x512 | rtt_p50_ns
+round-trip time, summary, latency.svg | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
+round-trip time, latency.svg | p99.9 RTT, 500 connections, 512 B | 500x512 | rtt_p99.9_ns
+round-trip time | p99 RTT, 1 connection beside 1 that floods | beside-1 | rtt_p99_ns
+round-trip time, summary, latency.svg | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
+round-trip time, latency.svg | p99 RTT, 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
+round-trip time | p99 RTT, 50 connections at 50 % of the rate of `epoll` | rate-50 | rtt_p99_ns
+round-trip time | p99 RTT, 50 connections at 90 % of the rate of `epoll` | rate-90 | rtt_p99_ns
+
+memory, summary, latency.svg | server memory for each of 10,000 idle connections | idle | bytes_per_connection
+memory, summary | server memory for 4,000 clients that never read | peak | peak_bytes
+memory, summary, latency.svg | server memory kept after 4,000 clients that never read | peak | kept_bytes
+
+summary | throughput, 50 connections, 64 KiB | 50x64k
+summary | throughput, 50 connections, 64 B | 50x64
+summary | throughput, 50 connections that flood | flood
+summary | connect, one echo, close: connections per second | connect
 summary | connect, one echo, close: server CPU time | connect | cpu_ns_per_message / epoll
 
-throughput | 1 connection, 64 B | 1x64 | messages_per_second / epoll
-throughput | 50 connections, 64 B | 50x64 | messages_per_second / epoll
-throughput | 500 connections, 512 B | 500x512 | messages_per_second / epoll
-throughput | 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
-throughput | 50 connections, 64 B, 16 in flight | 50x64x16 | messages_per_second / epoll
-throughput | 50 connections that flood | flood | messages_per_second / epoll
+throughput, server CPU time | 1 connection, 64 B | 1x64
+throughput, server CPU time, throughput.svg | 50 connections, 64 B | 50x64
+throughput, server CPU time, throughput.svg | 500 connections, 512 B | 500x512
+throughput, server CPU time, throughput.svg | 50 connections, 64 KiB | 50x64k
+throughput, server CPU time, throughput.svg | 50 connections, 64 B, 16 in flight | 50x64x16
+throughput, server CPU time, throughput.svg | 50 connections that flood | flood
 throughput | 20 connections that flood beside 1 | beside-20 | flood_bytes_per_second / epoll
-throughput | connect, one echo, close | connect | messages_per_second / epoll
-
-server CPU time | 1 connection, 64 B | 1x64 | cpu_ns_per_message / epoll
-server CPU time | 50 connections, 64 B | 50x64 | cpu_ns_per_message / epoll
-server CPU time | 500 connections, 512 B | 500x512 | cpu_ns_per_message / epoll
-server CPU time | 50 connections, 64 KiB | 50x64k | cpu_ns_per_message / epoll
-server CPU time | 50 connections, 64 B, 16 in flight | 50x64x16 | cpu_ns_per_message / epoll
-server CPU time | 50 connections that flood | flood | cpu_ns_per_message / epoll
-server CPU time | connect, one echo, close | connect | cpu_ns_per_message / epoll
-
-round-trip time | 1 connection, 64 B: p50 | 1x64 | rtt_p50_ns
-round-trip time | p99 | 1x64 | rtt_p99_ns
-round-trip time | 500 connections, 512 B: p50 | 500x512 | rtt_p50_ns
-round-trip time | p99 | 500x512 | rtt_p99_ns
-round-trip time | p99.9 | 500x512 | rtt_p99.9_ns
-round-trip time | 1 connection beside 1 that floods: p99 | beside-1 | rtt_p99_ns
-round-trip time | beside 20: p99 | beside-20 | rtt_p99_ns
-round-trip time | beside 200: p99 | beside-200 | rtt_p99_ns
-round-trip time | 50 connections at 50 % of the rate of `epoll`: p99 | rate-50 | rtt_p99_ns
-round-trip time | at 90 %: p99 | rate-90 | rtt_p99_ns
-
-memory | for each of 10,000 idle connections | idle | bytes_per_connection
-memory | for 4,000 clients that never read | peak | peak_bytes
-memory | kept after these have left | peak | kept_bytes
+throughput, server CPU time, throughput.svg | connect, one echo, close | connect
 
 active connections | 1 | 1x64 | messages_per_second
 active connections | 10 | active-10 | messages_per_second
@@ -69,86 +57,49 @@ active connections | 10,000 | active-10000 | messages_per_second
 
 drain | time until the process has ended | drain | drain_ns
 drain | of 1,000 clients, without a complete answer | drain | cut_connections
-
-throughput.svg | 50 connections, 64 B | 50x64 | messages_per_second / epoll
-throughput.svg | 500 connections, 512 B | 500x512 | messages_per_second / epoll
-throughput.svg | 50 connections, 64 KiB | 50x64k | messages_per_second / epoll
-throughput.svg | 50 connections, 64 B, 16 in flight | 50x64x16 | messages_per_second / epoll
-throughput.svg | 50 connections that flood | flood | messages_per_second / epoll
-throughput.svg | connect, one echo, close | connect | messages_per_second / epoll
-
-latency.svg | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
-latency.svg | p99 RTT of 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
-latency.svg | p99 RTT of 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
-latency.svg | p99.9 RTT, 500 connections, 512 B | 500x512 | rtt_p99.9_ns
-latency.svg | server memory for each of 10,000 idle connections | idle | bytes_per_connection
-latency.svg | server memory kept after 4,000 clients that never read | peak | kept_bytes
 ";
 
-#[derive(Clone, Copy)]
-struct Row {
-    label: &'static str,
-    case: &'static str,
-    figure: &'static str,
-    reference: Option<&'static str>,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) case: &'static str,
+    pub(crate) figure: &'static str,
 }
 
 /// The rows of one table, or the panels of one chart.
-fn rows(table: &str) -> Vec<Row> {
+pub(crate) fn rows(table: &str) -> Vec<Row> {
     let row = |line: &'static str| {
         let mut fields = line.split(" | ");
-        fields.next().filter(|name| *name == table)?;
-        let (label, case, figure) = (fields.next()?, fields.next()?, fields.next()?);
-        let (figure, reference) = match figure.split_once(" / ") {
-            Some((figure, reference)) => (figure, Some(reference)),
-            None => (figure, None),
-        };
-        Some(Row {
-            label,
-            case,
-            figure,
-            reference,
-        })
+        fields.next()?.split(", ").find(|name| *name == table)?;
+        let (name, case) = (fields.next()?, fields.next()?);
+        let figure = fields.next().unwrap_or(match table {
+            "server CPU time" => "cpu_ns_per_message / epoll",
+            _ => "messages_per_second / epoll",
+        });
+        Some(Row { name, case, figure })
     };
     ROWS.lines().filter_map(row).collect()
 }
 
 impl Row {
-    fn spread(&self, server: &str, results: &Results) -> Option<Spread> {
-        match self.reference {
-            Some(reference) => results.ratio(self.case, server, reference, self.figure),
-            None => results.spread(self.case, server, self.figure),
-        }
-    }
-
     /// The median, and the quartiles if they differ.
-    fn show(&self, spread: Spread) -> String {
+    pub(crate) fn show(&self, spread: Spread) -> String {
         let (value, (low, high)) = (spread.median, spread.quartiles);
-        let units: &[(f64, &str)] = match self.figure {
-            _ if self.reference.is_some() => &[(1.0, "")],
-            figure if figure.ends_with("_ns") => {
-                &[(1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1.0, " ns")]
-            }
-            figure if figure.ends_with("_per_second") => {
-                &[(1e6, " M/s"), (1e3, " k/s"), (1.0, " /s")]
-            }
-            figure if figure.contains("bytes") => &[(1e6, " MB"), (1e3, " kB"), (1.0, " B")],
+        let units: &[(f64, &str)] = match self.figure.rsplit('_').next() {
+            Some("ns") => &[(1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1.0, " ns")],
+            Some("second") => &[(1e6, " M/s"), (1e3, " k/s"), (1.0, " /s")],
+            Some("bytes" | "connection") => &[(1e6, " MB"), (1e3, " kB"), (1.0, " B")],
             _ => &[(1.0, "")],
         };
-        let last = units[units.len() - 1];
-        let (size, unit) = *units
-            .iter()
-            .find(|(size, _)| value >= *size)
-            .unwrap_or(&last);
+        let fitting = units.iter().find(|(size, _)| value >= *size);
+        let (size, unit) = fitting.unwrap_or(&units[units.len() - 1]);
         let digits = match value / size {
-            _ if self.reference.is_some() => 2,
-            _ if size <= 1.0 => 0,
+            _ if self.figure.contains(" / ") => 2,
+            _ if *size <= 1.0 => 0,
             ..10.0 => 2,
             ..100.0 => 1,
             _ => 0,
         };
-        let number = |value: f64| format!("{:.digits$}", value / size);
-        let (value, low, high) = (number(value), number(low), number(high));
+        let [value, low, high] = [value, low, high].map(|it| format!("{:.digits$}", it / size));
         match low == high {
             true => value + unit,
             false => format!("{value}{unit} ({low}–{high})"),
@@ -158,67 +109,25 @@ impl Row {
 
 /// All tables, for the terminal.
 pub(crate) fn text(results: &Results) -> String {
-    let names = [
-        "throughput",
-        "server CPU time",
-        "round-trip time",
-        "memory",
-        "active connections",
-        "drain",
-    ];
-    names.map(|name| table(name, results) + "\n").concat() + &run(results)
+    let names = "throughput | server CPU time | round-trip time | memory | active connections | drain | run";
+    let tables = names.split(" | ").map(|name| table(name, results));
+    tables.collect::<Vec<_>>().join("\n")
 }
 
-/// Replaces what is between the lines `<!-- table: NAME -->` and `<!-- end -->` by the table of that name.
-pub(crate) fn embed(document: &str, results: &Results) -> String {
-    let mut text = String::new();
-    let mut is_inside = false;
-    for line in document.lines() {
-        is_inside &= line != "<!-- end -->";
-        if !is_inside {
-            let _infallible = writeln!(text, "{line}");
-        }
-        let name = line.strip_prefix("<!-- table: ");
-        if let Some(name) = name.and_then(|name| name.strip_suffix(" -->")) {
-            is_inside = true;
-            text += &match name {
-                "run" => run(results),
-                name => table(name, results),
-            };
-        }
+/// Replaces what is between `<!-- table: NAME -->` and `<!-- end -->` by the table of that name. Returns nothing if one
+/// of these lines is missing.
+pub(crate) fn embed(document: &str, results: &Results) -> Option<String> {
+    const START: &str = "<!-- table: ";
+    const END: &str = "<!-- end -->";
+    let mut sections = document.split(START);
+    let mut text = sections.next()?.to_owned();
+    for section in sections {
+        let (name, section) = section.split_once(" -->\n")?;
+        let (_old, rest) = section.split_once(END)?;
+        let table = table(name, results);
+        let _infallible = write!(text, "{START}{name} -->\n{table}{END}{rest}");
     }
-    text
-}
-
-/// The charts, by file name.
-pub(crate) fn charts(results: &Results) -> [(&'static str, String); 2] {
-    let draw = |(name, title)| {
-        let panel = |row: &Row| Panel {
-            title: row.label,
-            bars: MAIN
-                .iter()
-                .filter_map(|server| bar(row, server, results))
-                .collect(),
-        };
-        let panels: Vec<_> = rows(name).iter().map(panel).collect();
-        (name, charts::draw(title, &NOTES, &panels))
-    };
-    let titles = [
-        (
-            "throughput.svg",
-            "Throughput as a ratio to a raw epoll loop: higher is better",
-        ),
-        ("latency.svg", "Latency and memory: lower is better"),
-    ];
-    titles.map(draw)
-}
-
-fn bar(row: &Row, server: &'static str, results: &Results) -> Option<(&'static str, f64, String)> {
-    let spread = row.spread(server, results)?;
-    let mark = results
-        .problem(row.case, server)
-        .map_or("", |_| " (incomplete)");
-    Some((server, spread.median, row.show(spread) + mark))
+    Some(text)
 }
 
 /// What was run, and where.
@@ -242,54 +151,50 @@ fn run(results: &Results) -> String {
     )
 }
 
-/// A table with a column for each server, and notes on its problems.
+/// A Markdown table with a column for each server, and notes on its problems.
 fn table(name: &str, results: &Results) -> String {
-    let all = results.servers();
-    let rows = rows(name);
-    let is_shown = |server: &&str| rows.iter().all(|row| row.reference != Some(*server));
-    let (title, servers) = match name {
-        "summary" => ("", MAIN.to_vec()),
-        name => (name, all.into_iter().filter(is_shown).collect()),
-    };
-    let mut cells = vec![vec![title.to_owned()]];
-    cells[0].extend(servers.iter().map(ToString::to_string));
-    let mut notes = BTreeMap::<_, Vec<String>>::new();
-    for row in &rows {
-        let mut line = vec![row.label.to_owned()];
-        for server in &servers {
-            let cell = row.spread(server, results).map(|spread| row.show(spread));
-            let mut cell = cell.unwrap_or_else(|| "-".to_owned());
-            if let Some(problem) = results.problem(row.case, server) {
-                cell += "†";
-                let note = format!("{}: {problem}", row.case);
-                let of_server = notes.entry(*server).or_default();
-                if !of_server.contains(&note) {
-                    of_server.push(note);
-                }
-            }
-            line.push(cell);
-        }
-        cells.push(line);
+    if name == "run" {
+        return run(results);
     }
-    let note = |(server, problems): (&str, Vec<String>)| {
-        format!("\n† {server}, {}\n", problems.join("; "))
-    };
-    aligned(&cells) + &notes.into_iter().map(note).collect::<String>()
+    let rows = rows(name);
+    let (mut title, mut servers) = (name, results.servers());
+    // The reference of ratios, whose own are all 1.
+    let reference = rows.first().and_then(|row| row.figure.split(" / ").nth(1));
+    servers.retain(|server| reference != Some(*server));
+    if name == "summary" {
+        (title, servers) = ("", MAIN.map(|(server, _)| server).into());
+    }
+    let mut lines = vec![String::new(); rows.len() + 2];
+    let mut notes = String::new();
+    let names = rows.iter().map(|row| row.name.to_owned());
+    add_column(&mut lines, title, names);
+    for server in servers {
+        let mut problems = Vec::new();
+        let cell = |row: &Row| {
+            let spread = results.spread(row.case, server, row.figure);
+            let value = spread.map_or("-".to_owned(), |spread| row.show(spread));
+            let Some(problem) = results.problem(row.case, server) else {
+                return value;
+            };
+            problems.push(format!("{}: {problem}", row.case));
+            value + "†"
+        };
+        add_column(&mut lines, server, rows.iter().map(cell));
+        problems.dedup();
+        if !problems.is_empty() {
+            let _infallible = writeln!(notes, "\n† {server}, {}", problems.join("; "));
+        }
+    }
+    lines.join("|\n") + "|\n" + &notes
 }
 
-/// Cells as Markdown, padded to the width of their column.
-fn aligned(cells: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let lengths = cells.iter().map(|row| row[column].chars().count());
-        lengths.max().unwrap_or(0).max(3)
-    };
-    let widths: Vec<usize> = (0..cells[0].len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let padded = row.iter().zip(&widths);
-        let padded = padded.map(|(cell, width)| format!("| {cell:<width$} "));
-        padded.collect::<String>() + "|\n"
-    };
-    let rule = widths.iter().map(|width| "-".repeat(*width)).collect();
-    let body = cells[1..].iter().map(line).collect::<String>();
-    line(&cells[0]) + &line(&rule) + &body
+/// Adds a cell to each line, padded to the width of the column. The second line is a rule.
+fn add_column(lines: &mut [String], head: &str, cells: impl Iterator<Item = String>) {
+    let mut cells: Vec<_> = iter::once(head.to_owned()).chain(cells).collect();
+    let width = cells.iter().map(|cell| cell.chars().count()).max();
+    let width = width.unwrap_or(0);
+    cells.insert(1, "-".repeat(width));
+    for (line, cell) in lines.iter_mut().zip(cells) {
+        let _infallible = write!(line, "| {cell:<width$} ");
+    }
 }

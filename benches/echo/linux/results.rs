@@ -1,19 +1,16 @@
 //! The samples of a run, as they are stored, and the statistics of them.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::SystemTime;
+use std::{env, fs, thread};
 
-use procfs::{CpuInfo, Current};
 use serde::{Deserialize, Serialize};
 
 use super::Result;
 use super::cases::Figures;
 
 /// One run, as JSON in `benches/results/`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Results {
     pub(crate) date: String,
     pub(crate) commit: String,
@@ -23,6 +20,9 @@ pub(crate) struct Results {
     pub(crate) workers: usize,
     pub(crate) rounds: u32,
     pub(crate) sample_seconds: f64,
+    /// Limit for the connections of each case.
+    #[serde(default)]
+    pub(crate) max_connections: usize,
     pub(crate) samples: Vec<Sample>,
 }
 
@@ -69,46 +69,31 @@ impl Spread {
 impl Results {
     /// Describes this machine and this run, without samples.
     pub(crate) fn describe() -> Self {
-        let model = CpuInfo::current().ok();
-        let model = model.and_then(|info| Some(info.model_name(0)?.to_owned()));
+        let model = output("sed -n '/^model name/ { s/.*: //p; q }' /proc/cpuinfo");
         let cpus = thread::available_parallelism().map_or(0, usize::from);
-        let arguments = std::env::args().skip(1);
-        let arguments: Vec<_> = arguments.filter(|argument| argument != "--bench").collect();
-        let lock = fs::read_to_string("Cargo.lock").unwrap_or_default();
-        let version = |name: &str| {
-            let (_, rest) = lock.split_once(&format!("name = \"{name}\"\nversion = \""))?;
-            Some(format!("{name} {}", rest.split('"').next()?))
-        };
-        let tools = [output("uname", &["-sr"]), output("rustc", &["--version"])];
-        let crates = ["echoserver", "mio", "tokio"]
-            .iter()
-            .filter_map(|name| version(name));
+        let arguments: Vec<_> = env::args().skip(1).filter(|it| it != "--bench").collect();
+        let versions = [
+            "uname -sr",
+            "rustc --version",
+            concat!("'", env!("CARGO_BIN_EXE_echoserver"), "' --version"),
+            "cargo tree --depth 0 --package mio",
+            "cargo tree --depth 0 --package tokio",
+        ];
         Self {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            commit: output("git", &["describe", "--always", "--dirty", "--exclude=*"]),
-            command: format!("cargo bench -- {}", arguments.join(" "))
-                .trim_end_matches(" -- ")
-                .to_owned(),
-            machine: format!("{}, {cpus} CPUs", model.unwrap_or_default()),
-            versions: tools.into_iter().chain(crates).collect(),
-            workers: 0,
-            rounds: 0,
-            sample_seconds: 0.0,
-            samples: Vec::new(),
+            commit: output("git describe --always --dirty --exclude='*'"),
+            command: format!("cargo bench -- {}", arguments.join(" ")),
+            machine: format!("{model}, {cpus} CPUs"),
+            versions: versions.map(output).into(),
+            ..Self::default()
         }
     }
 
     /// Reads the newest file in `directory`.
-    pub(crate) fn newest(directory: &Path) -> Result<Self> {
+    pub(crate) fn newest(directory: &str) -> Result<Self> {
         let files = fs::read_dir(directory)?.flatten();
         let newest = files.map(|entry| entry.path()).max().ok_or("no results")?;
         Ok(serde_json::from_str(&fs::read_to_string(newest)?)?)
-    }
-
-    /// The median rate of the reference with 50 connections so far, or 0.
-    pub(crate) fn capacity(&self) -> f64 {
-        let rates = self.spread("50x64", "epoll", "messages_per_second");
-        rates.map_or(0.0, |rates| rates.median)
     }
 
     /// As JSON, a sample on a line.
@@ -118,60 +103,47 @@ impl Results {
             .replace("}]}", "}\n]}\n")
     }
 
-    /// The samples of a server in a case that have a figure.
-    fn values(&self, case: &str, server: &str, figure: &str) -> impl Iterator<Item = (u32, f64)> {
+    fn samples(&self, case: &str, server: &str) -> impl Iterator<Item = &Sample> {
         let samples = self.samples.iter();
-        let samples = samples.filter(move |sample| sample.case == case && sample.server == server);
-        samples.filter_map(move |sample| Some((sample.round, *sample.figures.get(figure)?)))
+        samples.filter(move |sample| sample.case == case && sample.server == server)
     }
 
+    /// The spread of a figure. `FIGURE / SERVER` is its ratio to that of another server in the same round.
     pub(crate) fn spread(&self, case: &str, server: &str, figure: &str) -> Option<Spread> {
-        Spread::of(self.values(case, server, figure).map(|(_, value)| value))
-    }
-
-    /// The ratio to the reference in the same round.
-    pub(crate) fn ratio(
-        &self,
-        case: &str,
-        server: &str,
-        reference: &str,
-        figure: &str,
-    ) -> Option<Spread> {
-        let ratios = self
-            .values(case, server, figure)
-            .filter_map(|(round, value)| {
-                let mut references = self.values(case, reference, figure);
-                let (_, reference) = references.find(|(of, _)| *of == round)?;
-                Some(value / reference)
-            });
-        Spread::of(ratios)
+        let (figure, reference) = figure.split_once(" / ").unwrap_or((figure, ""));
+        let value = |sample: &Sample| {
+            let value = *sample.figures.get(figure)?;
+            if reference.is_empty() {
+                return Some(value);
+            }
+            let mut references = self.samples(case, reference);
+            let reference = references.find(|other| other.round == sample.round)?;
+            Some(value / reference.figures.get(figure)?)
+        };
+        Spread::of(self.samples(case, server).filter_map(value))
     }
 
     /// The first error of a server in a case, or the connections that it has left unanswered.
     pub(crate) fn problem(&self, case: &str, server: &str) -> Option<String> {
-        let samples = self.samples.iter();
-        let error = samples
-            .filter(|sample| sample.case == case && sample.server == server)
+        let error = self
+            .samples(case, server)
             .find_map(|sample| sample.error.clone());
         let unanswered = self.spread(case, server, "unanswered_connections");
         let unanswered = unanswered.filter(|spread| spread.max > 0.0);
         error.or_else(|| Some(format!("up to {} connections unanswered", unanswered?.max)))
     }
 
-    /// The servers, in the order of their samples.
+    /// The servers, in the order of the first round.
     pub(crate) fn servers(&self) -> Vec<&str> {
-        let mut servers = Vec::new();
-        for sample in &self.samples {
-            if !servers.contains(&sample.server.as_str()) {
-                servers.push(&sample.server);
-            }
-        }
-        servers
+        let samples = self.samples.iter();
+        let first = samples.take_while(|it| it.round == 1 && it.case == self.samples[0].case);
+        first.map(|sample| sample.server.as_str()).collect()
     }
 }
 
-fn output(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
+/// What a shell command prints, or nothing if it fails.
+fn output(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output();
     let stdout = output.map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&stdout).trim().to_owned()
 }

@@ -1,200 +1,136 @@
 //! The servers as processes: started, asked for CPU time and memory, and killed when dropped.
 
-use std::io::{BufRead, BufReader};
+use std::env;
+use std::io::{self, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use procfs::process::{Stat, all_processes};
+use procfs::process::{Process, Stat, all_processes};
+use procfs::{CurrentSI, KernelStats};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::Result;
-use super::peers::PEERS;
+use super::peers::SERVERS;
 
 /// How long a server may take to listen.
 const MAX_START: Duration = Duration::from_secs(10);
 
+/// A server that can be started.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     pub(crate) name: String,
     pub(crate) description: String,
-    kind: Kind,
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    /// This project's program, with these options.
-    Echoserver(&'static [&'static str]),
-    /// This executable, with `--serve`.
-    Peer,
-    /// A shell command of the user, with `{port}` in it.
-    Command(String),
+    /// A shell command with `{port}` and `{workers}`.
+    command: String,
 }
 
 impl Server {
-    /// All servers, the reference first; `commands` are the user's own.
-    pub(crate) fn all(commands: &[(String, String)]) -> Vec<Self> {
-        let server = |name: &str, description: &str, kind| Self {
+    /// The servers that this executable can become, the reference first.
+    pub(crate) fn built_in() -> Vec<Self> {
+        let server = |(name, description): (&str, &str)| Self {
             name: name.to_owned(),
             description: description.to_owned(),
-            kind,
+            // `$1` is this executable.
+            command: format!("\"$1\" --serve={name} --port={{port}} --workers={{workers}}"),
         };
-        let mut servers: Vec<_> = PEERS
-            .map(|(name, description)| server(name, description, Kind::Peer))
-            .into();
-        let own = [
-            server("echoserver", "this server", Kind::Echoserver(&[])),
-            server(
-                "busy-poll",
-                "this server with --busy-poll 50us",
-                Kind::Echoserver(&["--busy-poll=50us"]),
-            ),
-        ];
-        servers.splice(1..1, own);
-        let commands = commands.iter();
-        servers
-            .extend(commands.map(|(name, line)| server(name, line, Kind::Command(line.clone()))));
-        servers
+        SERVERS.map(server).into()
     }
 
-    /// Starts the server, and waits until it listens.
-    pub(crate) fn start(&self, workers: usize) -> Result<Running> {
-        match &self.kind {
-            Kind::Echoserver(options) => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_echoserver"));
-                command.env_clear().arg("--listen=127.0.0.1:0");
-                command.arg(format!("--workers={workers}")).args(*options);
-                start_announced(command)
-            }
-            Kind::Peer => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.args(["--serve", &self.name, "--workers", &workers.to_string()]);
-                start_announced(command)
-            }
-            Kind::Command(line) => start_on_port(line, workers),
+    /// Parses the option `--peer`.
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        match text.split_once('=') {
+            Some((name, command)) if !name.is_empty() && command.contains("{port}") => Ok(Self {
+                name: name.to_owned(),
+                description: command.to_owned(),
+                command: command.to_owned(),
+            }),
+            _ => Err("expected NAME='COMMAND', with {port} in the command"),
         }
+    }
+
+    /// Starts the server on a free port, and waits until it accepts a connection.
+    pub(crate) fn start(&self, workers: usize) -> Result<Running> {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let command = self.command.replace("{workers}", &workers.to_string());
+        let command = command.replace("{port}", &address.port().to_string());
+        // A file, unlike a pipe, need not be drained while the server runs.
+        let mut stderr = tempfile::tempfile()?;
+        let process = Command::new("sh")
+            .args(["-c", &format!("exec {command}"), "sh"])
+            .arg(env::current_exe()?)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(stderr.try_clone()?)
+            .spawn()?;
+        let mut running = Running { address, process };
+        let deadline = Instant::now() + MAX_START;
+        while TcpStream::connect(address).is_err() {
+            thread::sleep(Duration::from_millis(1));
+            let status = running.process.try_wait()?;
+            if status.is_none() && Instant::now() < deadline {
+                continue;
+            }
+            let problem = match status {
+                Some(status) => format!("has ended, {status}"),
+                None => format!("does not listen on {address}"),
+            };
+            stderr.rewind()?;
+            let log = io::read_to_string(stderr).unwrap_or_default();
+            let message = log.lines().last().unwrap_or("without a message");
+            return Err(format!("{problem}: {message}").into());
+        }
+        Ok(running)
     }
 }
 
 /// A server that listens. Its processes are one process group.
-#[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    process: Process,
-}
-
-#[derive(Debug)]
-struct Process(Child);
-
-impl Process {
-    fn spawn(mut command: Command) -> Result<Self> {
-        command.process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
-        Ok(Self(command.spawn()?))
-    }
-
-    fn signal(&self, signal: Signal) {
-        // It fails only if the group has ended.
-        let _ended = kill_process_group(Pid::from_child(&self.0), signal);
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
-        let _status = self.0.wait();
-    }
-}
-
-/// Starts a server that prints its address on stderr.
-fn start_announced(mut command: Command) -> Result<Running> {
-    command.stderr(Stdio::piped());
-    let mut process = Process::spawn(command)?;
-    let stderr = process.0.stderr.take().expect("it is piped");
-    let (sender, lines) = mpsc::channel();
-    // Reads until the server ends, so that the server never waits for its log.
-    thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            let _receiver_is_gone = sender.send(line);
-        }
-    });
-    let deadline = Instant::now() + MAX_START;
-    let mut last = "without a message".to_owned();
-    loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                let address = line.split_once("listening on ").map(|(_, address)| address);
-                if let Some(Ok(address)) = address.map(|address| address.trim().parse()) {
-                    return Ok(Running { address, process });
-                }
-                last = line;
-            }
-            Err(RecvTimeoutError::Timeout) => return Err(format!("does not listen: {last}").into()),
-            Err(RecvTimeoutError::Disconnected) => return Err(format!("has ended: {last}").into()),
-        }
-    }
-}
-
-/// Starts a server on a free port, and waits until it accepts a connection.
-fn start_on_port(line: &str, workers: usize) -> Result<Running> {
-    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-    let line = line
-        .replace("{port}", &address.port().to_string())
-        .replace("{workers}", &workers.to_string());
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("exec {line}")]);
-    command.stderr(Stdio::null());
-    let mut process = Process::spawn(command)?;
-    let deadline = Instant::now() + MAX_START;
-    while TcpStream::connect(address).is_err() {
-        if let Ok(Some(status)) = process.0.try_wait() {
-            return Err(format!("has ended: {status}").into());
-        }
-        if Instant::now() >= deadline {
-            return Err(format!("does not listen on {address}").into());
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(Running { address, process })
+    pub(crate) process: Child,
 }
 
 impl Running {
-    fn stats(&self) -> Vec<Stat> {
-        let group = self.process.0.id() as i32;
+    fn stats(&self) -> impl Iterator<Item = Stat> {
+        let group = self.process.id().cast_signed();
         let processes = all_processes().into_iter().flatten().flatten();
         let stats = processes.filter_map(|process| process.stat().ok());
-        stats.filter(|stat| stat.pgrp == group).collect()
+        stats.filter(move |stat| stat.pgrp == group)
     }
 
-    /// CPU time used so far. The resolution is a tick, 10 ms.
-    pub(crate) fn cpu_time(&self) -> Duration {
-        self.stats().iter().map(cpu_time).sum()
+    /// CPU time so far, in seconds and in steps of 10 ms: first of the server, then of the rest of the machine, which
+    /// includes interrupts and the hypervisor, but not this process and its children that have ended.
+    pub(crate) fn cpu_time(&self) -> Result<[f64; 2]> {
+        let ticks = |stat: &Stat| stat.utime + stat.stime;
+        let server = self.stats().map(|stat| ticks(&stat)).sum();
+        let bench = Process::myself()?.stat()?;
+        let ours = server + ticks(&bench) + (bench.cutime + bench.cstime).unsigned_abs();
+        let total = KernelStats::current()?.total;
+        let interrupts = [total.irq, total.softirq, total.steal];
+        let interrupts: u64 = interrupts.iter().flatten().sum();
+        let busy = total.user + total.nice + total.system + interrupts;
+        let seconds = |ticks| ticks as f64 / procfs::ticks_per_second() as f64;
+        Ok([server, busy.saturating_sub(ours)].map(seconds))
     }
 
     /// Resident memory, in bytes.
-    pub(crate) fn memory(&self) -> u64 {
-        let pages: u64 = self.stats().iter().map(|stat| stat.rss).sum();
-        pages * procfs::page_size()
+    pub(crate) fn memory(&self) -> f64 {
+        let pages: u64 = self.stats().map(|stat| stat.rss).sum();
+        (pages * procfs::page_size()) as f64
     }
 
-    pub(crate) fn terminate(&self) {
-        self.process.signal(Signal::TERM);
-    }
-
-    /// Waits until the server has ended.
-    pub(crate) fn wait(&mut self) {
-        let _status = self.process.0.wait();
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It fails only if the group has ended.
+        let _ended = kill_process_group(Pid::from_child(&self.process), signal);
     }
 }
 
-/// CPU time of a process, threads that have ended included.
-pub(crate) fn cpu_time(stat: &Stat) -> Duration {
-    ticks(stat.utime + stat.stime)
-}
-
-pub(crate) fn ticks(count: u64) -> Duration {
-    Duration::from_secs_f64(count as f64 / procfs::ticks_per_second() as f64)
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        let _status = self.process.wait();
+    }
 }
