@@ -124,6 +124,12 @@ fn faults_are_named() {
     });
 }
 
+fn recorded_times(report: &Value) -> u64 {
+    let histogram = report["rtt_ns"]["histogram"].as_array().expect("a list");
+    let counts = histogram.iter().map(|pair| pair[1].as_u64());
+    counts.sum::<Option<u64>>().expect("numbers")
+}
+
 #[test]
 fn load_verifies_every_byte_in_every_mode() {
     let folder = tempfile::tempdir().unwrap();
@@ -145,11 +151,9 @@ fn load_verifies_every_byte_in_every_mode() {
         for address in [&tcp, &unix] {
             let (status, report) = report("load", address, &arguments);
             let count = |name: &str| report[name].as_u64().expect("a number");
-            let histogram = report["rtt_ns"]["histogram"].as_array().expect("a list");
-            let times: u64 = histogram.iter().map(|pair| pair[1].as_u64().unwrap()).sum();
             let counts = ["failed", "messages", "bytes_verified"].map(count);
             assert_eq!(
-                (status, counts, times),
+                (status, counts, recorded_times(&report)),
                 (0, [0, messages, messages * size], messages),
                 "{arguments:?}: {}",
                 report["errors"]
@@ -185,6 +189,18 @@ fn load_detects_wrong_bytes() {
             });
         }
     });
+}
+
+#[test]
+fn load_leaves_the_warm_up_out_of_its_figures() {
+    let server = Process::serve(&[]);
+    let address = server.address().to_string();
+    let (status, report) = report("load", &address, &["--warm-up=0.2", "--duration=0.2"]);
+    let messages = report["messages"].as_u64().expect("a number");
+    assert_eq!((status, recorded_times(&report)), (0, messages));
+    assert_eq!(report["bytes_verified"], messages * 64);
+    assert!(report["warm_up"]["messages"].as_u64() > Some(0), "{report}");
+    server.terminate();
 }
 
 #[test]
