@@ -15,6 +15,7 @@ use harness::{DEADLINE, Process, program, run};
 use rustix::process::Signal;
 use serde_json::Value;
 use servers::{DETECTED, Fault, listen};
+use socket2::SockRef;
 
 /// Runs `echoserver COMMAND ADDRESS --json`; returns its exit status and report.
 fn report(command: &str, address: &str, arguments: &[&str]) -> (i32, Value) {
@@ -225,6 +226,9 @@ fn load_ends_at_an_impossible_rate() {
 /// first has come back.
 fn echo_two_messages(listener: &TcpListener) -> TcpStream {
     let mut message = [0; 64];
+    // On Linux, it bounds accept as well.
+    let listening = SockRef::from(listener);
+    listening.set_read_timeout(Some(DEADLINE)).unwrap();
     loop {
         let (mut stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
