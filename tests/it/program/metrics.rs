@@ -173,6 +173,9 @@ fn process_metrics_match_proc() {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     let (server, address) = serve_metrics();
+    // Once a client is served, all threads have been started.
+    let client = Client::connect(server.address());
+    client.ping(b"served");
     let metrics = get(address, "/metrics").body;
     let value = |name: &str| values::<f64>(&metrics, name, "")[0];
     let count = |name: &str| sum(&metrics, name, "");
@@ -190,6 +193,7 @@ fn process_metrics_match_proc() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let age = now.as_secs_f64() - value("process_start_time_seconds");
     assert!((0.0..100.0).contains(&age), "{age}");
+    client.close();
     server.terminate();
 }
 
