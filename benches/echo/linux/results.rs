@@ -72,6 +72,7 @@ impl Results {
         let model = output("sed -n '/^model name/ { s/.*: //p; q }' /proc/cpuinfo");
         let cpus = thread::available_parallelism().map_or(0, usize::from);
         let arguments: Vec<_> = env::args().skip(1).filter(|it| it != "--bench").collect();
+        let command = format!("cargo bench -- {}", arguments.join(" "));
         let versions = [
             "uname -sr",
             "rustc --version",
@@ -82,7 +83,7 @@ impl Results {
         Self {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             commit: output("git describe --always --dirty --exclude='*'"),
-            command: format!("cargo bench -- {}", arguments.join(" ")),
+            command: command.trim_end_matches(" -- ").to_owned(),
             machine: format!("{model}, {cpus} CPUs"),
             versions: versions.map(output).into(),
             ..Self::default()
