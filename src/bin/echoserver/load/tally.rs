@@ -11,7 +11,7 @@ const MAX_TIME: u64 = 3_600_000_000_000;
 /// Different errors that are kept.
 const MAX_ERRORS: usize = 20;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Tally {
     /// Messages that came back.
     pub(crate) messages: u64,
