@@ -1,0 +1,143 @@
+use super::*;
+
+fn parse(arguments: &[&str]) -> Result<Options, String> {
+    let arguments = ["echoserver"].iter().chain(arguments);
+    Options::try_parse_from(arguments)
+        .and_then(Options::check)
+        .map_err(one_line)
+}
+
+#[test]
+fn option_definitions_are_consistent() {
+    Options::command().debug_assert();
+}
+
+#[test]
+fn every_option_has_an_environment_variable() {
+    let command = Options::command();
+    for argument in command
+        .get_arguments()
+        .filter(|argument| !argument.is_hide_set())
+    {
+        let long = argument.get_long().expect("every option has a long name");
+        let variable = variable_name(long);
+        assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{long}");
+    }
+}
+
+#[test]
+fn option_values_reach_the_config() {
+    let options = parse(&[
+        "-w7",
+        "--listen=:7",
+        "-l",
+        "127.0.0.1:0",
+        "--buffer-size=1MiB",
+        "--backlog=9",
+        "--idle-timeout=90s",
+        "--drain-timeout=1m",
+    ])
+    .unwrap();
+    let config = options.config(3, false);
+    assert_eq!(
+        (config.workers.get(), config.max_connections, config.backlog),
+        (7, 3, 9)
+    );
+    assert_eq!(
+        config.listen,
+        [Address::AnyInterface(7), "127.0.0.1:0".parse().unwrap()]
+    );
+    assert_eq!(config.buffer_size, 1 << 20);
+    assert_eq!(config.idle_timeout, Some(Duration::from_secs(90)));
+    assert_eq!(config.drain_timeout, Duration::from_secs(60));
+    assert_eq!(
+        parse(&["--idle-timeout=0s"])
+            .unwrap()
+            .config(1, true)
+            .idle_timeout,
+        None
+    );
+}
+
+#[test]
+fn keepalive_is_off_or_within_bounds() {
+    let keepalive =
+        |arguments: &[&str]| parse(arguments).map(|options| options.config(1, false).tcp_keepalive);
+    let seconds = |count| Ok(Some(Duration::from_secs(count)));
+    assert_eq!(keepalive(&[]), seconds(300));
+    assert_eq!(keepalive(&[]), Ok(Config::default().tcp_keepalive));
+    assert_eq!(keepalive(&["--tcp-keepalive=0s"]), Ok(None));
+    assert_eq!(keepalive(&["--tcp-keepalive=1s"]), seconds(1));
+    assert_eq!(keepalive(&["--tcp-keepalive=32767s"]), seconds(32_767));
+    for value in ["1ms", "999ms", "32767s1ms", "32768s", "10h"] {
+        let error = keepalive(&["--tcp-keepalive", value]).unwrap_err();
+        assert_eq!(
+            error,
+            format!(
+                "invalid value '{value}' for '--tcp-keepalive <TIME>': \
+                 expected 0s, or a duration from 1s to 32767s"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_lone_letter_is_a_power_of_1024() {
+    for (text, size) in [
+        ("64K", 64 << 10),
+        ("64k", 64 << 10),
+        ("1M", 1 << 20),
+        ("1g", 1 << 30),
+        ("64KiB", 64 << 10),
+        ("64kB", 64_000),
+        ("4096", 4096),
+    ] {
+        assert_eq!(parse_buffer_size(text), Ok(size), "{text}");
+    }
+}
+
+#[test]
+fn variables_that_resemble_an_option_are_reported() {
+    let warnings = |names: &[&str]| misspelled_variables(names.iter().map(OsString::from));
+    for (name, option) in [
+        ("ECHOSERVER_WORKER", "ECHOSERVER_WORKERS"),
+        ("ECHOSERVER_BACKLOGS", "ECHOSERVER_BACKLOG"),
+        ("ECHOSERVER_MAX_CONNECTION", "ECHOSERVER_MAX_CONNECTIONS"),
+        ("ECHOSERVER_BUFFERSIZE", "ECHOSERVER_BUFFER_SIZE"),
+    ] {
+        let warning = format!("the variable {name} is unknown; did you mean {option}?");
+        assert_eq!(warnings(&[name]), [warning]);
+    }
+    let of_kubernetes = [
+        "ECHOSERVER_PORT",
+        "ECHOSERVER_PORT_5555_TCP",
+        "ECHOSERVER_PORT_5555_TCP_ADDR",
+        "ECHOSERVER_PORT_5555_TCP_PORT",
+        "ECHOSERVER_PORT_5555_TCP_PROTO",
+        "ECHOSERVER_SERVICE_HOST",
+        "ECHOSERVER_SERVICE_PORT",
+        "ECHOSERVER_SERVICE_PORT_ECHO",
+        "ECHOSERVER_SERVICE_PORT_METRICS",
+        "ECHOSERVER_WORKERS",
+        "OTHER_WORKER",
+    ];
+    assert_eq!(warnings(&of_kubernetes), [""; 0]);
+}
+
+#[test]
+fn verbose_and_quiet_adjust_the_log_level() {
+    for (arguments, level) in [
+        (&["-qqqqq"][..], Some(LevelFilter::Off)),
+        (&["-q"], Some(LevelFilter::Warn)),
+        (&[], None),
+        (&["-v", "-q"], Some(LevelFilter::Info)),
+        (&["-v"], Some(LevelFilter::Debug)),
+        (&["-vvvv"], Some(LevelFilter::Trace)),
+    ] {
+        assert_eq!(
+            parse(arguments).unwrap().log_level(),
+            level,
+            "{arguments:?}"
+        );
+    }
+}

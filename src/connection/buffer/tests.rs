@@ -1,0 +1,143 @@
+use super::*;
+
+fn filled(capacity: usize, bytes: &[u8]) -> Buffer {
+    let mut buffer = Buffer::new(capacity).unwrap();
+    assert!(buffer.push(bytes));
+    buffer
+}
+
+#[test]
+fn keeps_order_and_stays_contiguous() {
+    let mut buffer = filled(6, b"abcd");
+    buffer.consume(3);
+    assert!(buffer.push(b"efghi"), "free space at the front is used");
+    assert_eq!(buffer.data(), b"defghi");
+    assert_eq!(buffer.room(), 0);
+    assert!(!buffer.push(b"j"));
+    assert!(buffer.push(b""));
+}
+
+#[test]
+fn push_is_all_or_nothing() {
+    let mut buffer = filled(4, b"ab");
+    assert!(!buffer.push(b"cde"));
+    assert_eq!(buffer.data(), b"ab");
+    assert!(buffer.push(b"cd"));
+    assert_eq!(buffer.data(), b"abcd");
+}
+
+#[test]
+fn append_swaps_into_an_empty_buffer() {
+    let (mut from, mut to) = (filled(4, b"abc"), Buffer::new(4).unwrap());
+    let storage = from.data().as_ptr();
+    assert_eq!(to.append(&mut from), 3);
+    assert_eq!(to.data().as_ptr(), storage, "swapped, not copied");
+    assert_eq!(
+        (to.data(), from.is_empty(), from.capacity()),
+        (&b"abc"[..], true, 4)
+    );
+}
+
+#[test]
+fn append_copies_what_fits() {
+    let (mut from, mut to) = (filled(4, b"cdef"), filled(4, b"ab"));
+    assert_eq!(to.append(&mut from), 2);
+    assert_eq!((to.data(), from.data()), (&b"abcd"[..], &b"ef"[..]));
+    assert_eq!(to.append(&mut from), 0);
+    assert_eq!(from.data(), b"ef");
+}
+
+#[test]
+fn push_some_appends_what_fits() {
+    let mut buffer = filled(4, b"ab");
+    buffer.consume(1);
+    assert_eq!(buffer.push_some(b"cdef"), 3);
+    assert_eq!(buffer.data(), b"bcde");
+    assert_eq!(buffer.push_some(b"f"), 0);
+}
+
+#[test]
+fn truncate_keeps_the_front() {
+    let mut buffer = filled(4, b"abcd");
+    buffer.consume(1);
+    buffer.truncate(4);
+    assert_eq!(buffer.data(), b"bcd");
+    buffer.truncate(2);
+    assert_eq!(buffer.data(), b"bc");
+    buffer.truncate(0);
+    assert!(buffer.is_empty());
+}
+
+#[test]
+fn fill_uses_all_free_space() {
+    let mut buffer = filled(4, b"abcd");
+    buffer.consume(3);
+    assert_eq!(
+        buffer.fill_from(&mut &b"efghij"[..], 9).unwrap(),
+        (3, false)
+    );
+    assert_eq!(buffer.data(), b"defg");
+    assert_eq!(
+        buffer.fill_from(&mut &b"hij"[..], 9).unwrap(),
+        (0, false),
+        "no room"
+    );
+}
+
+#[test]
+fn flush_keeps_unwritten_bytes() {
+    let mut buffer = filled(4, b"abcd");
+    let mut narrow = [0; 3];
+    assert_eq!(buffer.flush_into(&mut &mut narrow[..], 9).unwrap(), 3);
+    assert_eq!((&narrow, buffer.data()), (b"abc", &b"d"[..]));
+}
+
+#[test]
+fn data_mut_changes_bytes_in_place() {
+    let mut buffer = filled(4, b"abc");
+    buffer.consume(1);
+    buffer.data_mut().make_ascii_uppercase();
+    assert_eq!(buffer.data(), b"BC");
+}
+
+#[test]
+fn debug_shows_length_and_capacity() {
+    assert_eq!(format!("{:?}", filled(4, b"ab")), "Buffer(2 of 4 bytes)");
+}
+
+#[test]
+#[should_panic(expected = "cannot consume 3 bytes of 2")]
+fn consume_checks_its_bound() {
+    filled(4, b"ab").consume(3);
+}
+
+#[test]
+fn taken_scratch_keeps_its_bytes_and_is_reused() {
+    let mut pool = Pool::new(16).unwrap();
+    assert!(pool.is_scratch_clean());
+    assert!(pool.scratch().output.push(b"stuck"));
+    assert!(!pool.is_scratch_clean());
+    let mut taken = pool.take_scratch().unwrap();
+    assert!(pool.is_scratch_clean());
+    assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
+    taken.output.clear();
+    let address: *const Buffers = &raw const *taken;
+    pool.recycle(taken);
+    pool.take_scratch().unwrap();
+    assert_eq!(&raw const *pool.scratch(), address);
+}
+
+#[test]
+fn pool_keeps_a_bounded_number() {
+    let capacity = Pool::MAX_SPARE_BYTES / 8;
+    assert_eq!(
+        Pool::max_bytes(capacity),
+        5 * 2 * capacity,
+        "four spare pairs, and the scratch buffers"
+    );
+    let mut pool = Pool::new(capacity).unwrap();
+    for _ in 0..6 {
+        pool.recycle(Buffers::new(capacity).unwrap());
+    }
+    assert_eq!(pool.spare.len(), 4);
+}

@@ -1,0 +1,820 @@
+use std::cell::{Cell, RefCell};
+use std::io::{self, ErrorKind, Read, Write};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+
+use super::*;
+use crate::connection::buffer::Pool;
+use crate::connection::waker::WakeQueue;
+use crate::connection::{BUDGET, MAX_ROUNDS, READABLE};
+use crate::handler::{Action, Context, Echo};
+use crate::stats::Counters;
+use crate::stats::WorkerCounters;
+
+const TIMEOUTS: Timeouts = Timeouts {
+    idle: None,
+    flush: 40,
+    linger: 80,
+    drain: 1000,
+};
+
+impl<S: Stream, H: Handler> ConnectionTable<S, H> {
+    /// A table with buffers of this many bytes, whose wakers wake no worker.
+    pub(crate) fn for_tests(
+        timeouts: Timeouts,
+        buffer_size: usize,
+        counters: &Arc<CachePadded<WorkerCounters>>,
+    ) -> Self {
+        let (wakes, receiver) = WakeQueue::new(|| {});
+        let pool = Pool::new(buffer_size).expect("memory for a test");
+        let resources = Resources::new(pool, wakes, Arc::clone(counters));
+        Self::new(timeouts, resources, receiver, 0)
+    }
+}
+
+/// The size of the buffers, and of each read.
+const CHUNK: usize = 512;
+
+/// Reads in one budget.
+const READS: usize = MAX_ROUNDS;
+
+/// The calls of all streams, in order.
+#[derive(Clone, Default)]
+struct Log(Rc<RefCell<Vec<(char, &'static str)>>>);
+
+/// A stream with `unread` bytes to read that accepts up to `room` bytes.
+struct Flood {
+    name: char,
+    unread: usize,
+    room: Rc<RefCell<usize>>,
+    log: Log,
+}
+
+impl Flood {
+    fn log(&self, call: &'static str) {
+        self.log.0.borrow_mut().push((self.name, call));
+    }
+}
+
+impl Read for Flood {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.unread.min(bytes.len());
+        if count == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.log("read");
+        self.unread -= count;
+        Ok(count)
+    }
+}
+
+impl Write for Flood {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut room = self.room.borrow_mut();
+        let count = bytes.len().min(*room);
+        if count == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        *room -= count;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Flood {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.log("shutdown");
+        Ok(())
+    }
+
+    fn is_delivered(&mut self) -> bool {
+        *self.room.borrow() > 0
+    }
+
+    fn unread(&self) -> u64 {
+        0
+    }
+
+    fn abort(&mut self) {
+        self.log("abort");
+    }
+}
+
+struct Harness<H> {
+    table: ConnectionTable<Flood, H>,
+    counters: Arc<Counters>,
+    log: Log,
+    /// How many more bytes all streams together accept.
+    room: Rc<RefCell<usize>>,
+}
+
+impl<H: Handler> Harness<H> {
+    fn new(timeouts: Timeouts) -> Self {
+        let counters = Arc::new(Counters::new(1));
+        Self {
+            table: ConnectionTable::for_tests(timeouts, CHUNK, &counters.workers[0]),
+            counters,
+            log: Log::default(),
+            room: Rc::new(RefCell::new(usize::MAX)),
+        }
+    }
+
+    /// Registers a new stream; `open` creates its handler.
+    fn register(
+        &mut self,
+        now: Millis,
+        name: char,
+        unread: usize,
+        open: impl FnOnce(usize) -> Result<H, CloseReason>,
+    ) {
+        let stream = Flood {
+            name,
+            unread,
+            room: Rc::clone(&self.room),
+            log: self.log.clone(),
+        };
+        self.counters.acceptor.accepted.add(1);
+        self.table
+            .register(stream, Peer::Unix, now, |_, token| open(token));
+    }
+
+    /// One tick with events for the given tokens.
+    fn tick(&mut self, now: Millis, readable: &[usize]) {
+        self.table.run_queued(now);
+        for &token in readable {
+            self.table.on_ready(token, READABLE, now);
+        }
+        self.table.expire(now);
+    }
+
+    /// The names of the streams that were read from, where repetitions in a row count once.
+    fn reads(&self) -> String {
+        let mut names: Vec<_> = self.calls("read");
+        names.dedup();
+        names.into_iter().collect()
+    }
+
+    /// The names of the streams of which this call was made.
+    fn calls(&self, wanted: &str) -> Vec<char> {
+        let log = self.log.0.borrow();
+        let calls = log.iter().filter(|(_, call)| *call == wanted);
+        calls.map(|(name, _)| *name).collect()
+    }
+
+    fn phase(&self, token: usize) -> Phase {
+        self.table.entries[token].connection.phase()
+    }
+
+    fn closed(&self, reason: CloseReason) -> u64 {
+        self.counters.snapshot().total().closed_for(reason)
+    }
+}
+
+fn echoes(timeouts: Timeouts, clients: &str) -> Harness<Echo> {
+    let mut harness = Harness::new(timeouts);
+    for name in clients.chars() {
+        harness.register(0, name, 1000 * BUDGET, |_| Ok(Echo));
+    }
+    harness
+}
+
+#[test]
+fn connection_with_used_budget_moves_to_the_back() {
+    let mut harness = echoes(TIMEOUTS, "abc");
+    assert_eq!(harness.table.poll_timeout(0), None, "none is readable");
+    harness.tick(0, &[2, 0]);
+    assert_eq!(harness.reads(), "ca");
+    assert_eq!(harness.calls("read").len(), 2 * READS, "one budget each");
+    assert_eq!(harness.table.poll_timeout(0), Some(0), "two are runnable");
+    harness.tick(0, &[1, 0]);
+    assert_eq!(
+        harness.reads(),
+        "cacab",
+        "run queue first; an event does not drive a queued connection"
+    );
+    harness.tick(0, &[]);
+    assert_eq!(harness.reads(), "cacabcab");
+    assert_eq!(harness.counters.snapshot().total().yields, 2 + 3 + 3);
+}
+
+#[test]
+fn quiet_connection_is_served_after_one_budget_of_each_flood() {
+    let mut harness = echoes(TIMEOUTS, "fg");
+    harness.register(0, 'q', 3, |_| Ok(Echo));
+    harness.tick(0, &[0, 1]);
+    harness.log.0.borrow_mut().clear();
+    harness.tick(0, &[2]);
+    assert_eq!(harness.reads(), "fgq");
+    assert_eq!(harness.calls("read").len(), 2 * READS + 1);
+}
+
+#[test]
+fn without_timeouts_the_worker_sleeps_until_an_event() {
+    let mut harness = Harness::new(TIMEOUTS);
+    harness.register(0, 'a', 0, |_| Ok(Echo));
+    harness.tick(0, &[0]);
+    assert_eq!(harness.table.poll_timeout(0), None);
+    assert!(!harness.table.is_due(NEVER - 1));
+}
+
+fn with_idle_timeout(idle: Millis) -> Timeouts {
+    Timeouts {
+        idle: Some(idle),
+        ..TIMEOUTS
+    }
+}
+
+#[test]
+fn only_expired_connections_are_closed() {
+    let mut harness = Harness::new(with_idle_timeout(800));
+    harness.register(0, 'a', CHUNK - 1, |_| Ok(Echo));
+    harness.register(100, 'b', 0, |_| Ok(Echo));
+    assert_eq!(harness.table.poll_timeout(100), Some(700));
+    harness.tick(400, &[0]);
+    harness.tick(799, &[]);
+    assert_eq!(harness.table.poll_timeout(799), Some(1));
+    harness.tick(800, &[]);
+    assert_eq!(harness.table.poll_timeout(800), Some(100), "b expires");
+    harness.tick(899, &[]);
+    assert_eq!(harness.phase(1), Phase::Serving);
+    harness.tick(900, &[]);
+    assert_eq!(harness.phase(0), Phase::Serving, "active at 400");
+    let lingering = Phase::Lingering(CloseReason::IdleTimeout);
+    assert_eq!(harness.phase(1), lingering);
+    assert_eq!(harness.table.poll_timeout(900), Some(80), "b lingers");
+    harness.tick(979, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
+    harness.tick(980, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+    assert_eq!(harness.table.poll_timeout(980), Some(1200 - 980));
+    assert_eq!(harness.calls("abort"), []);
+}
+
+#[test]
+fn deadlines_are_an_eighth_of_the_timeout_apart() {
+    let mut harness = Harness::new(with_idle_timeout(800));
+    for at in 0..=100 {
+        harness.register(at, 'a', 0, |_| Ok(Echo));
+    }
+    let (mut now, mut wake_ups) = (100, 0);
+    while let Some(timeout) = harness.table.poll_timeout(now) {
+        now += timeout;
+        harness.tick(now, &[]);
+        wake_ups += 1;
+    }
+    assert_eq!(now, 980, "the last one lingers until then");
+    assert_eq!(wake_ups, 4, "two for the deadlines, two for lingering");
+}
+
+#[test]
+fn deadlines_round_up_to_an_eighth_and_are_never_early() {
+    assert_eq!(deadline_after(0, 800), 800);
+    assert_eq!(deadline_after(1, 800), 900);
+    assert_eq!(deadline_after(7, 3), 10);
+    assert_eq!(deadline_after(NEVER - 1, 3), NEVER);
+}
+
+#[test]
+fn progress_sets_no_timer() {
+    let mut harness = echoes(with_idle_timeout(800), "a");
+    for now in 0..1000 {
+        harness.table.run_queued(now);
+        harness.table.on_ready(0, READABLE, now);
+    }
+    let mut timers = 0;
+    while harness.table.timers.pop_expired(NEVER).is_some() {
+        timers += 1;
+    }
+    assert_eq!(timers, 1);
+}
+
+#[test]
+fn timers_of_closed_connections_are_dropped() {
+    let mut harness = Harness::new(with_idle_timeout(1_000_000));
+    for _ in 0..10_000 {
+        harness.register(0, 'a', 0, |_| Ok(Echo));
+        harness.table.close(0, CloseReason::PeerClosed, 0);
+    }
+    let mut timers = 0;
+    while harness.table.timers.pop_expired(NEVER).is_some() {
+        timers += 1;
+    }
+    assert!(timers < 100, "{timers}");
+}
+
+#[test]
+fn runnable_connection_never_expires() {
+    let mut harness = echoes(with_idle_timeout(80), "f");
+    harness.tick(0, &[0]);
+    harness.table.expire(1_000);
+    assert_eq!(harness.phase(0), Phase::Serving);
+    assert!(harness.table.poll_timeout(1_000) == Some(0));
+}
+
+#[test]
+fn stuck_connection_is_reset_when_it_expires() {
+    let mut harness = echoes(with_idle_timeout(80), "s");
+    *harness.room.borrow_mut() = 7;
+    harness.tick(0, &[0]);
+    assert_eq!(
+        harness.counters.snapshot().total().buffered,
+        CHUNK as u64 - 7
+    );
+    harness.tick(80, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+    assert_eq!(harness.calls("abort"), ['s']);
+    let total = harness.counters.snapshot().total();
+    assert_eq!(
+        total.discarded[CloseReason::IdleTimeout as usize],
+        CHUNK as u64 - 7
+    );
+    assert_eq!(harness.counters.snapshot().check_balance(), None);
+}
+
+#[test]
+fn connection_about_to_expire_retries_its_send() {
+    let mut harness = echoes(with_idle_timeout(80), "s");
+    *harness.room.borrow_mut() = 0;
+    harness.tick(0, &[0]);
+    *harness.room.borrow_mut() = 1;
+    harness.tick(80, &[]);
+    assert_eq!(harness.phase(0), Phase::Serving, "the kernel took a byte");
+    harness.tick(159, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
+    harness.tick(160, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+}
+
+/// Answers and closes in its first call.
+struct Refuse;
+
+impl Handler for Refuse {
+    fn process(&mut self, _: Event, context: &mut Context<'_>) -> Action {
+        assert!(context.output.push(b"no"));
+        Action::Close
+    }
+}
+
+#[test]
+fn refusing_lasts_for_an_eighth_of_the_shutdown_at_most() {
+    for (linger, expected) in [(80, 80), (200, 125)] {
+        let harness = echoes(Timeouts { linger, ..TIMEOUTS }, "");
+        let deadline = harness.table.deadline_of(Phase::Refusing, 0);
+        assert_eq!(deadline, deadline_after(0, expected));
+    }
+}
+
+#[test]
+fn flush_before_a_close_has_a_deadline() {
+    let mut harness = Harness::new(TIMEOUTS);
+    *harness.room.borrow_mut() = 0;
+    harness.register(0, 'r', 0, |_| Ok(Refuse));
+    assert_eq!(harness.phase(0), Phase::Flushing);
+    assert_eq!(harness.table.poll_timeout(0), Some(40));
+    harness.tick(40, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+    assert_eq!(harness.calls("abort"), ['r']);
+}
+
+#[test]
+fn connection_that_cannot_be_opened_is_closed_with_its_reason() {
+    let mut harness = Harness::new(TIMEOUTS);
+    harness.register(0, 'a', 0, |_| Err(CloseReason::Error));
+    harness.register(0, 'b', 0, |_| panic!("deliberate panic"));
+    let counts = (
+        harness.closed(CloseReason::Error),
+        harness.closed(CloseReason::Panic),
+    );
+    assert_eq!(counts, (1, 1));
+    assert_eq!(harness.table.len(), 0);
+    harness.register(0, 'c', 1, |token| {
+        assert_eq!(token, 0, "the slots are free");
+        Ok(Echo)
+    });
+    harness.tick(0, &[0]);
+    assert_eq!(harness.reads(), "c");
+    assert_eq!(harness.counters.snapshot().check_balance(), None);
+}
+
+#[test]
+fn closes_are_reported_once() {
+    let mut harness = echoes(TIMEOUTS, "a");
+    assert!(!harness.table.take_closed());
+    harness.register(0, 'b', 0, |_| Err(CloseReason::Error));
+    assert!(harness.table.take_closed());
+    assert!(!harness.table.take_closed());
+    harness.table.close(0, CloseReason::DrainTimeout, 0);
+    assert!(harness.table.take_closed());
+}
+
+#[test]
+fn token_of_a_closed_runnable_connection_is_reused_safely() {
+    let mut harness = echoes(TIMEOUTS, "ab");
+    harness.tick(0, &[0, 1]);
+    harness.table.close(0, CloseReason::Reset, 0);
+    harness.register(0, 'c', BUDGET, |_| Ok(Echo));
+    harness.log.0.borrow_mut().clear();
+    harness.tick(0, &[]);
+    assert_eq!(harness.reads(), "b", "the stale token drives no connection");
+    harness.tick(0, &[0]);
+    assert_eq!(
+        harness.reads(),
+        "bc",
+        "b is served in its turn, c for its event"
+    );
+}
+
+#[test]
+fn the_table_grows_by_a_quarter() {
+    let mut harness = Harness::new(TIMEOUTS);
+    let mut capacities = vec![0];
+    for count in 1..=2000 {
+        harness.register(0, 'a', 0, |_| Ok(Echo));
+        let capacity = harness.table.entries.capacity();
+        let spare = capacity - count;
+        assert!(spare < 64 || spare <= count / 4, "{spare} of {count}");
+        capacities.push(capacity);
+    }
+    capacities.dedup();
+    assert!(
+        capacities.len() < 20,
+        "too many reallocations: {capacities:?}"
+    );
+}
+
+#[test]
+fn event_with_a_stale_token_is_ignored() {
+    let mut harness = echoes(TIMEOUTS, "a");
+    harness.tick(0, &[7, 0]);
+    assert_eq!(harness.reads(), "a");
+}
+
+/// Panics on input, and again when dropped.
+struct PanicOnDrop;
+
+impl Handler for PanicOnDrop {
+    fn process(&mut self, _: Event, context: &mut Context<'_>) -> Action {
+        assert!(context.input.is_empty(), "deliberate panic");
+        Action::Continue
+    }
+}
+
+impl Drop for PanicOnDrop {
+    fn drop(&mut self) {
+        panic!("another deliberate panic");
+    }
+}
+
+#[test]
+fn panics_close_only_their_own_connection() {
+    let mut harness = Harness::new(TIMEOUTS);
+    for name in ['a', 'b'] {
+        harness.register(0, name, 1, |_| Ok(PanicOnDrop));
+    }
+    harness.tick(0, &[0, 1]);
+    assert_eq!(harness.closed(CloseReason::Panic), 0, "they linger");
+    harness.tick(TIMEOUTS.linger, &[]);
+    assert_eq!(harness.closed(CloseReason::Panic), 2);
+    assert_eq!(harness.table.len(), 0);
+    let stats = harness.counters.snapshot();
+    assert_eq!(stats.check_balance(), None);
+    assert_eq!(stats.total().total_discarded(), 2);
+}
+
+#[test]
+fn flood_is_read_for_half_of_the_drain_timeout() {
+    let mut harness = echoes(TIMEOUTS, "f");
+    harness.table.entries[0].connection.add_readiness(READABLE);
+    harness.table.shut_down(1007, 7);
+    for now in 7..507 {
+        harness.tick(now, &[0]);
+        assert_eq!(harness.phase(0), Phase::Serving, "{now}");
+    }
+    assert_eq!(harness.table.poll_timeout(100), Some(0));
+    harness.tick(507, &[]);
+    harness.tick(507, &[]);
+    let lingering = Phase::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.phase(0), lingering);
+}
+
+#[test]
+fn shutdown_waits_for_a_slow_reader_until_its_deadline() {
+    let mut harness = echoes(with_idle_timeout(80), "s");
+    *harness.room.borrow_mut() = 0;
+    harness.tick(0, &[0]);
+    harness.table.shut_down(1000, 0);
+    harness.tick(500, &[]);
+    harness.tick(999, &[]);
+    assert_eq!(harness.table.len(), 1, "no idle timeout in a shutdown");
+    assert_eq!(harness.table.poll_timeout(999), Some(1));
+    harness.tick(1000, &[]);
+    assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
+    assert_eq!(harness.calls("abort"), ['s']);
+}
+
+#[test]
+fn delivered_connection_lingers_in_a_shutdown_for_its_own_time() {
+    let mut harness = echoes(TIMEOUTS, "");
+    harness.register(0, 'a', 0, |_| Ok(Echo));
+    harness.table.shut_down(1000, 0);
+    assert_eq!(harness.calls("shutdown"), ['a']);
+    harness.tick(TIMEOUTS.linger, &[]);
+    assert_eq!(harness.closed(CloseReason::Shutdown), 1);
+}
+
+#[test]
+fn earlier_deadline_replaces_that_of_a_shutdown() {
+    let mut harness = echoes(TIMEOUTS, "s");
+    *harness.room.borrow_mut() = 0;
+    harness.tick(0, &[0]);
+    harness.table.shut_down(1000, 0);
+    harness.table.shut_down(10, 10);
+    harness.tick(10, &[]);
+    assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
+}
+
+#[test]
+fn closing_a_long_run_queue_takes_linear_time() {
+    const COUNT: usize = 40_000;
+    let mut harness = Harness::new(TIMEOUTS);
+    for token in 0..COUNT {
+        harness.register(0, 'a', 0, |_| Ok(Echo));
+        harness.table.entries[token].queued = true;
+        harness.table.run_queue.push_back(token);
+    }
+    // With a search of the run queue per close this takes a minute.
+    for token in (0..COUNT).rev() {
+        harness.table.close(token, CloseReason::DrainTimeout, 0);
+    }
+    assert_eq!(harness.table.run_queue.len(), COUNT);
+    harness.table.run_queued(0);
+    assert_eq!(harness.table.poll_timeout(0), None);
+}
+
+/// The events of a handler's calls, in order.
+type Calls = Rc<RefCell<Vec<Event>>>;
+
+/// Calls a function, and records the events except [`Event::Open`].
+struct FnHandler<F>(F, Calls);
+
+impl<F: FnMut(Event, &mut Context<'_>) -> Action> Handler for FnHandler<F> {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        if event != Event::Open {
+            self.1.borrow_mut().push(event);
+        }
+        (self.0)(event, context)
+    }
+}
+
+/// A table with one connection whose handler does what `process` says.
+fn with_handler<F: FnMut(Event, &mut Context<'_>) -> Action>(
+    timeouts: Timeouts,
+    process: F,
+) -> (Harness<FnHandler<F>>, Calls) {
+    let mut harness = Harness::new(timeouts);
+    let calls = Calls::default();
+    harness.register(0, 'h', 0, |_| Ok(FnHandler(process, Rc::clone(&calls))));
+    (harness, calls)
+}
+
+#[test]
+fn timer_of_a_handler_expires_on_time_and_once() {
+    let (mut harness, calls) = with_handler(with_idle_timeout(800), |event, context| {
+        if event == Event::Open {
+            context.set_timer(Some(Duration::from_millis(50)));
+        }
+        Action::Continue
+    });
+    assert_eq!(harness.table.poll_timeout(0), Some(50));
+    harness.tick(49, &[]);
+    assert_eq!(*calls.borrow(), []);
+    harness.tick(50, &[]);
+    assert_eq!(*calls.borrow(), [Event::Timer]);
+    assert_eq!(
+        harness.table.poll_timeout(50),
+        Some(750),
+        "the idle timeout"
+    );
+    harness.tick(799, &[]);
+    assert_eq!(*calls.borrow(), [Event::Timer]);
+    harness.tick(800, &[]);
+    assert_eq!(harness.phase(0), Phase::Lingering(CloseReason::IdleTimeout));
+}
+
+#[test]
+fn timer_of_zero_expires_in_a_later_tick() {
+    let mut limit = 0..10;
+    let (mut harness, calls) = with_handler(TIMEOUTS, move |_, context| {
+        limit.next().expect("the tick ends");
+        context.set_timer(Some(Duration::ZERO));
+        Action::Continue
+    });
+    assert_eq!(harness.table.poll_timeout(0), Some(1));
+    harness.tick(1, &[]);
+    assert_eq!(*calls.borrow(), [Event::Timer]);
+    assert_eq!(harness.table.poll_timeout(1), Some(1));
+}
+
+#[test]
+fn moving_the_timer_of_a_handler_sets_no_further_one() {
+    let (mut harness, calls) = with_handler(TIMEOUTS, |_, context| {
+        context.set_timer(Some(Duration::from_millis(50)));
+        Action::Continue
+    });
+    for now in 1..40 {
+        harness.table.call(0, Event::Wake, now);
+    }
+    calls.borrow_mut().clear();
+    harness.tick(50, &[]);
+    assert_eq!(*calls.borrow(), [], "it was moved to 89");
+    assert_eq!(harness.table.poll_timeout(50), Some(39));
+    harness.tick(89, &[]);
+    assert_eq!(*calls.borrow(), [Event::Timer]);
+    let mut timers = 0;
+    while harness.table.timers.pop_expired(NEVER).is_some() {
+        timers += 1;
+    }
+    assert_eq!(timers, 1);
+}
+
+#[test]
+fn earlier_timer_of_a_handler_replaces_a_later_one() {
+    let mut timeout = 100;
+    let (mut harness, calls) = with_handler(TIMEOUTS, move |event, context| {
+        if event != Event::Timer {
+            context.set_timer(Some(Duration::from_millis(timeout)));
+            timeout = 10;
+        }
+        Action::Continue
+    });
+    harness.table.call(0, Event::Wake, 0);
+    harness.tick(10, &[]);
+    harness.tick(100, &[]);
+    assert_eq!(*calls.borrow(), [Event::Wake, Event::Timer]);
+    assert_eq!(harness.table.poll_timeout(100), None);
+}
+
+#[test]
+fn replaced_timers_of_a_handler_are_dropped() {
+    // A short timer replaces a long one, again and again.
+    let (mut harness, _) = with_handler(TIMEOUTS, |event, context| {
+        let timeout = if event == Event::Wake { 1 } else { 1_000_000 };
+        context.set_timer(Some(Duration::from_millis(timeout)));
+        Action::Continue
+    });
+    for now in 0..1000 {
+        harness.table.call(0, Event::Wake, now);
+        harness.tick(now + 1, &[]);
+    }
+    let mut timers = 0;
+    while harness.table.timers.pop_expired(NEVER).is_some() {
+        timers += 1;
+    }
+    assert!(timers < 100, "{timers}");
+}
+
+#[test]
+fn stopped_timer_of_a_handler_does_not_expire() {
+    let (mut harness, calls) = with_handler(TIMEOUTS, |event, context| {
+        let timeout = (event == Event::Open).then_some(Duration::from_millis(10));
+        context.set_timer(timeout);
+        Action::Continue
+    });
+    harness.table.call(0, Event::Wake, 0);
+    harness.tick(10, &[]);
+    assert_eq!(*calls.borrow(), [Event::Wake]);
+    assert_eq!(harness.table.poll_timeout(10), None);
+}
+
+#[test]
+fn idle_timeout_begins_when_the_answer_was_given() {
+    let (mut harness, _) = with_handler(with_idle_timeout(800), |event, _| match event {
+        Event::Wake => Action::Continue,
+        _ => Action::Pending,
+    });
+    assert_eq!(harness.phase(0), Phase::Waiting);
+    harness.tick(10_000, &[]);
+    assert_eq!(harness.phase(0), Phase::Waiting);
+    assert_eq!(harness.table.poll_timeout(10_000), None);
+    harness.table.call(0, Event::Wake, 10_000);
+    harness.tick(10_799, &[]);
+    assert_eq!(harness.phase(0), Phase::Serving);
+    harness.tick(10_800, &[]);
+    assert_eq!(harness.phase(0), Phase::Lingering(CloseReason::IdleTimeout));
+}
+
+#[test]
+fn idle_timeout_begins_when_input_has_brought_the_answer() {
+    let timeouts = with_idle_timeout(800);
+    let (mut harness, _) = with_handler(timeouts, |event, context| match event {
+        Event::Input => Echo.process(event, context),
+        _ => Action::Pending,
+    });
+    assert_eq!(harness.phase(0), Phase::Waiting);
+    harness.table.entries[0].connection.stream.unread = 1;
+    harness.tick(10_000, &[0]);
+    assert_eq!(harness.table.poll_timeout(10_000), Some(800));
+}
+
+#[test]
+fn pending_answer_whose_output_is_stuck_expires() {
+    let (mut harness, _) = with_handler(with_idle_timeout(80), |event, context| {
+        assert!(event == Event::Open || context.output.push(b"part"));
+        Action::Pending
+    });
+    *harness.room.borrow_mut() = 0;
+    harness.table.call(0, Event::Wake, 1000);
+    assert_eq!(harness.phase(0), Phase::Serving);
+    harness.tick(1080, &[]);
+    assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
+    assert_eq!(harness.calls("abort"), ['h']);
+}
+
+#[test]
+fn wake_ups_per_tick_are_bounded() {
+    const COUNT: usize = 3 * MAX_WAKES;
+    let mut harness = Harness::new(TIMEOUTS);
+    let calls = Calls::default();
+    let wakers = Rc::new(RefCell::new(Vec::new()));
+    for _ in 0..COUNT {
+        let wakers = Rc::clone(&wakers);
+        let process = move |event, context: &mut Context<'_>| {
+            if event == Event::Open {
+                wakers.borrow_mut().push(context.waker());
+            }
+            Action::Continue
+        };
+        let calls = Rc::clone(&calls);
+        harness.register(0, 'w', 0, |_| Ok(FnHandler(process, calls)));
+    }
+    for waker in wakers.borrow().iter().rev() {
+        waker.wake();
+        waker.wake();
+    }
+    harness.table.on_wake();
+    for tick in 1..=4 {
+        harness.table.run_wakes(0);
+        assert_eq!(calls.borrow().len(), COUNT.min(tick * MAX_WAKES));
+        let is_done = tick == 4;
+        let timeout = harness.table.poll_timeout(0);
+        assert_eq!(timeout, (!is_done).then_some(0));
+    }
+}
+
+/// A wake-up just after the last look into the queue must not be lost.
+#[test]
+fn wake_up_while_others_are_handled_notifies() {
+    let mut harness = Harness::new(TIMEOUTS);
+    let notifies = Rc::new(Cell::new(None));
+    let seen = Rc::clone(&notifies);
+    let process = move |event, context: &mut Context<'_>| {
+        let waker = context.waker();
+        match event {
+            Event::Open => waker.wake(),
+            _ => seen.set(Some(waker.notifies())),
+        }
+        Action::Continue
+    };
+    harness.register(0, 'w', 0, |_| Ok(FnHandler(process, Calls::default())));
+    harness.table.on_wake();
+    harness.table.run_wakes(0);
+    assert_eq!(notifies.get(), Some(true));
+}
+
+#[test]
+fn waker_of_an_earlier_connection_does_nothing() {
+    fn make_waker(_: Event, context: &mut Context<'_>) -> Action {
+        let _made = context.waker();
+        Action::Continue
+    }
+    let calls = Calls::default();
+    let mut harness = Harness::new(TIMEOUTS);
+    let mut wakers = Vec::new();
+    for at in 0..2 {
+        harness.register(at, 'w', 0, |token| {
+            assert_eq!(token, 0, "the token is reused");
+            Ok(FnHandler(make_waker, Rc::clone(&calls)))
+        });
+        let extras = harness.table.entries[0].connection.extras_mut();
+        wakers.extend(extras.and_then(|extras| extras.waker.clone()));
+        if at == 0 {
+            wakers[0].wake();
+            harness.table.close(0, CloseReason::PeerClosed, 0);
+        }
+    }
+    harness.table.on_wake();
+    harness.table.run_wakes(0);
+    assert_eq!(*calls.borrow(), []);
+    for waker in &wakers {
+        waker.wake();
+    }
+    harness.table.on_wake();
+    harness.table.run_wakes(0);
+    assert_eq!(*calls.borrow(), [Event::Wake], "of the new one");
+}

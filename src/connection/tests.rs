@@ -1,0 +1,979 @@
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::*;
+use crate::connection::buffer::OUT_OF_MEMORY;
+use crate::handler::Echo;
+
+impl Resources {
+    /// Resources with buffers of this many bytes, whose wakers wake no worker.
+    pub(crate) fn for_tests(buffer_size: usize) -> Self {
+        let (wakes, _no_worker) = WakeQueue::new(|| {});
+        let pool = Pool::new(buffer_size).expect("memory for a test");
+        Self::new(pool, wakes, Arc::default())
+    }
+}
+
+/// An expected call of the stream and its result.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Read(Result<&'static [u8], ErrorKind>),
+    /// These bytes are offered, this many are accepted.
+    Write(&'static [u8], Result<usize, ErrorKind>),
+    ShutdownWrite(Result<(), ErrorKind>),
+    IsDelivered(bool),
+    Unread(u64),
+    Abort,
+}
+use Call::{Abort, IsDelivered, Read as ReadCall, ShutdownWrite, Unread, Write as WriteCall};
+
+const WOULD_BLOCK: ErrorKind = ErrorKind::WouldBlock;
+const WOULD_BLOCK_READ: Call = ReadCall(Err(WOULD_BLOCK));
+const EOF: Call = ReadCall(Ok(b""));
+
+#[derive(Clone, Debug, Default)]
+struct Scripted(Rc<RefCell<VecDeque<Call>>>);
+
+impl Scripted {
+    fn next(&self) -> Option<Call> {
+        self.0.borrow_mut().pop_front()
+    }
+}
+
+impl Read for Scripted {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self.next() {
+            Some(ReadCall(result)) => {
+                let result = result?;
+                bytes[..result.len()].copy_from_slice(result);
+                Ok(result.len())
+            }
+            expected => panic!("read, instead of {expected:?}"),
+        }
+    }
+}
+
+impl Write for Scripted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.next() {
+            Some(WriteCall(all, result)) if all == bytes => Ok(result?),
+            expected => panic!("write of {bytes:?}, instead of {expected:?}"),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Scripted {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        match self.next() {
+            Some(ShutdownWrite(result)) => Ok(result?),
+            expected => panic!("shutdown_write, instead of {expected:?}"),
+        }
+    }
+
+    fn is_delivered(&mut self) -> bool {
+        match self.next() {
+            Some(IsDelivered(result)) => result,
+            expected => panic!("is_delivered, instead of {expected:?}"),
+        }
+    }
+
+    fn unread(&self) -> u64 {
+        match self.next() {
+            Some(Unread(count)) => count,
+            expected => panic!("unread, instead of {expected:?}"),
+        }
+    }
+
+    fn abort(&mut self) {
+        match self.next() {
+            Some(Abort) => {}
+            expected => panic!("abort, instead of {expected:?}"),
+        }
+    }
+}
+
+const WRITABLE: Readiness = Readiness {
+    readable: false,
+    writable: true,
+    read_until_would_block: false,
+};
+const READ_CLOSED: Readiness = Readiness {
+    readable: true,
+    writable: false,
+    read_until_would_block: true,
+};
+
+/// A connection with buffers of four bytes.
+struct Harness<H> {
+    connection: Connection<Scripted, H>,
+    script: Scripted,
+    resources: Resources,
+}
+
+impl<H: Handler> Harness<H> {
+    fn new(handler: H) -> Self {
+        let script = Scripted::default();
+        Self {
+            connection: Connection::new(script.clone(), handler),
+            script,
+            resources: Resources::for_tests(4),
+        }
+    }
+
+    /// Drives the connection, which must make exactly these calls.
+    fn run(&mut self, calls: &[Call]) -> Status {
+        self.script.0.borrow_mut().extend(calls);
+        let status = self.connection.drive(&mut self.resources);
+        let left = self.script.0.take();
+        assert!(left.is_empty(), "calls not made: {left:?}");
+        status
+    }
+
+    fn event(&mut self, event: Readiness, calls: &[Call]) -> Status {
+        self.connection.add_readiness(event);
+        self.run(calls)
+    }
+
+    fn discarded(&self, reason: CloseReason) -> u64 {
+        self.resources.tick.counters.discarded[reason as usize].get()
+    }
+}
+
+/// A handler made from a function.
+struct FnHandler<F>(F);
+
+impl<F: FnMut(Event, &mut Context<'_>) -> Action> Handler for FnHandler<F> {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        (self.0)(event, context)
+    }
+}
+
+fn handler<F: FnMut(Event, &mut Context<'_>) -> Action>(process: F) -> FnHandler<F> {
+    FnHandler(process)
+}
+
+/// Consumes one byte of the first input, answers and closes.
+fn close_with_bye(event: Event, context: &mut Context<'_>) -> Action {
+    if event == Event::Open {
+        return Action::Continue;
+    }
+    context.input.consume(1);
+    assert!(context.output.push(b"bye"));
+    Action::Close
+}
+
+#[test]
+fn a_message_costs_one_read_and_one_write() {
+    let mut harness = Harness::new(Echo);
+    let message = [ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))];
+    for _ in 0..3 {
+        assert_eq!(harness.event(READABLE, &message), Status::AwaitingInput);
+    }
+    assert_eq!(harness.connection.bytes_in(), 9);
+    assert_eq!(harness.connection.bytes_out(), 9);
+    assert!(harness.connection.take_progress());
+    assert!(
+        !harness.connection.take_progress(),
+        "progress is reported once"
+    );
+    assert_eq!(harness.resources.tick.counters.bytes_in.get(), 9);
+    assert_eq!(harness.resources.tick.counters.bytes_out.get(), 9);
+}
+
+#[test]
+fn without_readiness_no_call_is_made_and_no_buffer_is_held() {
+    let mut harness = Harness::new(Echo);
+    assert_eq!(harness.run(&[]), Status::AwaitingInput);
+    assert_eq!(harness.event(WRITABLE, &[]), Status::AwaitingInput);
+    harness.event(READABLE, &[ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
+    assert!(harness.connection.buffers.is_none());
+}
+
+#[test]
+fn full_read_is_followed_by_another_read() {
+    let mut harness = Harness::new(Echo);
+    let calls = [
+        ReadCall(Ok(b"abcd")),
+        WriteCall(b"abcd", Ok(4)),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
+    assert_eq!(harness.run(&[]), Status::AwaitingInput);
+}
+
+#[test]
+fn short_read_is_not_trusted_after_eof_or_urgent_data() {
+    let mut harness = Harness::new(Echo);
+    let short = [ReadCall(Ok(b"a")), WriteCall(b"a", Ok(1))];
+    let mut calls = short.to_vec();
+    calls.extend(short);
+    calls.push(WOULD_BLOCK_READ);
+    assert_eq!(harness.event(READ_CLOSED, &calls), Status::AwaitingInput);
+    // After a read that would block, short reads are trusted again.
+    assert_eq!(harness.event(READABLE, &short), Status::AwaitingInput);
+    assert_eq!(harness.run(&[]), Status::AwaitingInput);
+}
+
+#[test]
+fn eof_in_the_same_event_as_data_is_seen() {
+    let mut harness = Harness::new(Echo);
+    let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Ok(2)), EOF];
+    assert_eq!(
+        harness.event(READ_CLOSED, &calls),
+        Status::Closed(CloseReason::PeerClosed)
+    );
+}
+
+#[test]
+fn pending_output_blocks_reads_and_retries() {
+    let mut harness = Harness::new(Echo);
+    let stuck = [
+        ReadCall(Ok(b"abcd")),
+        WriteCall(b"abcd", Ok(1)),
+        WriteCall(b"bcd", Err(WOULD_BLOCK)),
+    ];
+    assert_eq!(harness.event(READABLE, &stuck), Status::Idle);
+    assert_eq!(harness.connection.buffered(), 3);
+    assert_eq!(harness.resources.tick.counters.buffered.get(), 3);
+    assert_eq!(harness.event(READ_CLOSED, &[]), Status::Idle);
+    let unstuck = [WriteCall(b"bcd", Ok(3)), EOF];
+    assert_eq!(
+        harness.event(WRITABLE, &unstuck),
+        Status::Closed(CloseReason::PeerClosed)
+    );
+}
+
+#[test]
+fn eof_waits_for_pending_output() {
+    let mut harness = Harness::new(handler(|_, context| {
+        // Answers twice the input.
+        let bytes = context.input.data().repeat(2);
+        assert!(context.output.push(&bytes));
+        context.input.consume(bytes.len() / 2);
+        Action::Continue
+    }));
+    let calls = [
+        ReadCall(Ok(b"ab")),
+        WriteCall(b"abab", Ok(2)),
+        WriteCall(b"ab", Err(WOULD_BLOCK)),
+    ];
+    assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
+    let calls = [WriteCall(b"ab", Ok(2)), EOF];
+    assert_eq!(
+        harness.event(WRITABLE, &calls),
+        Status::Closed(CloseReason::PeerClosed)
+    );
+}
+
+#[test]
+fn interrupted_calls_are_retried() {
+    let mut harness = Harness::new(Echo);
+    let calls = [
+        ReadCall(Err(ErrorKind::Interrupted)),
+        ReadCall(Ok(b"ab")),
+        WriteCall(b"ab", Err(ErrorKind::Interrupted)),
+        WriteCall(b"ab", Ok(2)),
+    ];
+    assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
+}
+
+#[test]
+fn resets_are_distinguished_from_other_errors() {
+    use ErrorKind as Kind;
+    let resets = [
+        Kind::ConnectionReset,
+        Kind::ConnectionAborted,
+        Kind::BrokenPipe,
+        Kind::NotConnected,
+        Kind::TimedOut,
+        Kind::HostUnreachable,
+        Kind::NetworkUnreachable,
+    ];
+    let errors = [Kind::Other, Kind::PermissionDenied];
+    let outcomes = resets.iter().map(|kind| (*kind, CloseReason::Reset));
+    for (kind, reason) in outcomes.chain(errors.map(|kind| (kind, CloseReason::Error))) {
+        let closed = Status::Closed(reason);
+        let reading = [ReadCall(Err(kind))];
+        assert_eq!(
+            Harness::new(Echo).event(READABLE, &reading),
+            closed,
+            "{kind}"
+        );
+        let writing = [ReadCall(Ok(b"a")), WriteCall(b"a", Err(kind)), Abort];
+        assert_eq!(
+            Harness::new(Echo).event(READABLE, &writing),
+            closed,
+            "{kind}"
+        );
+        let mut harness = Harness::new(Echo);
+        harness
+            .connection
+            .close_after_flush(CloseReason::IdleTimeout);
+        assert_eq!(harness.run(&[ShutdownWrite(Err(kind))]), closed, "{kind}");
+    }
+}
+
+/// No memory is needed to discard what a failed connection holds.
+#[test]
+fn failed_connection_without_memory_has_its_own_reason() {
+    let mut harness = Harness::new(Echo);
+    OUT_OF_MEMORY.set(true);
+    let reset = Err(ErrorKind::ConnectionReset);
+    let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", reset), Abort];
+    let status = harness.event(READABLE, &calls);
+    OUT_OF_MEMORY.set(false);
+    assert_eq!(status, Status::Closed(CloseReason::Reset));
+    assert_eq!(harness.discarded(CloseReason::Reset), 2);
+    assert_eq!(harness.connection.abort_if_incomplete(), 0);
+}
+
+#[test]
+fn write_of_zero_bytes_is_an_error() {
+    let calls = [ReadCall(Ok(b"a")), WriteCall(b"a", Ok(0)), Abort];
+    let status = Harness::new(Echo).event(READABLE, &calls);
+    assert_eq!(status, Status::Closed(CloseReason::Error));
+}
+
+/// Messages of four bytes until the budget is used.
+fn used_budget() -> Vec<Call> {
+    let message = [ReadCall(Ok(b"abcd")), WriteCall(b"abcd", Ok(4))];
+    message.repeat(MAX_ROUNDS)
+}
+
+#[test]
+fn used_budget_leaves_the_connection_runnable() {
+    let mut harness = Harness::new(Echo);
+    harness.run(&[]);
+    assert_eq!(harness.event(READABLE, &used_budget()), Status::Runnable);
+    assert_eq!(harness.run(&used_budget()), Status::Runnable);
+    assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::AwaitingInput);
+}
+
+#[test]
+fn budget_that_ends_with_the_last_message_leaves_the_connection_idle() {
+    let mut harness = Harness::new(Echo);
+    harness.run(&[]);
+    let mut calls = used_budget();
+    calls.truncate(calls.len() - 2);
+    calls.extend([ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
+    assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
+}
+
+/// A stream of any length that counts the bytes of each call.
+#[derive(Clone, Default)]
+struct Endless(Rc<RefCell<Vec<usize>>>);
+
+impl Read for Endless {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut().push(bytes.len());
+        Ok(bytes.len())
+    }
+}
+
+impl Write for Endless {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.read(&mut bytes.to_vec())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Endless {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_delivered(&mut self) -> bool {
+        true
+    }
+
+    fn unread(&self) -> u64 {
+        0
+    }
+
+    fn abort(&mut self) {}
+}
+
+#[test]
+fn budget_limits_reads_and_sends_for_any_buffer_size() {
+    for buffer_size in [1, 1 << 10, BUDGET, 16 << 20] {
+        let stream = Endless::default();
+        let mut connection = Connection::new(stream.clone(), Echo);
+        connection.add_readiness(READABLE);
+        let mut resources = Resources::for_tests(buffer_size);
+        for turn in 1..=3 {
+            let status = connection.drive(&mut resources);
+            assert_eq!(status, Status::Runnable, "{buffer_size}");
+            assert!(
+                connection.bytes_in() <= turn * BUDGET as u64,
+                "{buffer_size}"
+            );
+            assert!(
+                connection.bytes_out() <= turn * BUDGET as u64,
+                "{buffer_size}"
+            );
+            assert!(stream.0.take().len() <= 2 * MAX_ROUNDS);
+        }
+    }
+}
+
+#[test]
+fn budget_limits_the_sends_of_a_handler_without_input() {
+    let stream = Endless::default();
+    let fill = handler(|_, context| {
+        let bytes = vec![7; context.output.room()];
+        assert!(context.output.push(&bytes));
+        Action::Flush
+    });
+    let mut connection = Connection::new(stream, fill);
+    let mut resources = Resources::for_tests(16 << 20);
+    for turn in 1..=3 {
+        let status = connection.drive(&mut resources);
+        assert_eq!(status, Status::Runnable);
+        assert_eq!(connection.bytes_out(), turn * BUDGET as u64);
+    }
+}
+
+#[test]
+fn greeting_is_sent_before_any_input() {
+    let mut harness = Harness::new(handler(|event, context| {
+        assert!(event != Event::Open || context.output.push(b"hi"));
+        Action::Continue
+    }));
+    assert_eq!(
+        harness.run(&[WriteCall(b"hi", Ok(2))]),
+        Status::AwaitingInput
+    );
+    assert_eq!(harness.resources.tick.counters.bytes_generated.get(), 2);
+}
+
+#[test]
+fn handler_close_shuts_down_writes_and_discards_input() {
+    let mut harness = Harness::new(FnHandler(close_with_bye));
+    let calls = [
+        ReadCall(Ok(b"qxy")),
+        WriteCall(b"bye", Ok(3)),
+        ShutdownWrite(Ok(())),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(
+        harness.connection.phase(),
+        Phase::Lingering(CloseReason::Handler)
+    );
+    assert_eq!(harness.connection.buffered(), 0);
+    assert_eq!(harness.discarded(CloseReason::Handler), 2, "x and y");
+
+    assert_eq!(harness.event(READABLE, &[ReadCall(Ok(b"z"))]), Status::Idle);
+    let calls = [ReadCall(Ok(b"z")), EOF];
+    let status = harness.event(READ_CLOSED, &calls);
+    assert_eq!(status, Status::Closed(CloseReason::Handler));
+    assert_eq!(harness.discarded(CloseReason::Handler), 4);
+}
+
+#[test]
+fn handler_close_waits_for_its_output() {
+    let mut harness = Harness::new(FnHandler(close_with_bye));
+    let calls = [ReadCall(Ok(b"q")), WriteCall(b"bye", Err(WOULD_BLOCK))];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(harness.connection.phase(), Phase::Flushing);
+    let calls = [WriteCall(b"bye", Ok(3)), ShutdownWrite(Ok(())), EOF];
+    let status = harness.event(WRITABLE, &calls);
+    assert_eq!(status, Status::Closed(CloseReason::Handler));
+}
+
+#[test]
+fn handler_panic_closes_the_connection() {
+    let mut harness = Harness::new(handler(|_, context| {
+        assert!(context.output.push(b"h"));
+        assert!(context.input.is_empty(), "deliberate panic");
+        Action::Continue
+    }));
+    harness.run(&[WriteCall(b"h", Ok(1))]);
+    // No reset, which could destroy answers in flight.
+    let calls = [ReadCall(Ok(b"ab")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(
+        harness.connection.phase(),
+        Phase::Lingering(CloseReason::Panic)
+    );
+    assert_eq!(harness.discarded(CloseReason::Panic), 3);
+}
+
+#[test]
+fn message_larger_than_the_buffer_closes_the_connection() {
+    let mut harness = Harness::new(handler(|_, _| Action::Continue));
+    assert_eq!(
+        harness.event(READABLE, &[ReadCall(Ok(b"abc"))]),
+        Status::AwaitingInput
+    );
+    let calls = [ReadCall(Ok(b"d")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(
+        harness.connection.phase(),
+        Phase::Lingering(CloseReason::BufferFull)
+    );
+    assert_eq!(harness.discarded(CloseReason::BufferFull), 4);
+}
+
+#[test]
+fn answer_larger_than_the_buffer_closes_the_connection() {
+    let mut harness = Harness::new(handler(|event, context| {
+        assert!(event == Event::Open || !context.output.push(b"too long"));
+        match event {
+            Event::Open => Action::Continue,
+            _ => Action::Flush,
+        }
+    }));
+    let calls = [ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(
+        harness.connection.phase(),
+        Phase::Lingering(CloseReason::BufferFull)
+    );
+}
+
+#[test]
+fn handler_that_flushes_is_called_when_its_output_is_sent() {
+    let mut left = 3;
+    let mut harness = Harness::new(handler(move |event, context| {
+        assert_eq!(event == Event::Open, left == 3, "{event:?}");
+        // Checks the room itself, so that no push is ever refused.
+        while left > 0 && context.output.room() >= 3 {
+            assert!(context.output.push(b"abc"));
+            left -= 1;
+        }
+        match left {
+            0 => Action::Continue,
+            _ => Action::Flush,
+        }
+    }));
+    assert_eq!(
+        harness.run(&[WriteCall(b"abc", Ok(3)); 3]),
+        Status::AwaitingInput
+    );
+}
+
+#[test]
+fn handler_that_continues_is_called_for_input_only() {
+    let mut calls = 0;
+    let mut harness = Harness::new(handler(|event, context| {
+        calls += 1;
+        assert!(event == Event::Open || context.output.push(b"abc"));
+        Action::Continue
+    }));
+    let script = [ReadCall(Ok(b"a")), WriteCall(b"abc", Ok(3))];
+    assert_eq!(harness.event(READABLE, &script), Status::AwaitingInput);
+    assert_eq!(harness.event(WRITABLE, &[]), Status::AwaitingInput);
+    drop(harness);
+    assert_eq!(calls, 2);
+}
+
+/// A handler that does as the test says, and records its events.
+#[derive(Clone)]
+struct ScriptedHandler(Rc<RefCell<HandlerScript>>);
+
+struct HandlerScript {
+    output: &'static [u8],
+    action: Action,
+    events: Vec<Event>,
+}
+
+impl ScriptedHandler {
+    fn new() -> Self {
+        Self(Rc::new(RefCell::new(HandlerScript {
+            output: b"",
+            action: Action::Continue,
+            events: Vec::new(),
+        })))
+    }
+
+    /// Determines what the next calls append and return.
+    fn set(&self, output: &'static [u8], action: Action) {
+        let mut script = self.0.borrow_mut();
+        (script.output, script.action) = (output, action);
+    }
+
+    fn take_events(&self) -> Vec<Event> {
+        mem::take(&mut self.0.borrow_mut().events)
+    }
+}
+
+impl Handler for ScriptedHandler {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        let mut script = self.0.borrow_mut();
+        script.events.push(event);
+        assert!(context.output.push(script.output), "deliberate panic");
+        if script.action != Action::Pending {
+            let len = context.input.len();
+            context.input.consume(len);
+        }
+        script.action
+    }
+}
+
+/// A connection whose handler waits for an answer to the input `a`.
+fn with_a_pending_answer() -> (Harness<ScriptedHandler>, ScriptedHandler) {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.run(&[]);
+    handler.set(b"", Action::Pending);
+    let status = harness.event(READABLE, &[ReadCall(Ok(b"a"))]);
+    assert_eq!(status, Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Open, Event::Input]);
+    assert_eq!(harness.connection.phase(), Phase::Waiting);
+    (harness, handler)
+}
+
+#[test]
+fn pending_answer_keeps_the_connection_open_after_eof() {
+    let (mut harness, handler) = with_a_pending_answer();
+    assert_eq!(harness.event(READ_CLOSED, &[EOF]), Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Eof]);
+    assert_eq!(harness.connection.phase(), Phase::Waiting);
+    handler.set(b"part", Action::Pending);
+    harness.connection.request_call(Event::Wake);
+    assert_eq!(harness.run(&[WriteCall(b"part", Ok(4))]), Status::Idle);
+    handler.set(b"rest", Action::Continue);
+    harness.connection.request_call(Event::Timer);
+    let status = harness.run(&[WriteCall(b"rest", Ok(4))]);
+    assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+    assert_eq!(handler.take_events(), [Event::Wake, Event::Timer]);
+}
+
+#[test]
+fn pending_answer_keeps_the_connection_open_in_a_drain() {
+    let (mut harness, handler) = with_a_pending_answer();
+    harness.connection.drain();
+    assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
+    assert_eq!(harness.connection.phase(), Phase::Waiting);
+    handler.set(b"yes", Action::Continue);
+    harness.connection.request_call(Event::Wake);
+    let calls = [
+        WriteCall(b"yes", Ok(3)),
+        IsDelivered(true),
+        Unread(0),
+        ShutdownWrite(Ok(())),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let lingering = Phase::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.phase(), lingering);
+}
+
+#[test]
+fn connection_with_a_pending_answer_is_reset_when_it_is_closed() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.set(b"", Action::Continue);
+    harness.connection.request_call(Event::Wake);
+    harness.run(&[]);
+    assert_eq!(harness.connection.abort_if_incomplete(), 0, "answered");
+    handler.set(b"", Action::Pending);
+    harness.connection.request_call(Event::Wake);
+    harness.run(&[]);
+    harness.script.0.borrow_mut().push_back(Abort);
+    assert_eq!(harness.connection.abort_if_incomplete(), 0);
+    assert!(harness.script.0.borrow().is_empty());
+}
+
+#[test]
+fn full_input_stops_reading_while_an_answer_is_pending() {
+    let (mut harness, handler) = with_a_pending_answer();
+    // The handler leaves everything in a buffer of four bytes.
+    let status = harness.event(READABLE, &[ReadCall(Ok(b"bcd"))]);
+    assert_eq!(status, Status::Idle);
+    assert_eq!(harness.event(READABLE, &[]), Status::Idle, "no room");
+    handler.set(b"yes", Action::Continue);
+    harness.connection.request_call(Event::Wake);
+    let calls = [
+        WriteCall(b"yes", Ok(3)),
+        ReadCall(Ok(b"e")),
+        WriteCall(b"yes", Ok(3)),
+    ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let events = [Event::Input, Event::Wake, Event::Input];
+    assert_eq!(handler.take_events(), events);
+}
+
+#[test]
+fn wake_up_calls_the_handler_while_output_is_pending() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.set(b"ab", Action::Continue);
+    harness.connection.request_call(Event::Wake);
+    let status = harness.run(&[WriteCall(b"ab", Err(WOULD_BLOCK))]);
+    assert_eq!(status, Status::Idle);
+    assert_eq!(harness.connection.phase(), Phase::Serving);
+    harness.connection.request_call(Event::Wake);
+    assert_eq!(harness.run(&[]), Status::Idle);
+    let status = harness.event(WRITABLE, &[WriteCall(b"abab", Ok(4))]);
+    assert_eq!(status, Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Wake, Event::Wake]);
+}
+
+#[test]
+fn panic_keeps_the_output_of_earlier_calls() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.set(b"abc", Action::Pending);
+    harness.connection.request_call(Event::Wake);
+    harness.run(&[WriteCall(b"abc", Err(WOULD_BLOCK))]);
+    // The second answer does not fit.
+    harness.connection.request_call(Event::Wake);
+    assert_eq!(harness.run(&[]), Status::Idle);
+    let calls = [
+        WriteCall(b"abc", Ok(3)),
+        ShutdownWrite(Ok(())),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
+    let lingering = Phase::Lingering(CloseReason::Panic);
+    assert_eq!(harness.connection.phase(), lingering);
+}
+
+#[test]
+fn closing_connection_calls_its_handler_no_more() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.set(b"", Action::Close);
+    harness.connection.request_call(Event::Wake);
+    harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
+    harness.connection.request_call(Event::Wake);
+    assert_eq!(harness.run(&[]), Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Wake]);
+}
+
+#[test]
+fn close_after_eof_is_the_end_of_the_client() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.run(&[]);
+    handler.set(b"bye", Action::Close);
+    let status = harness.event(READ_CLOSED, &[EOF, WriteCall(b"bye", Ok(3))]);
+    assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+}
+
+#[test]
+fn drain_answers_data_that_arrived_without_an_event() {
+    let mut harness = Harness::new(Echo);
+    harness.connection.drain();
+    let calls = [
+        ReadCall(Ok(b"ab")),
+        WriteCall(b"ab", Ok(2)),
+        WOULD_BLOCK_READ,
+        IsDelivered(true),
+        Unread(0),
+        ShutdownWrite(Ok(())),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let lingering = Phase::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.phase(), lingering);
+    let status = harness.event(READ_CLOSED, &[EOF]);
+    assert_eq!(status, Status::Closed(CloseReason::Shutdown));
+}
+
+#[test]
+fn drain_waits_for_delivery_and_answers_meanwhile() {
+    let mut harness = Harness::new(Echo);
+    harness.connection.drain();
+    let calls = [WOULD_BLOCK_READ, IsDelivered(false)];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let calls = [
+        ReadCall(Ok(b"ab")),
+        WriteCall(b"ab", Ok(2)),
+        IsDelivered(false),
+    ];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(harness.connection.phase(), Phase::Serving);
+    let calls = [
+        IsDelivered(true),
+        Unread(0),
+        ShutdownWrite(Ok(())),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
+}
+
+#[test]
+fn drain_reads_what_has_arrived_before_the_acknowledgement() {
+    let mut harness = Harness::new(Echo);
+    harness.connection.drain();
+    let calls = [WOULD_BLOCK_READ, IsDelivered(true), Unread(2)];
+    assert_eq!(harness.run(&calls), Status::Runnable);
+    let calls = [
+        ReadCall(Ok(b"ab")),
+        WriteCall(b"ab", Ok(2)),
+        IsDelivered(false),
+    ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    assert_eq!(harness.connection.phase(), Phase::Serving);
+}
+
+#[test]
+fn drain_after_eof_waits_for_delivery() {
+    let mut harness = Harness::new(Echo);
+    harness.connection.drain();
+    let calls = [EOF, IsDelivered(false)];
+    assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
+    let status = harness.event(WRITABLE, &[IsDelivered(true)]);
+    assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+}
+
+/// A draining connection whose read deadline has passed: four bytes were answered, and it refuses more.
+fn refusing() -> Harness<Echo> {
+    let mut harness = Harness::new(Echo);
+    harness.run(&[]);
+    harness.connection.drain();
+    assert_eq!(harness.run(&used_budget()), Status::Runnable);
+    harness.script.0.borrow_mut().push_back(Unread(4));
+    harness.connection.limit_reading();
+    let calls = [
+        ReadCall(Ok(b"abcd")),
+        WriteCall(b"abcd", Ok(4)),
+        Unread(4),
+        IsDelivered(true),
+        Unread(4),
+    ];
+    assert_eq!(harness.run(&calls), Status::Runnable);
+    let calls = [ReadCall(Ok(b"more")), WOULD_BLOCK_READ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    assert_eq!(harness.connection.phase(), Phase::Refusing);
+    assert_eq!(harness.discarded(CloseReason::DrainTimeout), 4);
+    harness
+}
+
+#[test]
+fn client_that_goes_on_sending_after_the_read_deadline_gets_an_eof() {
+    let mut harness = refusing();
+    harness.connection.close_after_flush(CloseReason::Shutdown);
+    let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let lingering = Phase::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.phase(), lingering);
+}
+
+#[test]
+fn stream_that_ends_after_the_read_deadline_is_reset() {
+    let mut harness = refusing();
+    let calls = [ReadCall(Ok(b"rest")), EOF, Abort];
+    let status = harness.event(READ_CLOSED, &calls);
+    assert_eq!(status, Status::Closed(CloseReason::DrainTimeout));
+    assert_eq!(harness.discarded(CloseReason::DrainTimeout), 8);
+}
+
+#[test]
+fn drain_after_the_read_deadline_answers_what_has_arrived() {
+    let mut harness = Harness::new(Echo);
+    harness.run(&[]);
+    harness.connection.drain();
+    assert_eq!(harness.run(&used_budget()), Status::Runnable);
+    harness.script.0.borrow_mut().push_back(Unread(6));
+    harness.connection.limit_reading();
+    let calls = [
+        ReadCall(Ok(b"abcd")),
+        WriteCall(b"abcd", Ok(4)),
+        ReadCall(Ok(b"efgh")),
+        WriteCall(b"efgh", Ok(4)),
+        IsDelivered(true),
+        Unread(0),
+        ShutdownWrite(Ok(())),
+        WOULD_BLOCK_READ,
+    ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let lingering = Phase::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.phase(), lingering);
+}
+
+#[test]
+fn eof_that_had_arrived_is_answered_after_the_read_deadline() {
+    let process = |event, context: &mut Context<'_>| {
+        if event == Event::Eof {
+            assert!(context.output.push(b"bye"));
+        }
+        Echo.process(event, context)
+    };
+    for ends in [true, false] {
+        let mut harness = Harness::new(handler(process));
+        harness.run(&[]);
+        harness.connection.drain();
+        harness.script.0.borrow_mut().push_back(Unread(2));
+        harness.connection.limit_reading();
+        let answer = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Ok(2)), Unread(0)];
+        let (rest, status): (&[_], _) = match ends {
+            true => (
+                &[EOF, WriteCall(b"bye", Ok(3)), IsDelivered(true)],
+                Status::Closed(CloseReason::PeerClosed),
+            ),
+            false => (
+                &[
+                    WOULD_BLOCK_READ,
+                    IsDelivered(true),
+                    Unread(0),
+                    ShutdownWrite(Ok(())),
+                    WOULD_BLOCK_READ,
+                ],
+                Status::Idle,
+            ),
+        };
+        assert_eq!(harness.run(&[&answer, rest].concat()), status);
+    }
+}
+
+#[test]
+fn connection_with_pending_output_is_reset() {
+    let mut harness = Harness::new(Echo);
+    let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Err(WOULD_BLOCK))];
+    harness.event(READABLE, &calls);
+    harness.script.0.borrow_mut().push_back(Abort);
+    assert_eq!(harness.connection.abort_if_incomplete(), 2);
+    let mut empty = Harness::new(Echo);
+    assert_eq!(empty.connection.abort_if_incomplete(), 0);
+}
+
+#[test]
+fn unfinished_message_is_discarded_at_eof() {
+    let wait = handler(|_, _| Action::Continue);
+    let mut harness = Harness::new(wait);
+    let status = harness.event(READ_CLOSED, &[ReadCall(Ok(b"a")), EOF]);
+    assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+    assert_eq!(harness.discarded(CloseReason::PeerClosed), 1);
+    assert_eq!(harness.connection.abort_if_incomplete(), 0);
+}
+
+/// Panics with a payload whose drop panics.
+struct PanicTwice;
+
+impl Drop for PanicTwice {
+    fn drop(&mut self) {
+        panic!("deliberate panic of a payload");
+    }
+}
+
+#[test]
+fn panic_of_a_panic_payload_is_contained() {
+    let mut harness = Harness::new(handler(|_, _| std::panic::panic_any(PanicTwice)));
+    let calls = [ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+    harness.connection.add_readiness(READABLE);
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let lingering = Phase::Lingering(CloseReason::Panic);
+    assert_eq!(harness.connection.phase(), lingering);
+}
+
+#[test]
+fn first_close_reason_wins() {
+    let mut harness = Harness::new(Echo);
+    harness
+        .connection
+        .close_after_flush(CloseReason::IdleTimeout);
+    harness.connection.close_after_flush(CloseReason::Shutdown);
+    harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
+    assert_eq!(
+        harness.connection.phase(),
+        Phase::Lingering(CloseReason::IdleTimeout)
+    );
+}

@@ -1,0 +1,77 @@
+use super::*;
+use crate::connection::Resources;
+
+fn buffer(bytes: &[u8]) -> Buffer {
+    let mut buffer = Buffer::new(16).unwrap();
+    assert!(buffer.push(bytes));
+    buffer
+}
+
+#[test]
+fn buffers_tell_their_sizes() {
+    let (mut bytes, mut answer) = (buffer(b"abc"), buffer(b""));
+    let (mut input, mut output) = (Input(&mut bytes), Output(&mut answer));
+    assert_eq!(
+        (input.len(), input.capacity(), input.is_empty()),
+        (3, 16, false)
+    );
+    assert_eq!(
+        (output.len(), output.room(), output.is_empty()),
+        (0, 16, true)
+    );
+    assert_eq!(output.append(&mut input), 3);
+    assert!(input.is_empty() && !output.is_empty());
+    assert!(write!(output, "{}", 12_345).is_ok());
+    assert!(write!(output, "{}", 1_234_567_890).is_err(), "truncated");
+    assert_eq!(output.0.data(), b"abc1234512345678");
+    assert_eq!(
+        (output.len(), output.room(), output.capacity()),
+        (16, 0, 16)
+    );
+}
+
+#[test]
+fn longest_timer_is_a_timer_too() {
+    let (mut input, mut output) = (buffer(b""), buffer(b""));
+    let mut extras = None;
+    let resources = Resources::for_tests(1);
+    let mut context = Context {
+        input: Input(&mut input),
+        output: Output(&mut output),
+        extras: &mut extras,
+        tick: &resources.tick,
+    };
+    context.set_timer(Some(Duration::MAX));
+    assert_eq!(
+        context.extras.as_ref().map(|extras| extras.timer),
+        Some(NEVER - 1)
+    );
+    context.set_timer(None);
+    assert_eq!(extras.map(|extras| extras.timer), Some(NEVER));
+}
+
+#[test]
+fn line_ends_with_its_line_feed() {
+    let mut bytes = buffer(b"ab\n\nrest");
+    let mut input = Input(&mut bytes);
+    assert_eq!(input.line().unwrap(), b"ab\n");
+    input.consume(3);
+    assert_eq!(input.line().unwrap(), b"\n");
+    input.consume(1);
+    assert_eq!(input.line(), None);
+}
+
+#[test]
+fn frame_is_complete_or_absent() {
+    let mut bytes = buffer(b"\0\0\0\x02ab\0\0\0\0\0\0\0");
+    let mut input = Input(&mut bytes);
+    assert_eq!(input.frame().unwrap(), b"\0\0\0\x02ab");
+    input.consume(6);
+    assert_eq!(input.frame().unwrap(), b"\0\0\0\0");
+    input.consume(4);
+    assert_eq!(input.frame(), None, "half a header");
+    let mut bytes = buffer(b"\0\0\0\x02a");
+    assert_eq!(Input(&mut bytes).frame(), None, "half a frame");
+    let mut bytes = buffer(b"\xff\xff\xff\xff--");
+    assert_eq!(Input(&mut bytes).frame(), None, "longer than the buffer");
+}

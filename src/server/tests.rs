@@ -1,0 +1,130 @@
+use super::*;
+use crate::server::poller::Poller;
+
+fn config() -> Config {
+    Config {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        workers: NonZeroUsize::MIN,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn longest_drain_timeout_is_a_shutdown_too() {
+    let server = Server::bind(Config {
+        drain_timeout: Duration::MAX,
+        ..config()
+    });
+    let handle = server.unwrap().handle();
+    assert!(!handle.is_shut_down());
+    handle.shut_down();
+    assert!(handle.is_shut_down());
+}
+
+#[test]
+fn every_worker_can_be_woken() {
+    let two_workers = Config {
+        workers: NonZeroUsize::new(2).unwrap(),
+        ..config()
+    };
+    let mut server = Server::bind(two_workers).unwrap();
+    server.handle().wake_workers();
+    for worker in &mut server.workers {
+        Poller::<Socket>::poll(&mut worker.poller, Some(0)).unwrap();
+        assert_eq!(Poller::<Socket>::events(&worker.poller).count(), 1);
+    }
+}
+
+#[test]
+fn end_of_a_worker_shuts_the_server_down() {
+    let handle = Server::bind(config()).unwrap().handle();
+    drop(ShutdownOnDrop(&handle));
+    assert!(handle.is_shut_down());
+}
+
+#[test]
+fn failures_of_a_worker_are_named() {
+    let fail = |serve: fn() -> io::Result<()>| {
+        let served = thread::scope(|scope| join(3, scope.spawn(serve)));
+        served.map_err(|error| error.to_string())
+    };
+    assert_eq!(fail(|| Ok(())), Ok(()));
+    for (serve, error) in [
+        (
+            (|| Err(io::Error::other("no epoll"))) as fn() -> _,
+            "worker 3 failed: no epoll",
+        ),
+        (|| panic!("a literal"), "worker 3 panicked: a literal"),
+        (|| panic!("a {}", "string"), "worker 3 panicked: a string"),
+        (|| std::panic::panic_any(7), "worker 3 panicked: no message"),
+    ] {
+        assert_eq!(fail(serve), Err(error.to_owned()));
+    }
+}
+
+#[test]
+fn values_beyond_a_bound_are_refused() {
+    let workers = |count| NonZeroUsize::new(count).unwrap();
+    let change = |change: &dyn Fn(&mut Config)| {
+        let mut config = config();
+        change(&mut config);
+        config.validate().map_err(|error| error.to_string())
+    };
+    for at_bound in [
+        change(&|config| config.workers = workers(1024)),
+        change(&|config| config.buffer_size = 1),
+        change(&|config| config.buffer_size = 1 << 30),
+        change(&|config| config.idle_timeout = Some(Duration::from_nanos(1))),
+        change(&|config| config.max_connections = 1),
+    ] {
+        assert_eq!(at_bound, Ok(()));
+    }
+    for (beyond, problem) in [
+        (
+            change(&|config| config.workers = workers(1025)),
+            "1025 workers exceed the limit of 1024",
+        ),
+        (
+            change(&|config| config.buffer_size = 0),
+            "buffer size of 0 bytes is not between",
+        ),
+        (
+            change(&|config| config.buffer_size = (1 << 30) + 1),
+            "buffer size of 1073741825 bytes is not",
+        ),
+        (
+            change(&|config| config.idle_timeout = Some(Duration::ZERO)),
+            "idle timeout must not be zero",
+        ),
+        (
+            change(&|config| config.max_connections = 0),
+            "connection limit must not be zero",
+        ),
+    ] {
+        let error = beyond.expect_err(problem);
+        assert!(error.starts_with(problem), "{problem}: {error}");
+    }
+}
+
+#[test]
+fn stated_memory_counts_pages_and_saturates() {
+    let one_byte = Config {
+        buffer_size: 1,
+        max_connections: 10,
+        ..config()
+    };
+    let connections = one_byte.max_memory() - one_byte.max_spare_memory();
+    assert_eq!(connections, 10 * 2 * 4096);
+    let two_workers = Config {
+        workers: NonZeroUsize::new(2).unwrap(),
+        ..config()
+    };
+    // 16 spare pairs of 64 KiB each, and the pair in use.
+    assert_eq!(two_workers.max_spare_memory(), 2 * 17 * 2 * (64 << 10));
+    let largest = Config {
+        buffer_size: Config::MAX_BUFFER_SIZE,
+        max_connections: usize::MAX,
+        ..config()
+    };
+    assert_eq!(largest.max_memory(), u64::MAX);
+}

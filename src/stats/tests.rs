@@ -1,0 +1,127 @@
+use super::*;
+
+#[test]
+fn reason_is_its_own_index() {
+    for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, index);
+    }
+}
+
+#[test]
+fn gauge_adjusts_up_and_down() {
+    let gauge = Counter::default();
+    gauge.adjust(0, 7);
+    gauge.adjust(7, 3);
+    assert_eq!(gauge.get(), 3);
+}
+
+#[test]
+fn pause_time_grows_during_a_pause() {
+    let time = PauseTime::default();
+    let read = |now| (time.is_paused(), time.total(now));
+    assert_eq!(read(10), (false, 0));
+    time.start(10);
+    assert_eq!([read(10), read(15)], [(true, 0), (true, 5)]);
+    time.end(17);
+    assert_eq!([read(17), read(90)], [(false, 7), (false, 7)]);
+    time.start(100);
+    assert_eq!([read(100), read(103)], [(true, 7), (true, 10)]);
+    time.end(100);
+    assert_eq!(read(200), (false, 7));
+}
+
+#[test]
+fn imbalances_are_reported() {
+    let counters = Counters::new(2);
+    counters.acceptor.accepted.add(2);
+    counters.workers[0].assigned.add(1);
+    let imbalance = counters.snapshot().check_balance();
+    let imbalance = imbalance.expect("one connection is missing");
+    assert!(
+        imbalance.contains("2 connections accepted, but 1 assigned"),
+        "{imbalance}"
+    );
+
+    counters.workers[1].assigned.add(1);
+    counters.workers[1].bytes_in.add(10);
+    counters.workers[1].bytes_out.add(6);
+    counters.workers[0].discarded[CloseReason::Reset as usize].add(3);
+    let imbalance = counters.snapshot().check_balance();
+    let imbalance = imbalance.expect("one byte is missing");
+    assert!(imbalance.contains("10 bytes in"), "{imbalance}");
+
+    counters.workers[0].buffered.add(1);
+    assert_eq!(counters.snapshot().check_balance(), None);
+    let imbalance = counters.snapshot().check_final_balance();
+    let imbalance = imbalance.expect("two connections are open");
+    assert!(
+        imbalance.contains("2 connections assigned, but 0 closed, and 1 bytes still"),
+        "{imbalance}"
+    );
+    assert_eq!(counters.snapshot().open(), 2);
+}
+
+#[test]
+fn totals_are_sums_except_the_longest_tick() {
+    let counters = Counters::new(2);
+    for (worker, factor) in counters.workers.iter().zip([1, 10]) {
+        let WorkerCounters {
+            assigned,
+            closed,
+            bytes_in,
+            bytes_out,
+            bytes_generated,
+            buffered,
+            discarded,
+            ticks,
+            yields,
+            longest_tick,
+        } = &***worker;
+        let by_reason = closed.iter().chain(discarded);
+        let numbers = [assigned, bytes_in, bytes_out, bytes_generated];
+        let others = [buffered, ticks, yields, longest_tick];
+        let all = numbers.into_iter().chain(others).chain(by_reason);
+        for (number, counter) in (1..).zip(all) {
+            counter.add(number * factor);
+        }
+    }
+    let total = counters.snapshot().total();
+    let expected = WorkerStats {
+        assigned: 11,
+        bytes_in: 22,
+        bytes_out: 33,
+        bytes_generated: 44,
+        buffered: 55,
+        ticks: 66,
+        yields: 77,
+        longest_tick: Duration::from_millis(80),
+        closed: std::array::from_fn(|index| 11 * (9 + index as u64)),
+        discarded: std::array::from_fn(|index| 11 * (19 + index as u64)),
+    };
+    assert_eq!(total, expected);
+}
+
+#[test]
+fn expired_connections_are_closed_ones() {
+    let counters = Counters::new(1);
+    counters.acceptor.accepted.add(5);
+    counters.acceptor.expired.add(2);
+    counters.workers[0].assigned.add(3);
+    assert_eq!(counters.open(), 3);
+    let stats = counters.snapshot();
+    assert_eq!((stats.open(), stats.check_balance()), (3, None));
+    assert_eq!(stats.total().closed_for(CloseReason::DrainTimeout), 2);
+}
+
+#[test]
+fn display_omits_zero_counters() {
+    let counters = Counters::new(1);
+    counters.acceptor.accepted.add(3);
+    counters.workers[0].assigned.add(3);
+    counters.workers[0].closed[CloseReason::IdleTimeout as usize].add(2);
+    let line = counters.snapshot().to_string();
+    assert!(
+        line.starts_with("accepted=3 open=1 closed=2 closed_idle_timeout=2 bytes_in=0"),
+        "{line}"
+    );
+}

@@ -1,0 +1,196 @@
+use std::time::Duration;
+
+use super::*;
+use crate::handler::{Action, Context, Echo, Event};
+
+const SCHEDULES: u64 = 2000;
+
+#[test]
+fn repeats_in_a_trace_are_folded() {
+    let lines = |events: &str| -> Vec<String> {
+        let lines = events.chars().enumerate();
+        lines
+            .map(|(time, event)| format!("{time:>6} ms  {event}"))
+            .collect()
+    };
+    let folded = fold_repeats(&lines("xababababyzz"));
+    let shown: Vec<_> = folded.iter().map(|line| line[11..].trim()).collect();
+    assert_eq!(
+        shown,
+        [
+            "x",
+            "a",
+            "b",
+            "... the last 2 lines 3 times more",
+            "y",
+            "z",
+            "z"
+        ]
+    );
+}
+
+#[test]
+fn failure_names_the_command_and_shows_the_bytes() {
+    let wrong_model = |input: &[u8], _| input.to_ascii_uppercase();
+    let failure = catch_unwind(|| simulate(|| Echo, &[b"a"], wrong_model, 100));
+    let message = failure.expect_err("it must fail");
+    let message = message.downcast_ref::<String>().expect("it is formatted");
+    for part in [
+        r#"expected "A"#,
+        r#"written "a"#,
+        "Input: the handler consumes",
+        " cargo test testing::tests::failure_names_the_command_and_shows_the_bytes\n",
+    ] {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn simulation_of_echo() {
+    simulate(|| Echo, &[], |input, _| input.to_vec(), SCHEDULES);
+}
+
+/// Answers each byte with zero to three copies of it, depending on its value.
+struct Repeat;
+
+impl Handler for Repeat {
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        while let Some(&byte) = context.input.data().first() {
+            if !context.output.push(&repeat(&[byte], false)) {
+                return Action::Flush;
+            }
+            context.input.consume(1);
+        }
+        Action::Continue
+    }
+}
+
+fn repeat(input: &[u8], _ended: bool) -> Vec<u8> {
+    let copies = |&byte: &u8| std::iter::repeat_n(byte, usize::from(byte % 4));
+    input.iter().flat_map(copies).collect()
+}
+
+#[test]
+fn simulation_of_a_handler_that_changes_lengths() {
+    let bytes: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
+    let vocabulary: Vec<&[u8]> = bytes.iter().map(|byte| &byte[..]).collect();
+    let scenario = Scenario {
+        handler: &|| Repeat,
+        vocabulary: &vocabulary,
+        model: &repeat,
+        min_buffer_size: 3,
+        has_bulk: true,
+    };
+    run_scenario(&scenario, SCHEDULES);
+}
+
+/// Sends a greeting, echoes whole lines, closes after the line `quit`, and says farewell to a client that ends.
+struct Lines;
+
+impl Handler for Lines {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        if event == Event::Open {
+            assert!(context.output.push(b"hi\n"));
+        }
+        if event == Event::Eof {
+            assert!(context.output.push(b"bye\n"));
+        }
+        while let Some(line) = context.input.line() {
+            if !context.output.push(line) {
+                return Action::Flush;
+            }
+            let (length, quit) = (line.len(), line == b"quit\n");
+            context.input.consume(length);
+            if quit {
+                return Action::Close;
+            }
+        }
+        Action::Continue
+    }
+}
+
+fn lines(input: &[u8], ended: bool) -> Vec<u8> {
+    let mut output = b"hi\n".to_vec();
+    for line in input.split_inclusive(|&byte| byte == b'\n') {
+        if line.ends_with(b"\n") {
+            output.extend_from_slice(line);
+        }
+        if line == b"quit\n" {
+            return output;
+        }
+    }
+    if ended {
+        output.extend_from_slice(b"bye\n");
+    }
+    output
+}
+
+#[test]
+fn simulation_of_a_handler_that_greets_and_closes() {
+    let vocabulary: [&[u8]; 4] = [b"\n", b"hello\n", b"a longer line\n", b"quit\n"];
+    simulate(|| Lines, &vocabulary, lines, SCHEDULES);
+}
+
+/// Answers each byte later: an even one when it is woken, an odd one when its timer expires.
+#[derive(Default)]
+struct Later {
+    waits_for: Option<Event>,
+}
+
+impl Handler for Later {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        match self.waits_for {
+            Some(waits_for) if waits_for == event => {}
+            Some(Event::Sent) => return Action::Flush,
+            Some(_) => return Action::Pending,
+            None => {}
+        }
+        if self.waits_for.is_some() {
+            let Some(byte) = context.input.data().first().copied() else {
+                unreachable!("the byte is still there")
+            };
+            if !context.output.push(&[byte]) {
+                // The same event again, after the output was sent.
+                self.waits_for = Some(Event::Sent);
+                return Action::Flush;
+            }
+            context.input.consume(1);
+            self.waits_for = None;
+        }
+        match context.input.data().first() {
+            None => return Action::Continue,
+            Some(byte) if byte % 2 == 0 => {
+                let _made_for_the_simulation = context.waker();
+                self.waits_for = Some(Event::Wake);
+            }
+            Some(&byte) => {
+                let timeout = Duration::from_millis(u64::from(byte / 2 % 4));
+                context.set_timer(Some(timeout));
+                self.waits_for = Some(Event::Timer);
+            }
+        }
+        Action::Pending
+    }
+}
+
+#[test]
+fn simulation_of_a_handler_that_answers_later() {
+    simulate(Later::default, &[], |input, _| input.to_vec(), SCHEDULES);
+}
+
+/// Echoes, and sets its timer for nothing.
+struct Timed;
+
+impl Handler for Timed {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        if event == Event::Input {
+            context.set_timer(Some(Duration::from_millis(5)));
+        }
+        Echo.process(event, context)
+    }
+}
+
+#[test]
+fn simulation_of_a_handler_with_a_timer() {
+    simulate(|| Timed, &[], |input, _| input.to_vec(), SCHEDULES);
+}
