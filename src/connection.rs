@@ -35,11 +35,10 @@
 //!
 //! The handler can close a draining connection as well, and EOF ends it as it ends a serving one. A reset or
 //! another error closes the connection from any state. Deadlines belong to the
-//! [table](crate::connection::table).
+//! [table](crate::server::table).
 
 pub(crate) mod buffer;
-pub(crate) mod table;
-pub(crate) mod timers;
+pub(crate) mod handler;
 pub(crate) mod waker;
 
 use std::any::Any;
@@ -52,9 +51,9 @@ use std::thread;
 use crossbeam_utils::CachePadded;
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
-use crate::connection::timers::{Millis, NEVER};
+use crate::connection::handler::{Action, Context, Event, Handler, Input, Output};
 use crate::connection::waker::{WakeQueue, Waker};
-use crate::handler::{Action, Context, Event, Handler, Input, Output};
+use crate::server::timers::{Millis, NEVER};
 use crate::stats::{CloseReason, WorkerCounters};
 
 /// A bidirectional byte stream whose write half can be shut down on its own.
@@ -199,7 +198,7 @@ pub(crate) struct Extras {
     pub(crate) waker: Option<Waker>,
     /// When the handler's timer expires, or [`NEVER`].
     pub(crate) timer: Millis,
-    /// The time of the connection's entry among the [timers](crate::connection::timers), or [`NEVER`].
+    /// The time of the connection's entry among the [timers](crate::server::timers), or [`NEVER`].
     pub(crate) armed: Millis,
     /// Calls of the handler that are due.
     timer_is_due: bool,

@@ -218,16 +218,16 @@
 //! | `server::worker` | the event loop of one thread, one tick at a time | bytes, protocols |
 //! | `server::poller` | a poll and a clock; the simulation replaces it | connections |
 //! | `server::new_connection` | [`NewConnection`], what a new handler is made from | connections |
-//! | `connection::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
-//! | `connection::timers` | when to look at a deadline | connections |
+//! | `server::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
+//! | `server::timers` | when to look at a deadline | connections |
 //! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups | connections |
 //! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | sockets |
-//! | `handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
+//! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
 //! | `notify` | the flag that coalesces notifications | any other module |
 //! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only `Stream` and `Readiness` |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
-//! | `stats` | counters with one writer each | any other module but `connection::timers` |
+//! | `stats` | counters with one writer each | any other module but `server::timers` |
 //! | `peer` | [`Peer`], the client of a connection | any other module |
 //! | `error` | the text of errors | any other module |
 //!
@@ -272,7 +272,7 @@
 //!    Tests: [`connection`](../src/echoserver/connection.rs.html):
 //!    `full_read_is_followed_by_another_read`; `tests/it/contract/fair.rs`:
 //!    `flood_does_not_starve_other_connections`;
-//!    [`connection::table`](../src/echoserver/connection/table.rs.html):
+//!    [`server::table`](../src/echoserver/server/table.rs.html):
 //!    `connection_with_used_budget_moves_to_the_back`.
 //! 3. **A short read of TCP proves that the receive queue is empty, except at EOF and at the urgent mark.**
 //!    EOF arrives in one event with the last data, and every read stops at the urgent mark. After an event
@@ -300,7 +300,7 @@
 //! 7. **A token can be stale within a batch of events.** The connection may have been closed earlier in
 //!    the batch, so its token must not be reused before the batch is complete. New connections are
 //!    registered after the events.
-//!    Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
+//!    Tests: [`server::table`](../src/echoserver/server/table.rs.html):
 //!    `event_with_a_stale_token_is_ignored`; [`testing`](../src/echoserver/testing.rs.html):
 //!    `simulation_of_echo`.
 //! 8. **Push first, then wake. On a wake-up, clear the flag, then empty the queue.** Wake-ups coalesce:
@@ -339,7 +339,7 @@
 //!     `events_known_to_the_kernel_are_handled_before_a_connection_expires`.
 //! 13. **Read the clock per tick** (at its start, and at its end for the length of the longest one), not per
 //!     message, and schedule nothing per message: progress moves a deadline, but sets no timer.
-//!     Tests: [`connection::table`](../src/echoserver/connection/table.rs.html):
+//!     Tests: [`server::table`](../src/echoserver/server/table.rs.html):
 //!     `deadlines_are_an_eighth_of_the_timeout_apart`, `progress_sets_no_timer`;
 //!     `tests/it/contract/idle_is_free.rs`: `idle_timeout_causes_no_early_wakeups`.
 //!
@@ -362,7 +362,6 @@ struct ReadmeDoctests;
 
 mod connection;
 mod error;
-mod handler;
 mod net;
 mod notify;
 mod peer;
@@ -372,8 +371,8 @@ mod stats;
 pub mod testing;
 mod work_queue;
 
+pub use connection::handler::{Action, Context, Echo, Event, Handler, Input, Output};
 pub use connection::waker::{WakeOnDrop, Waker};
-pub use handler::{Action, Context, Echo, Event, Handler, Input, Output};
 pub use net::address::{Address, AddressError};
 pub use peer::Peer;
 pub use server::new_connection::NewConnection;

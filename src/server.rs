@@ -5,6 +5,8 @@ pub(crate) mod control;
 pub(crate) mod dispatcher;
 pub(crate) mod new_connection;
 pub(crate) mod poller;
+pub(crate) mod table;
+pub(crate) mod timers;
 pub(crate) mod worker;
 
 use std::any::Any;
@@ -24,14 +26,14 @@ use self::poller::{Clock, MioPoller};
 use self::worker::Worker;
 use crate::connection::Resources;
 use crate::connection::buffer::{Buffer, Buffers, Pool};
-use crate::connection::table::{ConnectionTable, Timeouts};
-use crate::connection::timers::{NEVER, millis};
+use crate::connection::handler::Handler;
 use crate::connection::waker::WakeQueue;
 use crate::error::with_context;
-use crate::handler::Handler;
 use crate::net::address::Address;
 use crate::net::listener::{ListenOptions, Listener};
 use crate::net::stream::Socket;
+use crate::server::table::{ConnectionTable, Timeouts};
+use crate::server::timers::{NEVER, millis};
 use crate::stats::{Counters, Stats};
 
 /// Capacity of a worker's queue of new connections.

@@ -38,7 +38,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
 use self::simulation::{Bounds, Failure, Scenario};
-use crate::handler::Handler;
+use crate::connection::handler::Handler;
 
 /// One in this many seeds is the same in every run; the others are derived from the time.
 const FIXED_SEED_INTERVAL: u64 = 4;

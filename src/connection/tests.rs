@@ -4,7 +4,14 @@ use std::rc::Rc;
 
 use super::*;
 use crate::connection::buffer::OUT_OF_MEMORY;
-use crate::handler::Echo;
+use crate::connection::handler::Echo;
+
+impl<S, H> Connection<S, H> {
+    /// For tests of what contains connections.
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+}
 
 impl Resources {
     /// Resources with buffers of this many bytes, whose wakers wake no worker.

@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::connection::Stream;
-use crate::connection::timers::Millis;
 use crate::error::{error_text, with_context};
 use crate::net::listener::Listen;
 use crate::peer::Peer;
 use crate::server::control::AcceptorControl;
 use crate::server::dispatcher::{Dispatcher, Wake};
 use crate::server::poller::{Event, Poller};
+use crate::server::timers::Millis;
 use crate::stats::Counters;
 
 /// Maximum accepts per tick. It bounds the delay of a shutdown.

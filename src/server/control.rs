@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 #[cfg(all(echoserver_loom, test))]
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use crate::connection::timers::{Millis, NEVER};
 use crate::server::dispatcher::Wake;
+use crate::server::timers::{Millis, NEVER};
 
 /// What the acceptor, the workers and the handle of a server share: whether the acceptor waits for capacity, and the
 /// deadline of a shutdown.

@@ -7,9 +7,9 @@ use mio::event::Event as MioEvent;
 use mio::{Events, Poll, Token, Waker};
 
 use crate::connection::Readiness;
-use crate::connection::timers::Millis;
 use crate::net::Register;
 use crate::net::stream::readiness;
+use crate::server::timers::Millis;
 
 /// Events per poll. A smaller number adds latency when many connections are busy.
 const MAX_EVENTS: usize = 1024;

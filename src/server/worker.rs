@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crossbeam_utils::CachePadded;
 
 use crate::connection::Stream;
-use crate::connection::table::ConnectionTable;
-use crate::connection::timers::Millis;
-use crate::handler::Handler;
+use crate::connection::handler::Handler;
 use crate::peer::Peer;
 use crate::server::control::AcceptorControl;
 use crate::server::dispatcher::{Receiver, Wake};
 use crate::server::poller::{Event, Poller};
+use crate::server::table::ConnectionTable;
+use crate::server::timers::Millis;
 use crate::stats::{CloseReason, WorkerCounters};
 
 /// New connections per tick, so that many at once do not delay the events of the others.

@@ -2,7 +2,7 @@
 
 use super::connection::{Close, ClosePolicy, ReadPolicy, Refusal, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Poller};
-use crate::connection::timers::Millis;
+use crate::server::timers::Millis;
 use crate::stats::{CloseReason, Counter};
 
 /// New connections per tick: of a worker, and of the acceptor outside a shutdown.

@@ -7,9 +7,9 @@
 
 use super::random::Rng;
 use crate::connection::Readiness;
-use crate::connection::timers::Millis;
+use crate::connection::handler::Action;
 use crate::connection::waker::Waker;
-use crate::handler::Action;
+use crate::server::timers::Millis;
 use crate::stats::CloseReason;
 
 /// How a client ends its connection after it has sent everything.

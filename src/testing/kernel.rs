@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::connection::SimConnection;
 use super::random::Rng;
-use crate::connection::table::Timeouts;
-use crate::connection::timers::Millis;
 use crate::connection::{BUDGET, MAX_ROUNDS, Readiness};
 use crate::server::poller::Event;
+use crate::server::table::Timeouts;
+use crate::server::timers::Millis;
 use crate::stats::{CloseReason, Counters};
 
 /// The acceptor's thread; worker `w` is thread `w + 1`.

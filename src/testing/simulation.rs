@@ -16,14 +16,14 @@ use super::system::{
 };
 use crate::connection::Resources;
 use crate::connection::buffer::{OUT_OF_MEMORY, Pool};
-use crate::connection::table::ConnectionTable;
-use crate::connection::timers::NEVER;
+use crate::connection::handler::{Action, Context, Event, Handler};
 use crate::connection::waker::WakeQueue;
-use crate::handler::{Action, Context, Event, Handler};
 use crate::peer::Peer;
 use crate::server::acceptor::Acceptor;
 use crate::server::control::AcceptorControl;
 use crate::server::dispatcher::Dispatcher;
+use crate::server::table::ConnectionTable;
+use crate::server::timers::NEVER;
 use crate::server::worker::Worker;
 use crate::stats::Counters;
 

@@ -12,11 +12,11 @@ use super::connection::{Close, WriteShutdown};
 use super::kernel::{ACCEPTOR, Kernel, PollEvent, Source, TickPhase};
 use crate::connection::Stream;
 use crate::connection::buffer::OUT_OF_MEMORY;
-use crate::connection::timers::Millis;
 use crate::net::listener::Listen;
 use crate::peer::Peer;
 use crate::server::dispatcher::Wake;
 use crate::server::poller::{Event, Poller};
+use crate::server::timers::Millis;
 
 /// The threads of the server.
 pub(super) trait Threads {

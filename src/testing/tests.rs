@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::handler::{Action, Context, Echo, Event};
+use crate::connection::handler::{Action, Context, Echo, Event};
 
 const SCHEDULES: u64 = 2000;
 

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use super::*;
 use crate::connection::READABLE;
-use crate::connection::table::Timeouts;
-use crate::handler::Echo;
+use crate::connection::handler::Echo;
 use crate::server::dispatcher::{CountingWaker, Dispatcher};
+use crate::server::table::Timeouts;
 use crate::stats::{Counters, Stats};
 
 const TIMEOUTS: Timeouts = Timeouts {

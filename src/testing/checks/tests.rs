@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::connection::table::Timeouts;
+use crate::server::table::Timeouts;
 use crate::stats::Counters;
 use crate::testing::connection::WriteShutdown;
 use crate::testing::kernel::{Parameters, Shutdown, Source};

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::connection::buffer::Buffer;
-use crate::connection::timers::{NEVER, millis};
 use crate::connection::waker::Waker;
 use crate::connection::{Extras, Tick};
+use crate::server::timers::{NEVER, millis};
 
 /// A protocol implementation. One value per connection, created on accept and dropped on close.
 ///

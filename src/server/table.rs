@@ -3,7 +3,7 @@
 //! This is all of a worker except its thread and its poll. Time, readiness and new streams are arguments,
 //! so a simulated kernel can drive exactly the code that serves sockets.
 //!
-//! A connection that becomes ready is driven at once, up to a [budget](super::BUDGET) of bytes. A
+//! A connection that becomes ready is driven at once, up to a [budget](crate::connection::BUDGET) of bytes. A
 //! connection that has used its budget moves to the back of the run queue, which is run once per tick,
 //! before any event is handled. While the run queue is not empty, the worker must not sleep. A flooding
 //! connection therefore delays the others by one budget per tick.
@@ -19,11 +19,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use slab::Slab;
 
-use crate::connection::timers::{Millis, NEVER, Timers};
+use crate::connection::handler::{Event, Handler};
 use crate::connection::waker::WakeReceiver;
 use crate::connection::{Connection, Phase, Readiness, Resources, Status, Stream, dispose};
-use crate::handler::{Event, Handler};
 use crate::peer::Peer;
+use crate::server::timers::{Millis, NEVER, Timers};
 use crate::stats::CloseReason;
 
 /// Wake-ups per tick, so that many at once do not delay the events of sockets.

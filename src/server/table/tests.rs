@@ -8,9 +8,9 @@ use crossbeam_utils::CachePadded;
 
 use super::*;
 use crate::connection::buffer::Pool;
+use crate::connection::handler::{Action, Context, Echo};
 use crate::connection::waker::WakeQueue;
 use crate::connection::{BUDGET, MAX_ROUNDS, READABLE};
-use crate::handler::{Action, Context, Echo};
 use crate::stats::Counters;
 use crate::stats::WorkerCounters;
 
@@ -717,7 +717,7 @@ fn idle_timeout_begins_when_input_has_brought_the_answer() {
         _ => Action::Pending,
     });
     assert_eq!(harness.phase(0), Phase::Waiting);
-    harness.table.entries[0].connection.stream.unread = 1;
+    harness.table.entries[0].connection.stream_mut().unread = 1;
     harness.tick(10_000, &[0]);
     assert_eq!(harness.table.poll_timeout(10_000), Some(800));
 }
