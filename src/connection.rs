@@ -31,7 +31,7 @@
 //! ```
 //!
 //! In a shutdown the process may end before the kernel has delivered what it holds, so the connection
-//! stays open until the peer has acknowledged all output ([`Stream::is_delivered`]).
+//! stays open until the peer has acknowledged all output ([`Stream::await_delivery`]).
 //!
 //! The handler can close a draining connection as well, and EOF ends it as it ends a serving one. A reset or
 //! another error closes the connection from any state. Deadlines belong to the
@@ -42,7 +42,7 @@ pub(crate) mod handler;
 pub(crate) mod waker;
 
 use std::any::Any;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -51,54 +51,10 @@ use std::thread;
 use crossbeam_utils::CachePadded;
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
-use crate::connection::handler::{Action, Context, Event, Handler, Input, Output};
+use crate::connection::handler::{Action, Context, Event, Extras, Handler, Input, Output, Tick};
 use crate::connection::waker::{WakeQueue, Waker};
-use crate::server::timers::{Millis, NEVER};
 use crate::stats::{CloseReason, WorkerCounters};
-
-/// A bidirectional byte stream whose write half can be shut down on its own.
-///
-/// Reads and writes never block: they fail with [`ErrorKind::WouldBlock`].
-pub(crate) trait Stream: Read + Write {
-    /// Shuts the write half down. TCP sends a FIN.
-    ///
-    /// # Errors
-    ///
-    /// If the peer has reset the connection.
-    fn shutdown_write(&mut self) -> io::Result<()>;
-
-    /// Whether the peer has acknowledged everything that was written. After `false`, a readiness event for
-    /// writing follows once it has. Always true except for TCP on Linux and Android.
-    fn is_delivered(&mut self) -> bool;
-
-    /// The number of bytes that have arrived and were not read. Always 0 except on Linux and Android.
-    fn unread(&self) -> u64;
-
-    /// Makes the coming close a reset, which discards what the kernel still holds. Unix-domain sockets have none.
-    fn abort(&mut self);
-
-    /// Whether a read that does not fill the buffer proves that the receive queue is empty; see
-    /// [`Readiness::read_until_would_block`].
-    fn short_read_means_drained(&self) -> bool {
-        true
-    }
-}
-
-/// What the stream is possibly ready for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Readiness {
-    /// A read may return bytes, EOF or an error.
-    pub(crate) readable: bool,
-    /// A write may accept bytes or return an error.
-    pub(crate) writable: bool,
-    /// Reading must continue until a read would block.
-    ///
-    /// Otherwise a read that does not fill the buffer has emptied the receive queue, and the next bytes
-    /// raise a new edge. This saves the second `recv` of each message. It proves nothing after EOF or urgent data was
-    /// reported, because both end a read early, nor on streams without
-    /// [`Stream::short_read_means_drained`].
-    pub(crate) read_until_would_block: bool,
-}
+use crate::system::{NEVER, Readiness, Stream};
 
 #[cfg(test)]
 pub(crate) const READABLE: Readiness = Readiness {
@@ -192,47 +148,11 @@ enum Step {
     Finish,
 }
 
-/// What a connection has only once its handler has asked for it.
-#[derive(Debug)]
-pub(crate) struct Extras {
-    pub(crate) waker: Option<Waker>,
-    /// When the handler's timer expires, or [`NEVER`].
-    pub(crate) timer: Millis,
-    /// The time of the connection's entry among the [timers](crate::server::timers), or [`NEVER`].
-    pub(crate) armed: Millis,
-    /// Calls of the handler that are due.
-    timer_is_due: bool,
-    wake_is_due: bool,
-}
-
-impl Default for Extras {
-    fn default() -> Self {
-        Self {
-            waker: None,
-            timer: NEVER,
-            armed: NEVER,
-            timer_is_due: false,
-            wake_is_due: false,
-        }
-    }
-}
-
 /// What the connections of a worker share.
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) pool: Pool,
     pub(crate) tick: Tick,
-}
-
-/// What a connection sees of its worker while it is driven.
-#[derive(Debug)]
-pub(crate) struct Tick {
-    pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
-    pub(crate) wakes: WakeQueue,
-    /// The connection that is driven.
-    pub(crate) token: usize,
-    /// The time of the tick.
-    pub(crate) now: Millis,
 }
 
 impl Resources {
@@ -624,7 +544,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         if self.shutting_down && !is_discarding {
             // Delivery first: a client that a closed window has stopped sends the rest of its input before it
             // acknowledges our last output. After that acknowledgement, `unread` counts the rest.
-            if !self.stream.is_delivered() {
+            if !self.stream.await_delivery() {
                 return Ok(Status::Idle);
             }
             if self.calls_handler() && self.stream.unread() > 0 {

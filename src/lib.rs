@@ -216,7 +216,6 @@
 //! | `server::dispatcher` | one bounded queue per worker, round-robin dispatch, notification | sockets |
 //! | `server::control` | the two signals between threads: capacity and shutdown | sockets, bytes |
 //! | `server::worker` | the event loop of one thread, one tick at a time | bytes, protocols |
-//! | `server::poller` | a poll and a clock; the simulation replaces it | connections |
 //! | `server::new_connection` | [`NewConnection`], what a new handler is made from | connections |
 //! | `server::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
 //! | `server::timers` | when to look at a deadline | connections |
@@ -225,9 +224,10 @@
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | sockets |
 //! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
 //! | `notify` | the flag that coalesces notifications | any other module |
-//! | `net` | addresses, listeners and streams, TCP or Unix-domain | servers; of `connection` only `Stream` and `Readiness` |
+//! | `net` | addresses, listeners, streams and polls of the operating system | servers, connections |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
-//! | `stats` | counters with one writer each | any other module but `server::timers` |
+//! | `stats` | counters with one writer each | any other module but `system` |
+//! | `system` | what the server asks of the operating system; `net` and the simulation answer | any other module but `peer` |
 //! | `peer` | [`Peer`], the client of a connection | any other module |
 //! | `error` | the text of errors | any other module |
 //!
@@ -367,6 +367,7 @@ mod notify;
 mod peer;
 mod server;
 mod stats;
+mod system;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod work_queue;

@@ -8,6 +8,7 @@ pub(crate) mod address;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod directory_lock;
 pub(crate) mod listener;
+pub(crate) mod poller;
 pub(crate) mod stream;
 #[cfg(unix)]
 mod unix;

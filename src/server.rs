@@ -4,7 +4,6 @@ pub(crate) mod acceptor;
 pub(crate) mod control;
 pub(crate) mod dispatcher;
 pub(crate) mod new_connection;
-pub(crate) mod poller;
 pub(crate) mod table;
 pub(crate) mod timers;
 pub(crate) mod worker;
@@ -20,9 +19,8 @@ use mio::Waker;
 
 use self::acceptor::Acceptor;
 use self::control::AcceptorControl;
-use self::dispatcher::{Dispatcher, Wake};
+use self::dispatcher::Dispatcher;
 use self::new_connection::NewConnection;
-use self::poller::{Clock, MioPoller};
 use self::worker::Worker;
 use crate::connection::Resources;
 use crate::connection::buffer::{Buffer, Buffers, Pool};
@@ -31,10 +29,11 @@ use crate::connection::waker::WakeQueue;
 use crate::error::with_context;
 use crate::net::address::Address;
 use crate::net::listener::{ListenOptions, Listener};
+use crate::net::poller::{Clock, MioPoller};
 use crate::net::stream::Socket;
 use crate::server::table::{ConnectionTable, Timeouts};
-use crate::server::timers::{NEVER, millis};
 use crate::stats::{Counters, Stats};
+use crate::system::{NEVER, Wake, millis};
 
 /// Capacity of a worker's queue of new connections.
 const QUEUE_CAPACITY: usize = 1024;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use crate::server::timers::Millis;
+use crate::system::Millis;
 
 /// The reason why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

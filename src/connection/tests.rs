@@ -1,5 +1,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::io::{Read, Write};
 use std::rc::Rc;
 
 use super::*;
@@ -82,7 +83,7 @@ impl Stream for Scripted {
         }
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         match self.next() {
             Some(IsDelivered(result)) => result,
             expected => panic!("is_delivered, instead of {expected:?}"),
@@ -397,7 +398,7 @@ impl Stream for Endless {
         Ok(())
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         true
     }
 

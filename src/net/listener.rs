@@ -11,7 +11,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::SockFilter;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 
-use crate::connection::Stream;
 use crate::error::{error_text, with_context};
 use crate::net::Register;
 use crate::net::address::{Address, to_canonical};
@@ -19,6 +18,7 @@ use crate::net::stream::Socket;
 #[cfg(unix)]
 use crate::net::unix::UnixListener;
 use crate::peer::Peer;
+use crate::system::Listen;
 
 /// Unsent bytes that the kernel accepts for one connection. A small limit makes "written" mean nearly
 /// "sent": a slow reader makes progress visibly, in small steps.
@@ -28,23 +28,6 @@ const MAX_UNSENT: u32 = 128 << 10;
 /// TCP keepalive probes, and their interval, before an unresponsive client counts as gone.
 const KEEPALIVE_PROBES: u32 = 6;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// A source of connections.
-pub(crate) trait Listen {
-    type Stream: Stream;
-
-    /// Accepts the next connection. Never blocks.
-    fn accept(&self) -> io::Result<(Self::Stream, Peer)>;
-
-    /// Whether a client waits to be accepted. After `false`, the next client raises an event.
-    fn has_waiting_client(&self) -> bool;
-
-    /// Tries to make the kernel ignore new clients, while handshakes in progress still complete. Returns
-    /// whether it does.
-    fn stop_handshakes(&self) -> bool {
-        false
-    }
-}
 
 /// Options of the listening sockets.
 #[derive(Clone, Copy, Debug)]

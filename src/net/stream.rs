@@ -15,11 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 
-use crate::connection::{Readiness, Stream};
 use crate::net::Register;
 use crate::net::address::{Address, to_canonical};
 #[cfg(unix)]
 use crate::net::unix;
+use crate::system::{Readiness, Stream};
 
 /// A connection's socket.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Stream for Socket {
         }
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         match self {
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Self::Tcp(stream) => is_send_queue_empty(stream),

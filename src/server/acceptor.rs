@@ -15,15 +15,12 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::thread;
 
-use crate::connection::Stream;
 use crate::error::{error_text, with_context};
-use crate::net::listener::Listen;
 use crate::peer::Peer;
 use crate::server::control::AcceptorControl;
-use crate::server::dispatcher::{Dispatcher, Wake};
-use crate::server::poller::{Event, Poller};
-use crate::server::timers::Millis;
+use crate::server::dispatcher::Dispatcher;
 use crate::stats::Counters;
+use crate::system::{Listen, Millis, PollEvent, Poller, Stream, Wake};
 
 /// Maximum accepts per tick. It bounds the delay of a shutdown.
 const MAX_BATCH: usize = 128;
@@ -164,7 +161,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         poller.poll(self.poll_timeout())?;
         self.now = poller.now();
         for event in poller.events() {
-            if let Event::Ready(index, _) = event
+            if let PollEvent::Ready(index, _) = event
                 && let Some(slot) = self.listeners.get_mut(index)
             {
                 slot.ready = true;

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 #[cfg(all(echoserver_loom, test))]
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use crate::server::dispatcher::Wake;
-use crate::server::timers::{Millis, NEVER};
+use crate::system::{Millis, NEVER, Wake};
 
 /// What the acceptor, the workers and the handle of a server share: whether the acceptor waits for capacity, and the
 /// deadline of a shutdown.

@@ -12,26 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Sender, TryRecvError, TrySendError};
 
 use crate::notify::NotifyFlag;
-
-/// Wakes a thread that waits in a poll.
-pub(crate) trait Wake {
-    /// Raises an event in the poll. May be called by any thread.
-    fn wake(&self);
-}
-
-impl Wake for mio::Waker {
-    fn wake(&self) {
-        if let Err(error) = mio::Waker::wake(self) {
-            log::error!("cannot wake an event loop: {error}");
-        }
-    }
-}
-
-impl<W: Wake> Wake for Arc<W> {
-    fn wake(&self) {
-        W::wake(self);
-    }
-}
+use crate::system::Wake;
 
 /// The sending half. Dropping it closes every queue and wakes every worker.
 #[derive(Debug)]

@@ -21,10 +21,11 @@ use slab::Slab;
 
 use crate::connection::handler::{Event, Handler};
 use crate::connection::waker::WakeReceiver;
-use crate::connection::{Connection, Phase, Readiness, Resources, Status, Stream, dispose};
+use crate::connection::{Connection, Phase, Resources, Status, dispose};
 use crate::peer::Peer;
-use crate::server::timers::{Millis, NEVER, Timers};
+use crate::server::timers::Timers;
 use crate::stats::CloseReason;
+use crate::system::{Millis, NEVER, Readiness, Stream};
 
 /// Wake-ups per tick, so that many at once do not delay the events of sockets.
 const MAX_WAKES: usize = 128;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::server::poller::Poller;
+use crate::system::Poller;
 
 fn config() -> Config {
     Config {

@@ -6,18 +6,8 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::time::Duration;
 
-/// Milliseconds: a duration, or the time since a fixed moment.
-pub(crate) type Millis = u64;
-
-/// No deadline.
-pub(crate) const NEVER: Millis = Millis::MAX;
-
-/// Converts to milliseconds, rounded up so that no deadline is early.
-pub(crate) fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
-}
+use crate::system::{Millis, NEVER};
 
 #[derive(Debug, Default)]
 pub(crate) struct Timers {

@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
-use crate::connection::Stream;
 use crate::connection::handler::Handler;
 use crate::peer::Peer;
 use crate::server::control::AcceptorControl;
-use crate::server::dispatcher::{Receiver, Wake};
-use crate::server::poller::{Event, Poller};
+use crate::server::dispatcher::Receiver;
 use crate::server::table::ConnectionTable;
-use crate::server::timers::Millis;
 use crate::stats::{CloseReason, WorkerCounters};
+use crate::system::{Millis, PollEvent, Poller, Stream, Wake};
 
 /// New connections per tick, so that many at once do not delay the events of the others.
 const MAX_NEW_CONNECTIONS: usize = 128;
@@ -122,11 +120,13 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     fn handle_events<P: Poller<S>>(&mut self, poller: &P) {
         for event in poller.events() {
             match event {
-                Event::Wake => {
+                PollEvent::Wake => {
                     self.has_new = true;
                     self.table.on_wake();
                 }
-                Event::Ready(token, readiness) => self.table.on_ready(token, readiness, self.now),
+                PollEvent::Ready(token, readiness) => {
+                    self.table.on_ready(token, readiness, self.now);
+                }
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::connection::{Close, ClosePolicy, ReadPolicy, Refusal, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Poller};
-use crate::server::timers::Millis;
 use crate::stats::{CloseReason, Counter};
+use crate::system::Millis;
 
 /// New connections per tick: of a worker, and of the acceptor outside a shutdown.
 const MAX_NEW_CONNECTIONS: usize = 128;

@@ -6,11 +6,10 @@
 //! stream.
 
 use super::random::Rng;
-use crate::connection::Readiness;
 use crate::connection::handler::Action;
 use crate::connection::waker::Waker;
-use crate::server::timers::Millis;
 use crate::stats::CloseReason;
+use crate::system::{Millis, Readiness};
 
 /// How a client ends its connection after it has sent everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

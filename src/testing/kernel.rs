@@ -16,11 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::connection::SimConnection;
 use super::random::Rng;
-use crate::connection::{BUDGET, MAX_ROUNDS, Readiness};
-use crate::server::poller::Event;
+use crate::connection::{BUDGET, MAX_ROUNDS};
 use crate::server::table::Timeouts;
-use crate::server::timers::Millis;
 use crate::stats::{CloseReason, Counters};
+use crate::system::{Millis, PollEvent, Readiness};
 
 /// The acceptor's thread; worker `w` is thread `w + 1`.
 pub(super) const ACCEPTOR: usize = 0;
@@ -111,8 +110,8 @@ pub(super) struct Backlog {
 
 /// An event of a poll, with what the kernel knows besides.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PollEvent {
-    pub(super) event: Event,
+pub(super) struct SimEvent {
+    pub(super) event: PollEvent,
     /// The connection, and what had arrived.
     pub(super) connection: Option<(usize, usize)>,
     /// The connection has input that the server can read now.
@@ -311,7 +310,7 @@ impl<'a> Kernel<'a> {
         &mut self,
         thread: usize,
         timeout: Option<Millis>,
-        batch: &mut Vec<PollEvent>,
+        batch: &mut Vec<SimEvent>,
     ) -> bool {
         batch.clear();
         self.pollers[thread].new_connections = 0;
@@ -343,13 +342,13 @@ impl<'a> Kernel<'a> {
     }
 
     /// Appends the event of a ready source: sometimes twice, or in two parts as from kqueue.
-    fn take_event(&mut self, thread: usize, source: Source, batch: &mut Vec<PollEvent>) {
+    fn take_event(&mut self, thread: usize, source: Source, batch: &mut Vec<SimEvent>) {
         let mut must_serve = false;
         let (token, readiness, connection) = match source {
             Source::Waker => {
                 self.record(|| format!("thread {thread}: event of the waker"));
-                return batch.push(PollEvent {
-                    event: Event::Wake,
+                return batch.push(SimEvent {
+                    event: PollEvent::Wake,
                     connection: None,
                     must_serve: false,
                 });
@@ -368,8 +367,8 @@ impl<'a> Kernel<'a> {
         };
         self.record(|| format!("thread {thread}: event of {source:?}: {readiness:?}"));
         let mut push = |readiness| {
-            batch.push(PollEvent {
-                event: Event::Ready(token, readiness),
+            batch.push(SimEvent {
+                event: PollEvent::Ready(token, readiness),
                 connection,
                 must_serve,
             });
@@ -394,7 +393,7 @@ impl<'a> Kernel<'a> {
     }
 
     /// Inserts an event without a cause: of the waker, a token in use or one that was never in use.
-    fn add_spurious_event(&mut self, thread: usize, batch: &mut Vec<PollEvent>) {
+    fn add_spurious_event(&mut self, thread: usize, batch: &mut Vec<SimEvent>) {
         let at = self.rng.below(batch.len() + 1);
         let readiness = Readiness {
             readable: self.rng.one_in(2),
@@ -403,13 +402,13 @@ impl<'a> Kernel<'a> {
         };
         let token = self.rng.below(8);
         let event = match self.rng.one_in(8) {
-            true => Event::Wake,
-            false => Event::Ready(token, readiness),
+            true => PollEvent::Wake,
+            false => PollEvent::Ready(token, readiness),
         };
         self.record(|| format!("thread {thread}: spurious event {event:?}"));
         batch.insert(
             at,
-            PollEvent {
+            SimEvent {
                 event,
                 connection: None,
                 must_serve: false,
@@ -418,7 +417,7 @@ impl<'a> Kernel<'a> {
     }
 
     /// A worker takes the next event of its batch, which starts a turn.
-    pub(super) fn start_turn(&mut self, thread: usize, event: Option<PollEvent>) {
+    pub(super) fn start_turn(&mut self, thread: usize, event: Option<SimEvent>) {
         let poller = &mut self.pollers[thread];
         poller.turn = None;
         poller.tick_phase = match event {
@@ -426,7 +425,7 @@ impl<'a> Kernel<'a> {
             None => TickPhase::AfterEvents,
         };
         if let Some(event) = event
-            && let Event::Ready(_, readiness) = event.event
+            && let PollEvent::Ready(_, readiness) = event.event
             && let Some((id, arrived)) = event.connection
             && readiness.readable
         {

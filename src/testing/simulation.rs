@@ -23,9 +23,9 @@ use crate::server::acceptor::Acceptor;
 use crate::server::control::AcceptorControl;
 use crate::server::dispatcher::Dispatcher;
 use crate::server::table::ConnectionTable;
-use crate::server::timers::NEVER;
 use crate::server::worker::Worker;
 use crate::stats::Counters;
+use crate::system::NEVER;
 
 /// What is simulated. One value is used for many seeds.
 pub(super) struct Scenario<'a, H> {

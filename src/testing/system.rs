@@ -9,14 +9,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 
 use super::connection::{Close, WriteShutdown};
-use super::kernel::{ACCEPTOR, Kernel, PollEvent, Source, TickPhase};
-use crate::connection::Stream;
+use super::kernel::{ACCEPTOR, Kernel, SimEvent, Source, TickPhase};
 use crate::connection::buffer::OUT_OF_MEMORY;
-use crate::net::listener::Listen;
 use crate::peer::Peer;
-use crate::server::dispatcher::Wake;
-use crate::server::poller::{Event, Poller};
-use crate::server::timers::Millis;
+use crate::system::{Listen, Millis, PollEvent, Poller, Stream, Wake};
 
 /// The threads of the server.
 pub(super) trait Threads {
@@ -254,7 +250,7 @@ impl Stream for SimStream<'_> {
         Ok(())
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         let mut kernel = self.machine.enter();
         let (kernel, id) = (&mut *kernel, self.id);
         kernel.account(id, 0, 0);
@@ -468,7 +464,7 @@ impl Register for SimStream<'_> {
 pub(super) struct SimPoller<'a> {
     thread: usize,
     machine: Rc<Machine<'a>>,
-    batch: Vec<PollEvent>,
+    batch: Vec<SimEvent>,
 }
 
 impl<'a> SimPoller<'a> {
@@ -491,7 +487,7 @@ impl<S: Register> Poller<S> for SimPoller<'_> {
         self.machine.kernel.borrow().parameters.max_events
     }
 
-    fn events(&self) -> impl Iterator<Item = Event> {
+    fn events(&self) -> impl Iterator<Item = PollEvent> {
         let mut rest = self.batch.iter();
         std::iter::from_fn(move || {
             let event = rest.next().copied();

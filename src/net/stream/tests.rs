@@ -35,7 +35,7 @@ fn unread_bytes_are_counted() {
 #[test]
 fn output_is_delivered_once_it_is_acknowledged() {
     let (mut socket, mut client) = Socket::with_client();
-    assert!(socket.is_delivered(), "there is none");
+    assert!(socket.await_delivery(), "there is none");
     let mut written = 0;
     let error = loop {
         match socket.write(&[0; 4096]) {
@@ -44,8 +44,8 @@ fn output_is_delivered_once_it_is_acknowledged() {
         }
     };
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    assert!(!socket.is_delivered(), "the client does not read");
+    assert!(!socket.await_delivery(), "the client does not read");
     let read = io::copy(&mut (&mut client).take(written), &mut io::sink());
     assert_eq!(read.unwrap(), written);
-    wait_until(|| socket.is_delivered());
+    wait_until(|| socket.await_delivery());
 }

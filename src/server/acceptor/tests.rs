@@ -3,9 +3,9 @@ use std::io::{Read, Write};
 use std::rc::Rc;
 
 use super::*;
-use crate::connection::Readiness;
 use crate::server::dispatcher::{CountingWaker, Receiver};
 use crate::stats::{CloseReason, Stats};
+use crate::system::Readiness;
 
 const EMFILE: i32 = 24;
 const BACKLOG: u32 = 300;
@@ -35,7 +35,7 @@ impl Stream for Client {
         unreachable!()
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         unreachable!()
     }
 
@@ -109,8 +109,8 @@ impl Poller<Scripted> for ScriptedPoller {
         1
     }
 
-    fn events(&self) -> impl Iterator<Item = Event> {
-        let event = |index: &usize| Event::Ready(*index, Readiness::default());
+    fn events(&self) -> impl Iterator<Item = PollEvent> {
+        let event = |index: &usize| PollEvent::Ready(*index, Readiness::default());
         self.ready.iter().map(event)
     }
 

@@ -93,7 +93,7 @@ impl Stream for Flood {
         Ok(())
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         *self.room.borrow() > 0
     }
 

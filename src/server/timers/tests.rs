@@ -15,14 +15,6 @@ fn timers_expire_in_order_and_not_early() {
 }
 
 #[test]
-fn durations_round_up() {
-    assert_eq!(millis(Duration::ZERO), 0);
-    assert_eq!(millis(Duration::from_nanos(1)), 1);
-    assert_eq!(millis(Duration::from_millis(7)), 7);
-    assert_eq!(millis(Duration::MAX), NEVER);
-}
-
-#[test]
 fn rebuild_drops_the_timers_of_closed_connections() {
     let mut timers = Timers::default();
     for at in 0..69 {

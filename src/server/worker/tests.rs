@@ -51,7 +51,7 @@ impl Stream for Client {
         Ok(())
     }
 
-    fn is_delivered(&mut self) -> bool {
+    fn await_delivery(&mut self) -> bool {
         true
     }
 
@@ -65,8 +65,8 @@ impl Stream for Client {
 /// The results of the polls to come: events, and whether there may be more. Then there are none.
 #[derive(Default)]
 struct ScriptedPoller {
-    script: VecDeque<(Vec<Event>, bool)>,
-    events: Vec<Event>,
+    script: VecDeque<(Vec<PollEvent>, bool)>,
+    events: Vec<PollEvent>,
     timeouts: Vec<Option<Millis>>,
     registered: usize,
     max_events: usize,
@@ -78,7 +78,7 @@ struct ScriptedPoller {
 }
 
 impl ScriptedPoller {
-    fn then(&mut self, events: &[Event], may_be_more: bool) -> &mut Self {
+    fn then(&mut self, events: &[PollEvent], may_be_more: bool) -> &mut Self {
         self.script.push_back((events.to_vec(), may_be_more));
         self
     }
@@ -96,7 +96,7 @@ impl Poller<Client> for ScriptedPoller {
         self.max_events
     }
 
-    fn events(&self) -> impl Iterator<Item = Event> {
+    fn events(&self) -> impl Iterator<Item = PollEvent> {
         self.events.iter().copied()
     }
 
@@ -188,12 +188,12 @@ fn events_known_to_the_kernel_are_handled_before_a_connection_expires() {
     for name in 0..2 {
         harness.dispatch(name, 1);
     }
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     assert_eq!(harness.tick(0), Some(8));
     // A pause: the poll was interrupted, and the events come one by one afterwards.
     harness.poller.then(&[], true);
-    harness.poller.then(&[Event::Ready(0, READABLE)], true);
-    harness.poller.then(&[Event::Ready(1, READABLE)], true);
+    harness.poller.then(&[PollEvent::Ready(0, READABLE)], true);
+    harness.poller.then(&[PollEvent::Ready(1, READABLE)], true);
     harness.tick(1000);
     assert_eq!(*harness.answered.borrow(), [0, 1]);
     assert_eq!(
@@ -215,7 +215,7 @@ fn number_of_polls_before_an_expiry_is_bounded() {
     for name in 0..5 {
         harness.dispatch(name, 0);
     }
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     for _ in 0..100 {
         harness.poller.then(&[], true);
@@ -228,7 +228,7 @@ fn number_of_polls_before_an_expiry_is_bounded() {
 fn nothing_due_means_one_poll() {
     let mut harness = Harness::new();
     harness.dispatch(0, 0);
-    harness.poller.then(&[Event::Wake], true);
+    harness.poller.then(&[PollEvent::Wake], true);
     harness.tick(0);
     harness.tick(7);
     assert_eq!(harness.poller.timeouts, [Some(8)]);
@@ -256,7 +256,7 @@ fn intake_per_tick_is_bounded_and_resumed_without_an_event() {
         harness.dispatch(name as u32, 0);
     }
     assert_eq!(harness.tick(0), None, "not announced yet");
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     assert_eq!(harness.tick(0), Some(0));
     assert_eq!(harness.poller.registered, MAX_NEW_CONNECTIONS);
     assert_eq!(harness.tick(0), Some(8));
@@ -267,11 +267,11 @@ fn intake_per_tick_is_bounded_and_resumed_without_an_event() {
 fn intake_and_closes_announce_capacity() {
     let mut harness = Harness::new();
     harness.control.pause();
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.waker.count(), 0, "nothing has changed");
     harness.dispatch(0, 0);
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.waker.count(), 1, "the queue has room");
     harness.control.pause();
@@ -286,7 +286,7 @@ fn connection_that_cannot_be_registered_is_closed() {
     let mut harness = Harness::new();
     harness.dispatch(0, 0);
     harness.poller.is_broken = true;
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.stats().total().closed_for(CloseReason::Error), 1);
 }
@@ -296,14 +296,14 @@ fn shutdown_ends_once_the_queue_is_closed_and_empty() {
     let mut harness = Harness::new();
     harness.dispatch(0, 3);
     harness.control.shut_down(100);
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     assert_eq!(harness.tick(0), Some(8), "the client's EOF");
     assert_eq!(*harness.answered.borrow(), [0]);
     harness.tick(8);
     assert_eq!(harness.stats().total().closed_for(CloseReason::Shutdown), 1);
     assert!(!harness.worker.is_done(), "more may be dispatched");
     harness.dispatcher = None;
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(9);
     assert!(harness.worker.is_done());
 }
@@ -313,7 +313,7 @@ fn closed_queue_without_a_shutdown_drains_and_ends_the_worker() {
     let mut harness = Harness::new();
     harness.dispatch(0, 3);
     harness.dispatcher = None;
-    harness.poller.then(&[Event::Wake], false);
+    harness.poller.then(&[PollEvent::Wake], false);
     assert_eq!(harness.tick(0), Some(8), "the client's EOF");
     assert_eq!(*harness.answered.borrow(), [0]);
     harness.tick(8);

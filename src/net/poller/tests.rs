@@ -13,8 +13,8 @@ fn poller(busy_poll: Duration, max_events: usize) -> (MioPoller, Waker) {
 fn poll(poller: &mut MioPoller, timeout: Option<Millis>) -> (bool, Vec<usize>) {
     let more = Poller::<Socket>::poll(poller, timeout).unwrap();
     let token = |event| match event {
-        Event::Wake => WAKER.0,
-        Event::Ready(token, readiness) => {
+        PollEvent::Wake => WAKER.0,
+        PollEvent::Ready(token, readiness) => {
             assert!(readiness.writable && !readiness.readable);
             token
         }

@@ -6,50 +6,15 @@ use std::time::{Duration, Instant};
 use mio::event::Event as MioEvent;
 use mio::{Events, Poll, Token, Waker};
 
-use crate::connection::Readiness;
 use crate::net::Register;
 use crate::net::stream::readiness;
-use crate::server::timers::Millis;
+use crate::system::{Millis, PollEvent, Poller, Wake};
 
 /// Events per poll. A smaller number adds latency when many connections are busy.
 const MAX_EVENTS: usize = 1024;
 
 /// The waker's token. Other tokens are indices.
 const WAKER: Token = Token(usize::MAX);
-
-/// An event that a poll has reported.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
-    /// The waker was used.
-    Wake,
-    /// The source with this token is possibly ready.
-    Ready(usize, Readiness),
-}
-
-/// Waits for events of sources of type `S`.
-pub(crate) trait Poller<S> {
-    /// Waits for events, for at most `timeout` milliseconds or without a limit. Returns whether more
-    /// events may be pending: the batch is full, or the wait was interrupted.
-    fn poll(&mut self, timeout: Option<Millis>) -> io::Result<bool>;
-
-    /// The most events that a poll reports.
-    fn max_events(&self) -> usize;
-
-    /// The events of the last poll.
-    fn events(&self) -> impl Iterator<Item = Event>;
-
-    /// The time since a fixed moment, which all threads share.
-    fn now(&self) -> Millis;
-
-    /// The time since `since`, in milliseconds. By default 0, for polls without a real clock.
-    fn elapsed(&self, since: Millis) -> Millis {
-        let _ = since;
-        0
-    }
-
-    /// Registers a source, edge-triggered, for all events that may ever matter.
-    fn register(&mut self, source: &mut S, token: usize) -> io::Result<()>;
-}
 
 /// The time since the server was created.
 #[derive(Clone, Copy, Debug)]
@@ -124,12 +89,12 @@ impl<S: Register> Poller<S> for MioPoller {
         self.events.capacity()
     }
 
-    fn events(&self) -> impl Iterator<Item = Event> {
+    fn events(&self) -> impl Iterator<Item = PollEvent> {
         self.events
             .iter()
             .map(|event: &MioEvent| match event.token() {
-                WAKER => Event::Wake,
-                Token(token) => Event::Ready(token, readiness(event)),
+                WAKER => PollEvent::Wake,
+                Token(token) => PollEvent::Ready(token, readiness(event)),
             })
     }
 
@@ -143,6 +108,14 @@ impl<S: Register> Poller<S> for MioPoller {
 
     fn register(&mut self, source: &mut S, token: usize) -> io::Result<()> {
         source.register(self.poll.registry(), Token(token))
+    }
+}
+
+impl Wake for mio::Waker {
+    fn wake(&self) {
+        if let Err(error) = mio::Waker::wake(self) {
+            log::error!("cannot wake an event loop: {error}");
+        }
     }
 }
 
