@@ -29,6 +29,7 @@ mod kernel;
 mod random;
 mod simulation;
 mod system;
+mod timeouts;
 
 use std::cmp::Reverse;
 use std::num::NonZeroUsize;

@@ -178,6 +178,12 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.entries.len()
     }
 
+    /// The deadline of a connection, or [`NEVER`]; `None` for an unknown token.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn deadline(&self, token: usize) -> Option<Millis> {
+        self.entries.get(token).map(|entry| entry.deadline)
+    }
+
     pub(crate) fn drain_timeout(&self) -> Millis {
         self.timeouts.drain
     }

@@ -63,6 +63,12 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         self.receiver.is_closed() && self.table.len() == 0
     }
 
+    /// See [`ConnectionTable::deadline`].
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn deadline(&self, token: usize) -> Option<Millis> {
+        self.table.deadline(token)
+    }
+
     /// How long the next tick may sleep; `None` means until an event.
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
         match self.has_new {

@@ -11,11 +11,6 @@ const MAX_NEW_CONNECTIONS: usize = 128;
 /// Calls of handlers for a wake-up per tick of a worker, apart from those in the run queue.
 const MAX_WAKES: usize = 128;
 
-/// The latest time of a timeout: it can be late by an eighth.
-fn latest(timeout: Millis) -> Millis {
-    timeout + (timeout / 8).max(1)
-}
-
 impl Kernel<'_> {
     /// Whether another connection can get a descriptor.
     pub(super) fn has_descriptor(&self) -> bool {
@@ -62,8 +57,12 @@ impl Kernel<'_> {
         self.check(is_bounded, || format!("{accepts} accepts in one tick"));
     }
 
-    /// Checks what must hold after each tick of a worker.
-    pub(super) fn check_worker_tick(&mut self, thread: usize) {
+    /// Checks what must hold after each tick of a worker, whose table holds `deadline_of` the connection with a token.
+    pub(super) fn check_worker_tick(
+        &mut self,
+        thread: usize,
+        deadline_of: impl Fn(usize) -> Option<Millis>,
+    ) {
         self.check_last_close(thread);
         let poller = &mut self.pollers[thread];
         poller.draining |= poller.sees_shutdown;
@@ -85,9 +84,9 @@ impl Kernel<'_> {
                 "{read} bytes were read and {written} written, but {bytes_in} and {bytes_out} counted"
             )
         });
-        let taken = self.pollers[thread].new_connections;
-        self.check(taken <= MAX_NEW_CONNECTIONS, || {
-            format!("{taken} connections were taken over in one tick")
+        let new = self.pollers[thread].new_connections;
+        self.check(new <= MAX_NEW_CONNECTIONS, || {
+            format!("{new} connections were taken over in one tick")
         });
         let wakes = self.pollers[thread].wakes;
         self.check(wakes <= MAX_WAKES, || {
@@ -97,12 +96,12 @@ impl Kernel<'_> {
         let mut open = 0;
         for id in 0..self.connections.len() {
             let connection = &self.connections[id];
-            let is_here = connection.registered.is_some_and(|(of, _)| of == thread);
-            if !is_here || !connection.is_open() {
+            let here = connection.registered.filter(|(of, _)| *of == thread);
+            let Some((_, token)) = here.filter(|_| connection.is_open()) else {
                 continue;
-            }
+            };
             open += 1;
-            self.check_deadline(thread, id);
+            self.check_deadline(thread, id, deadline_of(token));
             self.check_timer(thread, id);
             self.check_served(id);
             if may_sleep {
@@ -134,47 +133,6 @@ impl Kernel<'_> {
                 format!("connection {id} has input and was not served in {ticks} ticks")
             });
         }
-    }
-
-    /// By when a connection must have ended or made progress.
-    fn deadline_of(&self, thread: usize, connection: &SimConnection) -> Option<Millis> {
-        let timeouts = self.parameters.timeouts;
-        if self.pollers[thread].draining {
-            return self.shutdown.map(|shutdown| shutdown.deadline);
-        }
-        match (connection.write_shutdown, connection.close_requested) {
-            (Some(shutdown), _) => Some(shutdown.at + latest(timeouts.linger)),
-            (None, Some(at)) => Some(connection.last_activity.max(at) + latest(timeouts.flush)),
-            (None, None) if connection.is_waiting() => None,
-            (None, None) => timeouts
-                .idle
-                .map(|timeout| connection.last_activity + latest(timeout)),
-        }
-    }
-
-    /// Checks that a connection is not open after its deadline, and that its worker does not sleep beyond it.
-    fn check_deadline(&mut self, thread: usize, id: usize) {
-        let poller = &self.pollers[thread];
-        let (now, wake_at, draining) = (poller.now, poller.wake_at, poller.draining);
-        let tick_length = poller.tick_length;
-        let connection = &self.connections[id];
-        let Some(deadline) = self.deadline_of(thread, connection) else {
-            return;
-        };
-        if now >= deadline && connection.used_budget && !draining {
-            // A connection in the run queue does not expire.
-            self.connections[id].last_activity = now;
-            return;
-        }
-        self.check(now < deadline, || {
-            format!("connection {id} is still open after its deadline, {deadline} ms")
-        });
-        // The sleep begins at the end of the tick.
-        let at = deadline + tick_length;
-        let is_armed = self.is_ready(thread) || wake_at.is_some_and(|wake_at| wake_at <= at);
-        self.check(is_armed, || {
-            format!("worker sleeps beyond the deadline of connection {id}, {deadline} ms")
-        });
     }
 
     /// Checks that the handler is called when its timer expires, and that its worker does not sleep beyond it.
@@ -495,8 +453,8 @@ impl Kernel<'_> {
             return Err("its write side was not shut down first".to_owned());
         };
         let time = close.at - shutdown.at;
-        let problem = format!("it lingered for {time} ms only");
-        require(time >= self.parameters.timeouts.linger, problem)
+        let is_over = close.deadline <= close.at;
+        require(is_over, format!("it lingered for {time} ms only"))
     }
 
     /// Checks that a shutdown has read what had arrived.
@@ -522,21 +480,14 @@ impl Kernel<'_> {
         connection: &SimConnection,
         close: Close,
     ) -> Result<(), String> {
-        let timeouts = self.parameters.timeouts;
+        let problem = "it was not idle for the whole timeout";
         if let Some(shutdown) = connection.write_shutdown {
-            let idle = shutdown.at - connection.last_activity.min(shutdown.at);
-            let expired = timeouts.idle.is_some_and(|timeout| idle >= timeout);
-            require(expired, "it was not idle for the whole timeout")?;
+            require(shutdown.deadline <= shutdown.at, problem)?;
             require(!shutdown.had_input, "input had arrived before the poll")?;
             return self.check_lingered(connection, close);
         }
         require(!draining, "a shutdown has a deadline of its own")?;
-        let (since, timeout) = match connection.close_requested {
-            Some(at) => (at.max(connection.last_activity), Some(timeouts.flush)),
-            None => (connection.last_activity, timeouts.idle),
-        };
-        let expired = timeout.is_some_and(|timeout| close.at - since >= timeout);
-        require(expired, "it was not idle for the whole timeout")?;
+        require(close.deadline <= close.at, problem)?;
         let due = self.output_of(connection, connection.read);
         match connection.written < due {
             true => require(!close.had_room, "the kernel had room before the poll"),
@@ -553,4 +504,4 @@ fn require(condition: bool, problem: impl Into<String>) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

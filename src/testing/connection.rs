@@ -6,6 +6,7 @@
 //! stream.
 
 use super::random::Rng;
+use super::timeouts::QuietTime;
 use crate::connection::handler::Action;
 use crate::connection::waker::Waker;
 use crate::stats::CloseReason;
@@ -45,6 +46,8 @@ pub(super) struct Close {
     pub(super) had_room: bool,
     /// Data had arrived before the worker's last poll, and was not read.
     pub(super) had_input: bool,
+    /// When its timeout was over, or would have been.
+    pub(super) deadline: Millis,
 }
 
 /// The server's end of its own half.
@@ -55,6 +58,8 @@ pub(super) struct WriteShutdown {
     pub(super) read: usize,
     /// The value of [`Close::had_input`] at this time.
     pub(super) had_input: bool,
+    /// When its timeout was over, or would have been.
+    pub(super) deadline: Millis,
     /// An event had reported input that was not read.
     pub(super) ignored_event: bool,
     /// Input had arrived before the server looked for it last, and was not read.
@@ -132,6 +137,8 @@ pub(super) struct SimConnection {
     pub(super) reported: usize,
     /// What the handler has returned last, `None` before its first call.
     pub(super) action: Option<Action>,
+    /// The tick of its last call.
+    pub(super) called_in: Option<u64>,
     /// How many bytes the handler has consumed and appended.
     pub(super) consumed: usize,
     pub(super) appended: usize,
@@ -147,6 +154,8 @@ pub(super) struct SimConnection {
     pub(super) close_requested: Option<Millis>,
     pub(super) write_shutdown: Option<WriteShutdown>,
     pub(super) refusal: Option<Refusal>,
+    /// The server has found the input that it refuses.
+    pub(super) refuses: bool,
     /// When the server has last asked for the number of unread bytes, as a number of [`Kernel::sequence`].
     pub(super) asked_unread: u64,
     /// There were unread bytes then, and the server has not read since.
@@ -156,8 +165,7 @@ pub(super) struct SimConnection {
     /// The server's last call has found that all output is delivered.
     pub(super) found_delivered: bool,
     pub(super) abort_requested: bool,
-    /// When the server last read or wrote a byte, or was found in the run queue at its deadline.
-    pub(super) last_activity: Millis,
+    pub(super) quiet: QuietTime,
     /// The last turn has used the budget, so the connection can be in the run queue.
     pub(super) used_budget: bool,
     /// Ticks that have ended since an event reported input, and before the server's next call.

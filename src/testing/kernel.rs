@@ -50,7 +50,7 @@ pub(super) struct Parameters {
     /// Allocations of buffers can fail.
     pub(super) lacks_memory: bool,
     /// Reads randomly return fewer bytes than have arrived, and
-    /// [`Stream::short_read_means_drained`](crate::connection::Stream::short_read_means_drained) is false.
+    /// [`Stream::short_read_means_drained`](crate::system::Stream::short_read_means_drained) is false.
     pub(super) short_reads_unreliable: bool,
     /// Each write takes one byte.
     pub(super) tiny_writes: bool,
@@ -165,6 +165,13 @@ pub(super) struct Poller {
     pub(super) closed: [u64; CloseReason::ALL.len()],
     /// A connection whose stream was dropped and whose close is not counted yet.
     pub(super) uncounted_drop: Option<usize>,
+}
+
+impl Poller {
+    /// Whether the worker can have begun a shutdown: it does so at the end of a tick.
+    pub(super) fn can_see_shutdown(&self) -> bool {
+        self.sees_shutdown && self.tick_phase == TickPhase::AfterEvents
+    }
 }
 
 /// A request to shut down.
@@ -447,18 +454,18 @@ impl<'a> Kernel<'a> {
     /// Accounts for a call of the server that has moved `read` and `sent` bytes of a connection, and checks
     /// that its turn stays within the budget.
     pub(super) fn account(&mut self, id: usize, read: usize, sent: usize) {
-        let poller = &mut self.pollers[self.current];
-        let (phase, tick, now) = (poller.tick_phase, poller.ticks, poller.now);
+        let poller = &self.pollers[self.current];
+        let (phase, tick) = (poller.tick_phase, poller.ticks);
         let connection = &mut self.connections[id];
         connection.ticks_unserved = None;
         connection.found_delivered = false;
         connection.found_empty = false;
         if read + sent > 0 {
             self.progress += 1;
-            if connection.write_shutdown.is_none() {
-                connection.last_activity = now;
-            }
+            self.note_transfer(id);
         }
+        let connection = &mut self.connections[id];
+        let poller = &self.pollers[self.current];
         let mut turn = match poller.turn {
             Some(turn) if turn.id == id => turn,
             _ => {

@@ -154,9 +154,8 @@ impl Kernel<'_> {
             connection.is_woken = false;
             self.pollers[self.current].wakes += usize::from(!connection.used_budget);
         }
-        if connection.is_waiting() {
-            connection.last_activity = now;
-        }
+        self.note_call(id);
+        let connection = &self.connections[id];
         let can_have_output = matches!(event, Event::Timer | Event::Wake);
         let calls_handler = connection.calls_handler();
         let problem = if !calls_handler {
@@ -186,6 +185,7 @@ impl Kernel<'_> {
         }
         connection.has_panicked = true;
         connection.close_requested = Some(now);
+        connection.quiet.restart(now);
         self.record(|| format!("connection {id}: the handler panics"));
         true
     }
@@ -217,6 +217,7 @@ impl Kernel<'_> {
         }
         if action == Action::Close && !connection.end_handled {
             connection.close_requested = Some(now);
+            connection.quiet.restart(now);
         }
     }
 }
@@ -251,7 +252,10 @@ impl<'a, H: Handler + 'a> Threads for Simulation<'a, H> {
         poller.wake_at = poll_timeout.map(|timeout| now + timeout);
         match thread {
             ACCEPTOR => kernel.check_acceptor_tick(),
-            worker => kernel.check_worker_tick(worker),
+            worker => kernel.check_worker_tick(worker, |token| match &*running {
+                Thread::Worker(worker, ..) => worker.deadline(token),
+                _ => None,
+            }),
         }
         kernel.current = outer;
     }

@@ -226,22 +226,26 @@ impl Stream for SimStream<'_> {
         let (kernel, id) = (&mut *kernel, self.id);
         kernel.account(id, 0, 0);
         kernel.record(|| format!("connection {id}: the server shuts down its side"));
+        if kernel.connections[id].reset_by_client {
+            kernel.connections[id].reset_reported = true;
+            return Err(ErrorKind::NotConnected.into());
+        }
+        kernel.check_refusal(id);
+        let deadline = kernel.deadline_in_tick(id);
         let poller = &kernel.pollers[kernel.current];
         let (now, sequence) = (poller.now, poller.sequence);
         let connection = &mut kernel.connections[id];
-        if connection.reset_by_client {
-            connection.reset_reported = true;
-            return Err(ErrorKind::NotConnected.into());
-        }
         let shutdown = WriteShutdown {
             at: now,
             read: connection.read,
             had_input: connection.had_input(sequence),
+            deadline,
             ignored_event: connection.reported > connection.read,
             ignored_input: connection.unread() > 0
                 && connection.unread_since <= connection.asked_unread,
         };
         let twice = connection.write_shutdown.replace(shutdown).is_some();
+        connection.quiet.restart(now);
         kernel.check(!twice, || {
             format!("connection {id} shut down its side twice")
         });
@@ -281,7 +285,12 @@ impl Stream for SimStream<'_> {
             connection.read_limit = Some(connection.arrived);
             connection.ended_in_time = connection.half_closed;
         }
-        connection.unread() as u64
+        let unread = connection.unread() as u64;
+        let is_late = |limit| limit <= connection.read;
+        if is_done && unread > 0 && connection.read_limit.is_some_and(is_late) {
+            kernel.note_refusal(self.id);
+        }
+        unread
     }
 
     fn abort(&mut self) {
@@ -309,6 +318,7 @@ impl Kernel<'_> {
     fn close(&mut self, id: usize) {
         let thread = self.current;
         self.check_last_close(thread);
+        let deadline = self.deadline_in_tick(id);
         let poller = &self.pollers[thread];
         let (now, sequence) = (poller.now, poller.sequence);
         let connection = &mut self.connections[id];
@@ -318,6 +328,7 @@ impl Kernel<'_> {
             reset: connection.abort_requested || connection.unread() > 0,
             had_room: connection.room() > 0 && connection.room_since < sequence,
             had_input: connection.had_input(sequence),
+            deadline,
         };
         connection.close = Some(close);
         connection.reset_by_server |= close.reset;
@@ -454,7 +465,7 @@ impl Register for SimStream<'_> {
         let connection = &mut kernel.connections[id];
         connection.registered = Some((thread, token));
         connection.registered_at = now;
-        connection.last_activity = now;
+        connection.quiet.restart(now);
         kernel.raise(Source::Connection(id));
         Ok(())
     }

@@ -3,14 +3,18 @@ use std::sync::Arc;
 use super::*;
 use crate::server::table::Timeouts;
 use crate::stats::Counters;
+use crate::system::NEVER;
 use crate::testing::connection::WriteShutdown;
 use crate::testing::kernel::{Parameters, Shutdown, Source};
 use crate::testing::random::Rng;
 
-const WORKER: usize = 1;
+pub(in crate::testing) const WORKER: usize = 1;
+
+/// The idle timeout of 100 ms, rounded up to a multiple of 12.
+const DEADLINE: Millis = 108;
 
 /// A server at rest with one connection, to whose client all output is delivered.
-fn kernel_at_rest() -> Kernel<'static> {
+pub(in crate::testing) fn kernel_at_rest() -> Kernel<'static> {
     let mut rng = Rng::new(1);
     let parameters = Parameters {
         workers: 1,
@@ -19,9 +23,9 @@ fn kernel_at_rest() -> Kernel<'static> {
         max_connections: 1,
         timeouts: Timeouts {
             idle: Some(100),
-            flush: 100,
-            linger: 100,
-            drain: 1000,
+            flush: 200,
+            linger: 50,
+            drain: 160,
         },
         lacks_memory: false,
         ..Parameters::random(&mut rng, 1)
@@ -63,7 +67,12 @@ fn kernel_at_rest() -> Kernel<'static> {
 fn check_at_rest(kernel: &mut Kernel<'_>) {
     kernel.check_acceptor_tick();
     kernel.check_limit();
-    kernel.check_worker_tick(WORKER);
+    let deadline = if kernel.pollers[WORKER].draining {
+        NEVER
+    } else {
+        DEADLINE
+    };
+    kernel.check_worker_tick(WORKER, |_| Some(deadline));
     kernel.check_balance();
     kernel.check_rest();
     kernel.check_complete();
@@ -77,24 +86,26 @@ fn close(kernel: &mut Kernel<'_>, reason: CloseReason) {
         reset: false,
         had_room: false,
         had_input: false,
+        deadline: NEVER,
     });
     kernel.pollers[WORKER].uncounted_drop = Some(0);
     kernel.counters.workers[0].closed[reason as usize].add(1);
     kernel.check_last_close(WORKER);
 }
 
-fn shut_down(kernel: &mut Kernel<'_>, deadline: Millis) {
+pub(in crate::testing) fn shut_down(kernel: &mut Kernel<'_>, deadline: Millis) {
     let sequence = kernel.sequence;
     kernel.shutdown = Some(Shutdown { deadline, sequence });
     kernel.pollers[WORKER].draining = true;
     kernel.pollers[WORKER].wake_at = Some(deadline);
 }
 
-fn end_write_half(kernel: &mut Kernel<'_>, at: Millis) {
+pub(in crate::testing) fn end_write_half(kernel: &mut Kernel<'_>, at: Millis) {
     kernel.connections[0].write_shutdown = Some(WriteShutdown {
         at,
         read: 3,
         had_input: false,
+        deadline: NEVER,
         ignored_event: false,
         ignored_input: false,
     });
@@ -111,7 +122,13 @@ fn server_at_rest_keeps_its_promises() {
 type Break = fn(&mut Kernel<'_>);
 
 /// What [`check_at_rest`] must report, and how the kernel gets there.
-const AT_REST: [(&str, Break); 20] = [
+const AT_REST: [(&str, Break); 21] = [
+    (
+        "its deadline is 108 ms; idle since 10 ms, it should be 120 ms",
+        |kernel| {
+            kernel.connections[0].quiet.restart(10);
+        },
+    ),
     ("130 accepts in one tick", |kernel| {
         kernel.pollers[ACCEPTOR].new_connections = 130;
     }),
@@ -136,7 +153,7 @@ const AT_REST: [(&str, Break); 20] = [
     ("has input and was not served in 3 ticks", |kernel| {
         kernel.connections[0].ticks_unserved = Some(2);
     }),
-    ("is still open after its deadline, 112 ms", |kernel| {
+    ("is still open after its deadline, 108 ms", |kernel| {
         kernel.pollers[WORKER].now = 112;
     }),
     (
@@ -203,7 +220,12 @@ const AT_REST: [(&str, Break); 20] = [
 ];
 
 /// The same for the checks of a shutdown, which each entry runs.
-const IN_A_SHUTDOWN: [(&str, Break); 8] = [
+const IN_A_SHUTDOWN: [(&str, Break); 9] = [
+    ("has not refused input until its deadline", |kernel| {
+        shut_down(kernel, 1000);
+        kernel.note_refusal(0);
+        kernel.check_refusal(0);
+    }),
     ("thread 1 sleeps after the deadline", |kernel| {
         shut_down(kernel, 10);
         kernel.pollers[ACCEPTOR].ended = true;

@@ -1,0 +1,211 @@
+//! A plain model of the timeouts, written from the promises and not from the code that keeps them.
+//!
+//! The kernel sees every call of the server, so it knows since when nothing has happened on a connection, and which
+//! timeout applies:
+//!
+//! | the connection | timeout | what starts it again |
+//! | --- | --- | --- |
+//! | serves its client | idle; none in a shutdown | bytes that are read or sent |
+//! | owes an answer and has no output to send | none | |
+//! | sends its last output | flush; none in a shutdown | bytes that are sent |
+//! | refuses input in a shutdown | linger or an eighth of drain, the shorter one | nothing |
+//! | has shut its write half down | linger | in a shutdown, bytes that are discarded; otherwise nothing |
+//!
+//! Each change to another row starts the timeout as well. An EOF is not a byte. Input that is left unread because output
+//! is stuck starts nothing.
+//!
+//! After each tick of a worker, the deadline that its table holds must be the one of the model. The places where the
+//! model accepts two deadlines call [`QuietTime::may_restart`], or say so.
+
+use super::connection::SimConnection;
+use super::kernel::Kernel;
+use crate::system::{Millis, NEVER};
+
+/// Since when nothing has happened on a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct QuietTime {
+    pub(super) since: Millis,
+    /// Another start that the server may count from instead. A deadline shows which one it is.
+    alternative: Option<Millis>,
+}
+
+impl QuietTime {
+    pub(super) fn restart(&mut self, now: Millis) {
+        *self = Self {
+            since: now,
+            alternative: None,
+        };
+    }
+
+    /// Accepts that the time starts again, and that it does not.
+    pub(super) fn may_restart(&mut self, now: Millis) {
+        self.alternative = Some(now);
+    }
+
+    fn starts(self) -> impl Iterator<Item = Millis> {
+        [self.since].into_iter().chain(self.alternative)
+    }
+}
+
+/// What a connection does, and the timeout that applies to it.
+type Limit = (&'static str, Option<Millis>);
+
+/// The deadline of something that lasts at most `timeout`: rounded up to a multiple of an eighth of it.
+fn deadline(since: Millis, timeout: Option<Millis>) -> Millis {
+    timeout.map_or(NEVER, |timeout| {
+        let step = (timeout / 8).max(1);
+        (since + timeout).div_ceil(step) * step
+    })
+}
+
+/// A deadline in a message.
+fn show(deadline: Millis) -> String {
+    match deadline {
+        NEVER => "never".to_owned(),
+        at => format!("{at} ms"),
+    }
+}
+
+impl Kernel<'_> {
+    fn limit_of(&self, connection: &SimConnection, in_shutdown: bool) -> Limit {
+        let timeouts = self.parameters.timeouts;
+        if connection.write_shutdown.is_some() {
+            ("lingering", Some(timeouts.linger))
+        } else if connection.refuses {
+            ("refusing", Some(timeouts.linger.min(timeouts.drain / 8)))
+        } else if in_shutdown {
+            ("in a shutdown and quiet", None)
+        } else if connection.close_requested.is_some() {
+            ("flushing", Some(timeouts.flush))
+        } else if connection.is_waiting() {
+            ("waiting for its answer", None)
+        } else {
+            ("idle", timeouts.idle)
+        }
+    }
+
+    /// Notes that the server has read or sent bytes of a connection.
+    pub(super) fn note_transfer(&mut self, id: usize) {
+        let poller = &self.pollers[self.current];
+        let connection = &mut self.connections[id];
+        let is_lingering = connection.write_shutdown.is_some();
+        let is_progress = if is_lingering {
+            poller.draining
+        } else {
+            !connection.refuses
+        };
+        if is_progress {
+            connection.quiet.restart(poller.now);
+        } else if is_lingering && poller.can_see_shutdown() {
+            // The kernel does not see when the worker begins the shutdown in this part of the tick.
+            connection.quiet.may_restart(poller.now);
+        }
+    }
+
+    /// Notes a call of a handler that has announced an answer: if it ends the wait, the idle timeout starts.
+    pub(super) fn note_call(&mut self, id: usize) {
+        let poller = &self.pollers[self.current];
+        let connection = &mut self.connections[id];
+        let is_second = connection.called_in.replace(poller.ticks) == Some(poller.ticks);
+        if !connection.is_waiting() {
+            return;
+        }
+        // To be tightened: the table does not see a wait that begins and ends in the same turn.
+        if is_second {
+            connection.quiet.may_restart(poller.now);
+        } else {
+            connection.quiet.restart(poller.now);
+        }
+    }
+
+    /// Notes that the server refuses further input of a connection.
+    pub(super) fn note_refusal(&mut self, id: usize) {
+        let now = self.pollers[self.current].now;
+        let connection = &mut self.connections[id];
+        connection.refuses = true;
+        connection.quiet.restart(now);
+    }
+
+    /// The deadline of a connection during a tick of its worker, the earlier one of two.
+    pub(super) fn deadline_in_tick(&self, id: usize) -> Millis {
+        let poller = &self.pollers[self.current];
+        let connection = &self.connections[id];
+        // A worker sees a shutdown before it closes what has expired.
+        let in_shutdown = poller.draining || poller.can_see_shutdown();
+        let (_, timeout) = self.limit_of(connection, in_shutdown);
+        let deadlines = connection
+            .quiet
+            .starts()
+            .map(|since| deadline(since, timeout));
+        deadlines.min().unwrap_or(NEVER)
+    }
+
+    /// Checks that input is refused until the deadline, before the server ends its half of the connection.
+    pub(super) fn check_refusal(&mut self, id: usize) {
+        let now = self.pollers[self.current].now;
+        let is_done = !self.connections[id].refuses || self.deadline_in_tick(id) <= now;
+        self.check(is_done, || {
+            format!("connection {id} has not refused input until its deadline")
+        });
+    }
+
+    /// Checks the deadline that the table holds for a connection after a tick of its worker, that the connection is not
+    /// open after it, and that the worker does not sleep beyond it.
+    pub(super) fn check_deadline(&mut self, thread: usize, id: usize, held: Option<Millis>) {
+        let Some(held) = held else {
+            return self.fail(format!("connection {id} is not in the table of its worker"));
+        };
+        let poller = &self.pollers[thread];
+        let (now, draining) = (poller.now, poller.draining);
+        let connection = &self.connections[id];
+        let (action, timeout) = self.limit_of(connection, draining);
+        let is_lingering = connection.write_shutdown.is_some();
+        let is_queued = connection.used_budget || connection.found_unread;
+        let mut quiet = connection.quiet;
+        let is_over = deadline(quiet.since, timeout) <= now;
+        if is_over && is_queued && !is_lingering && !connection.refuses {
+            // To be tightened: the table starts the timeout of a connection in the run queue again when it is over. It
+            // need not, because the connection does not expire before its next turn.
+            quiet.may_restart(now);
+        }
+        let mut starts = quiet.starts();
+        let matches = |since: &Millis| deadline(*since, timeout) == held;
+        // To be tightened: once it has stopped refusing, it waits in the run queue to end its half.
+        let has_refused = connection.refuses && is_queued && is_over && held == NEVER;
+        let since = starts.find(matches);
+        let Some(since) = since.or(has_refused.then_some(quiet.since)) else {
+            let (since, due) = (quiet.since, show(deadline(quiet.since, timeout)));
+            return self.fail(format!(
+                "connection {id}: its deadline is {}; {action} since {since} ms, it should be {due}",
+                show(held)
+            ));
+        };
+        if !starts.any(|since| matches(&since)) {
+            quiet.restart(since);
+        }
+        self.connections[id].quiet = quiet;
+        let may_be_open = held > now || (is_queued && !is_lingering);
+        self.check(may_be_open, || {
+            format!("connection {id} is still open after its deadline, {held} ms")
+        });
+        self.check_armed(thread, id, held);
+    }
+
+    /// Checks that a worker does not sleep beyond a deadline of one of its connections, or of the shutdown.
+    fn check_armed(&mut self, thread: usize, id: usize, held: Millis) {
+        let poller = &self.pollers[thread];
+        let shutdown = self.shutdown.filter(|_| poller.draining);
+        let deadline = shutdown.map_or(NEVER, |shutdown| shutdown.deadline);
+        let deadline = deadline.min(held);
+        // The sleep begins at the end of the tick.
+        let at = deadline.saturating_add(poller.tick_length);
+        let wake_at = poller.wake_at.unwrap_or(NEVER);
+        let is_armed = self.is_ready(thread) || wake_at <= at;
+        self.check(is_armed, || {
+            format!("worker sleeps beyond the deadline of connection {id}, {deadline} ms")
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
