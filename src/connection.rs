@@ -13,62 +13,46 @@
 //! the other.
 //!
 //! ```text
-//!             EOF            handler is done, output sent (in a shutdown: delivered)
-//!  Serving ----------> Ended ----------------------------------> closed
-//!   |   |                                                      ^
-//!   |   | shutdown                                             |
-//!   |   '------> Draining --read deadline--> DrainingRest      |
-//!   |               |                          |   |           |
-//!   |  nothing left |            nothing left  |   | more has  |
-//!   |  to read, all |            to read, all  |   | arrived   |
-//!   |  delivered    |            delivered     |   v           |
-//!   |               |                          | Refusing -EOF-+ (reset)
-//!   | Close, panic, '--------------.   .-------'   |           |
-//!   | buffer full,                 v   v           | deadline  |
-//!   | timeout                    Lingering <-------'           |
-//!   '------> Flushing --sent-->  (write half  --EOF, deadline--'
-//!                                 shut down)
+//!            the handler has closed, panicked, exceeded a limit,
+//!            or is done after the client's EOF; a timeout
+//!  Serving ---------------------------------------------------> Closing
+//!   |   |                                                        |   |
+//!   |   | shutdown: nothing is left                  output sent |   | output sent
+//!   |   | to read, all is delivered                              |   | after EOF
+//!   |   '------------------------------> Lingering <-------------'   |
+//!   |                                     ^     |                    v
+//!   | shutdown: more has           deadline     | EOF, deadline    closed
+//!   | arrived than is answered            |     '------------------> ^
+//!   '---------------------------------> Refusing ---- EOF (reset) ---'
 //! ```
 //!
-//! In a shutdown the process may end before the kernel has delivered what it holds, so the connection
-//! stays open until the peer has acknowledged all output ([`Stream::await_delivery`]).
+//! In a shutdown the process may end before the kernel has delivered what it holds, so a connection ends only
+//! when the peer has acknowledged all output ([`Stream::await_delivery`]). A reset or another error closes it
+//! in any state.
 //!
-//! The handler can close a draining connection as well, and EOF ends it as it ends a serving one. A reset or
-//! another error closes the connection from any state. Deadlines belong to the
-//! [table](crate::server::table).
+//! A state begins, and bytes move, at the time [`since`](Connection::since). The deadline is a timeout after that, which
+//! depends on the state: see [`Connection::deadline`].
 
 pub(crate) mod buffer;
 pub(crate) mod handler;
+pub(crate) mod tick;
 pub(crate) mod waker;
 
-use std::any::Any;
 use std::io::{self, ErrorKind};
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::thread;
-
-use crossbeam_utils::CachePadded;
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
-use crate::connection::handler::{Action, Context, Event, Extras, Handler, Input, Output, Tick};
-use crate::connection::waker::{WakeQueue, Waker};
+use crate::connection::handler::{Action, Context, Event, Extras, Handler, Input, Output};
+use crate::connection::tick::{Drain, Tick, Timeouts, deadline_after};
+use crate::connection::waker::Waker;
+use crate::error::dispose;
 use crate::stats::{CloseReason, WorkerCounters};
-use crate::system::{NEVER, Readiness, Stream};
-
-#[cfg(test)]
-pub(crate) const READABLE: Readiness = Readiness {
-    readable: true,
-    writable: false,
-    read_until_would_block: false,
-};
+use crate::system::{Millis, NEVER, Readiness, Stream};
 
 /// How a call to [`Connection::drive`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// The connection serves, and waits only for input; its handler has no timer and no waker.
-    AwaitingInput,
-    /// All further progress requires an event, for example room for the rest of a write, a wake-up or a timer.
+    /// All further progress requires an event, for example input, room for the rest of a write, a wake-up or a timer.
     Idle,
     /// The [budget](BUDGET) is used; the connection can make progress without an event.
     Runnable,
@@ -87,55 +71,36 @@ pub(crate) const BUDGET: usize = 64 << 10;
 /// messages are small. Once the server has shut its write half down, as many reads again discard input.
 pub(crate) const MAX_ROUNDS: usize = 64;
 
-/// The part of a connection's life that determines its timeout.
+/// The states of the diagram above. In the first four, which it calls *Serving*, the handler can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum State {
+    /// [`Event::Open`] is due, the first call of the handler.
+    Opening,
     /// Bytes are read, handled and sent.
-    Serving,
-    /// All output is sent, and the handler has announced more.
-    Waiting,
-    /// In a shutdown: input that came too late is discarded.
-    Refusing,
-    /// The rest of the output is being sent.
+    Reading,
+    /// [`Event::Sent`] is due once `output` is empty.
     Flushing,
-    /// All output is sent; only the client's EOF is awaited. The reason is that of the coming close.
-    Lingering(CloseReason),
-}
-
-/// The states of the diagram above.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Bytes are read and handled.
-    Serving,
-    /// The server shuts down. Data that has already arrived is read and handled, until a read would
-    /// block.
-    Draining,
-    /// The same, but only until `read_limit` bytes were received in total, and an EOF after them.
-    DrainingRest,
-    /// The client has ended its half. The handler may still have output to append.
-    Ended,
+    /// An answer is still to come, after new input, a wake-up or a timer.
+    Pending,
     /// In a shutdown, more input has arrived than is answered. It is discarded while the write half stays open. If the
     /// client sends EOF, the connection is reset, so that the client does not mistake an EOF for a complete answer.
     /// If it keeps sending, the write half is shut down at the deadline.
     Refusing,
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
-    Flushing(CloseReason),
+    Closing(CloseReason),
     /// The write half is shut down. Input is read and discarded until EOF: closing a socket with unread
     /// input sends a reset, which can destroy output in flight.
     Lingering(CloseReason),
 }
 
-/// The event that the handler waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    /// [`Event::Open`], the first call.
-    Open,
-    /// New input.
-    Input,
-    /// [`Event::Sent`], due once `output` is empty.
-    Sent,
-    /// New input, a wake-up or a timer: an answer is still to come.
-    Answer,
+impl State {
+    /// Whether the handler can be called.
+    pub(crate) fn is_serving(self) -> bool {
+        matches!(
+            self,
+            Self::Opening | Self::Reading | Self::Flushing | Self::Pending
+        )
+    }
 }
 
 /// What a connection without pending output does next.
@@ -155,22 +120,6 @@ pub(crate) struct Resources {
     pub(crate) tick: Tick,
 }
 
-impl Resources {
-    pub(crate) fn new(
-        pool: Pool,
-        wakes: WakeQueue,
-        counters: Arc<CachePadded<WorkerCounters>>,
-    ) -> Self {
-        let tick = Tick {
-            counters,
-            wakes,
-            token: 0,
-            now: 0,
-        };
-        Self { pool, tick }
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Connection<S, H> {
     stream: S,
@@ -180,27 +129,19 @@ pub(crate) struct Connection<S, H> {
     extras: Option<Box<Extras>>,
     bytes_in: u64,
     bytes_out: u64,
-    /// The last value of `bytes_in` in [`State::DrainingRest`]. As a field of the state it would cost 16 bytes, not 8.
+    /// No more is read than this many bytes in total, and an EOF after them. Unlimited until a shutdown stops reading.
     read_limit: u64,
+    /// The time of the last progress or change of state, from which the deadline counts.
+    since: Millis,
     state: State,
+    /// The client has ended its half.
+    ended: bool,
     readiness: Readiness,
-    wait: Wait,
-    /// A byte was read or written since the last [`Connection::take_progress`].
-    progress: bool,
-    /// The server shuts down: the connection closes only after its output is delivered.
-    shutting_down: bool,
 }
 
 impl<S: Stream, H: Handler> Connection<S, H> {
-    /// Only a read that would block proves that nothing more has arrived.
-    const UNKNOWN_INPUT: Readiness = Readiness {
-        readable: true,
-        writable: false,
-        read_until_would_block: true,
-    };
-
     /// A new connection: writable, and not known to be readable.
-    pub(crate) fn new(stream: S, handler: H) -> Self {
+    pub(crate) fn new(stream: S, handler: H, now: Millis) -> Self {
         Self {
             stream,
             handler,
@@ -208,15 +149,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             extras: None,
             bytes_in: 0,
             bytes_out: 0,
-            read_limit: 0,
-            state: State::Serving,
-            readiness: Readiness {
-                writable: true,
-                ..Readiness::default()
-            },
-            wait: Wait::Open,
-            progress: false,
-            shutting_down: false,
+            read_limit: u64::MAX,
+            since: now,
+            state: State::Opening,
+            ended: false,
+            readiness: Readiness::WRITABLE,
         }
     }
 
@@ -227,55 +164,98 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.readiness.read_until_would_block |= event.read_until_would_block;
     }
 
-    /// Starts the shutdown: input is read and answered until a read would block.
-    pub(crate) fn drain(&mut self) {
-        self.shutting_down = true;
-        if self.state == State::Serving {
-            self.state = State::Draining;
-            self.add_readiness(Self::UNKNOWN_INPUT);
+    /// Has input read until a read would block, which alone proves that nothing more has arrived. For the start of a
+    /// shutdown.
+    pub(crate) fn read_what_has_arrived(&mut self) {
+        if self.state.is_serving() && !self.ended {
+            self.readiness.readable = true;
+            self.readiness.read_until_would_block = true;
         }
     }
 
     /// Limits reading to data that has already arrived, for a client that never stops sending. An EOF is read as well.
     pub(crate) fn limit_reading(&mut self) {
-        if self.state == State::Draining {
+        if self.state.is_serving() && !self.ended {
             self.read_limit = self.bytes_in + self.stream.unread();
-            self.state = State::DrainingRest;
-            self.add_readiness(Self::UNKNOWN_INPUT);
+            self.read_what_has_arrived();
         }
     }
 
     /// Stops reading and handling; the connection closes once `output` has been sent.
-    pub(crate) fn close_after_flush(&mut self, reason: CloseReason) {
-        if self.calls_handler() || self.state == State::Refusing {
-            self.state = State::Flushing(reason);
+    pub(crate) fn close_after_flush(&mut self, reason: CloseReason, now: Millis) {
+        if self.state.is_serving() || self.state == State::Refusing {
+            self.enter(State::Closing(reason), now);
         }
     }
 
-    /// Has the handler called with [`Event::Wake`] or [`Event::Timer`] when the connection is driven next.
-    pub(crate) fn request_call(&mut self, event: Event) {
+    fn enter(&mut self, state: State, now: Millis) {
+        (self.state, self.since) = (state, now);
+    }
+
+    /// Keeps a connection that can make progress from expiring.
+    pub(crate) fn postpone_deadline(&mut self, now: Millis) {
+        self.since = now;
+    }
+
+    /// Has the handler called with [`Event::Timer`] when the connection is driven next.
+    pub(crate) fn timer_expired(&mut self) {
         let extras = self.extras.get_or_insert_default();
-        match event {
-            Event::Timer => (extras.timer, extras.timer_is_due) = (NEVER, true),
-            Event::Wake => extras.wake_is_due = true,
-            _ => {}
-        }
+        (extras.timer, extras.timer_is_due) = (NEVER, true);
+    }
+
+    /// Has the handler called with [`Event::Wake`] when the connection is driven next.
+    pub(crate) fn woken(&mut self) {
+        self.extras.get_or_insert_default().wake_is_due = true;
     }
 
     /// Whether `waker` is of this connection, and not of an earlier one with the same token.
     pub(crate) fn owns(&self, waker: &Waker) -> bool {
-        let extras = self.extras.as_ref();
-        let own = extras.and_then(|extras| extras.waker.as_ref());
+        let own = self
+            .extras
+            .as_ref()
+            .and_then(|extras| extras.waker.as_ref());
         own.is_some_and(|own| own.is_same(waker))
     }
 
-    pub(crate) fn extras_mut(&mut self) -> Option<&mut Extras> {
-        self.extras.as_deref_mut()
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// When the handler's timer expires, or [`NEVER`].
+    pub(crate) fn timer(&self) -> Millis {
+        self.extras.as_ref().map_or(NEVER, |extras| extras.timer)
+    }
+
+    /// When the connection expires unless it makes progress, or [`NEVER`].
+    pub(crate) fn deadline(&self, tick: &Tick) -> Millis {
+        let Timeouts {
+            idle,
+            flush,
+            linger,
+            drain,
+        } = tick.timeouts;
+        let timeout = match self.state {
+            State::Lingering(_) => Some(linger),
+            // Long enough for a client to send what a closed window has held back.
+            State::Refusing => Some(linger.min(drain / 8)),
+            // A shutdown has a deadline of its own.
+            _ if tick.drain != Drain::Off => None,
+            State::Pending if !self.has_output() => None,
+            // Once the client has ended its half, nothing changes for it.
+            State::Closing(reason) if reason != CloseReason::PeerClosed => Some(flush),
+            _ => idle,
+        };
+        timeout.map_or(NEVER, |timeout| deadline_after(self.since, timeout))
     }
 
     /// Bytes in both buffers.
     pub(crate) fn buffered(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.len())
+    }
+
+    fn has_output(&self) -> bool {
+        let buffers = self.buffers.as_ref();
+        buffers.is_some_and(|buffers| !buffers.output.is_empty())
     }
 
     pub(crate) fn bytes_in(&self) -> u64 {
@@ -286,244 +266,183 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_out
     }
 
-    /// Whether a byte was read or written since the last call.
-    pub(crate) fn take_progress(&mut self) -> bool {
-        mem::take(&mut self.progress)
-    }
-
     /// Bytes read and sent.
     fn transferred(&self) -> u64 {
         self.bytes_in + self.bytes_out
     }
 
-    fn awaits_input(&self) -> bool {
-        matches!(self.state, State::Serving) && matches!(self.wait, Wait::Input)
-    }
-
-    /// Whether the handler can be called.
-    pub(crate) fn calls_handler(&self) -> bool {
-        matches!(
-            self.state,
-            State::Serving | State::Draining | State::DrainingRest | State::Ended
-        )
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        match self.state {
-            State::Refusing => Phase::Refusing,
-            State::Flushing(_) => Phase::Flushing,
-            State::Lingering(reason) => Phase::Lingering(reason),
-            _ if self.wait == Wait::Answer && !self.has_output() => Phase::Waiting,
-            _ => Phase::Serving,
-        }
-    }
-
-    fn has_output(&self) -> bool {
-        let buffers = self.buffers.as_ref();
-        buffers.is_some_and(|buffers| !buffers.output.is_empty())
+    /// Whether the connection serves, waits for input only, and its handler has neither a timer nor a waker: then
+    /// progress can move its deadline only to a later time.
+    pub(crate) fn awaits_input(&self) -> bool {
+        self.state == State::Reading && self.extras.is_none()
     }
 
     /// Call this before dropping. A connection is reset if its buffers still hold bytes, an answer is still to come
-    /// or it refuses input, so that the client can tell a truncated stream from a complete one. Returns the number
-    /// of buffered bytes.
-    pub(crate) fn abort_if_incomplete(&mut self) -> usize {
-        let buffered = self.buffered();
-        let is_unanswered = self.calls_handler() && self.wait == Wait::Answer;
-        if buffered > 0 || is_unanswered || self.state == State::Refusing {
+    /// or it refuses input, so that the client can tell a truncated stream from a complete one.
+    pub(crate) fn abort_if_incomplete(&mut self) {
+        let is_incomplete = matches!(self.state, State::Pending | State::Refusing);
+        if is_incomplete || self.buffered() > 0 {
             self.stream.abort();
         }
-        buffered
     }
 
     /// Transfers bytes until a call would block or the [budget](BUDGET) is used.
+    ///
+    /// A connection without buffers of its own uses a pair of the pool, and keeps it if bytes are left.
     //
-    // The path of a message is inlined into one function. To remove the attribute here or from any one of
-    // `serve_or_finish`, `serve`, `flush`, `process`, `receive` and the table's `on_ready` adds 18 to 51 user instructions
-    // to the 232 of a message.
+    // The path of a message is inlined into one function. To remove the attribute here or from any one of `advance`,
+    // `next_step`, `flush`, `receive`, `process` and the table's `on_ready` adds 15 to 50 user instructions to each message.
     #[inline(always)]
     pub(crate) fn drive(&mut self, resources: &mut Resources) -> Status {
         let Resources { pool, tick } = resources;
-        if let Some(buffers) = self.buffers.take() {
-            return self.drive_with(buffers, pool, tick);
-        }
-        let result = match self.extras {
-            None => {
-                let limit = self.transferred() + BUDGET as u64;
-                self.serve_or_finish(pool.scratch(), limit, tick)
+        let mut buffers = match self.buffers.take() {
+            Some(own) => {
+                tick.counters.buffered.adjust(own.len(), 0);
+                own
             }
-            Some(_) => self.advance(pool.scratch(), tick),
+            None => pool.take(),
         };
-        let status = result.unwrap_or_else(Status::Closed);
-        if pool.is_scratch_clean() {
-            return status;
-        }
-        self.retain_scratch(status, pool, &tick.counters)
-    }
-
-    /// [`drive`](Self::drive) for a connection that has retained its buffers.
-    fn drive_with(&mut self, mut buffers: Box<Buffers>, pool: &mut Pool, tick: &Tick) -> Status {
-        let before = buffers.len();
         let result = self.advance(&mut buffers, tick);
-        tick.counters.buffered.adjust(before, buffers.len());
         if buffers.is_empty() {
-            pool.recycle(buffers);
+            pool.give_back(buffers);
+            result.unwrap_or_else(Status::Closed)
         } else {
-            self.buffers = Some(buffers);
+            self.keep(buffers, result, pool, tick)
         }
-        result.unwrap_or_else(Status::Closed)
     }
 
-    /// Retains the scratch buffers, which hold bytes. If the connection has failed, or there is no memory for the
-    /// replacement of the buffers, it closes with a reset, and its bytes are discarded.
-    fn retain_scratch(
+    /// Keeps buffers that hold bytes. If the connection has failed, or there is no memory for the next one, it closes with
+    /// a reset, and the bytes are discarded.
+    #[inline(never)]
+    fn keep(
         &mut self,
-        status: Status,
+        mut buffers: Box<Buffers>,
+        result: Result<Status, CloseReason>,
         pool: &mut Pool,
-        counters: &WorkerCounters,
+        tick: &Tick,
     ) -> Status {
-        let reason = match status {
-            Status::Closed(reason) => reason,
-            _ => match pool.take_scratch() {
-                Ok(buffers) => {
-                    counters.buffered.adjust(0, buffers.len());
-                    self.buffers = Some(buffers);
-                    return status;
-                }
-                Err(_out_of_memory) => CloseReason::OutOfMemory,
-            },
+        let reason = match result {
+            Ok(status) if pool.refill().is_ok() => {
+                tick.counters.buffered.adjust(0, buffers.len());
+                self.buffers = Some(buffers);
+                return status;
+            }
+            Ok(_) => CloseReason::OutOfMemory,
+            Err(reason) => reason,
         };
-        discard(&mut pool.scratch().input, reason, counters);
-        discard(&mut pool.scratch().output, reason, counters);
+        discard(&mut buffers.input, reason, &tick.counters);
+        discard(&mut buffers.output, reason, &tick.counters);
+        pool.give_back(buffers);
         self.stream.abort();
         Status::Closed(reason)
     }
 
-    /// Runs the state machine: sends pending output, makes the calls of the handler that are due, then serves.
+    /// Runs the state machine: sends pending output, makes the calls of the handler that are due, reads and handles.
     /// `Err` is the reason to close at once.
+    #[inline(always)]
     fn advance(&mut self, buffers: &mut Buffers, tick: &Tick) -> Result<Status, CloseReason> {
         let limit = self.transferred() + BUDGET as u64;
-        self.flush(&mut buffers.output, limit, tick)?;
-        self.make_due_calls(buffers, limit, tick)?;
         if !buffers.output.is_empty() {
-            return Ok(self.pending_output());
-        }
-        if self.transferred() >= limit {
-            return Ok(Status::Runnable);
-        }
-        self.serve_or_finish(buffers, limit, tick)
-    }
-
-    /// Calls the handler for its timer and its waker.
-    fn make_due_calls(
-        &mut self,
-        buffers: &mut Buffers,
-        limit: u64,
-        tick: &Tick,
-    ) -> Result<(), CloseReason> {
-        let Some(extras) = &mut self.extras else {
-            return Ok(());
-        };
-        let timer = mem::take(&mut extras.timer_is_due).then_some(Event::Timer);
-        let wake = mem::take(&mut extras.wake_is_due).then_some(Event::Wake);
-        for event in timer.into_iter().chain(wake) {
-            let is_done = self.state == State::Ended && self.wait == Wait::Input;
-            if self.calls_handler() && !is_done {
-                self.process(event, buffers, tick);
-                self.flush(&mut buffers.output, limit, tick)?;
+            self.flush(&mut buffers.output, limit, tick)?;
+            if self.transferred() >= limit {
+                return Ok(self.status_at_budget(buffers, tick));
             }
         }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn serve_or_finish(
-        &mut self,
-        buffers: &mut Buffers,
-        limit: u64,
-        tick: &Tick,
-    ) -> Result<Status, CloseReason> {
-        match self.serve(buffers, limit, tick)? {
-            Some(status) => Ok(status),
-            None => self.finish(&mut buffers.input, limit, tick),
-        }
-    }
-
-    /// Reads, handles and sends. Returns `None` once no more is to be read, handled or sent.
-    #[inline(always)]
-    fn serve(
-        &mut self,
-        buffers: &mut Buffers,
-        limit: u64,
-        tick: &Tick,
-    ) -> Result<Option<Status>, CloseReason> {
-        for _ in 0..MAX_ROUNDS {
-            let step = match self.awaits_input() {
-                true => Step::Read,
-                false => self.next_step(&buffers.input),
-            };
-            let event = match step {
-                Step::Call(event) => event,
+        let mut rounds = 0;
+        loop {
+            let event = match self.next_step(buffers, tick) {
                 Step::Read => match self.receive(&mut buffers.input, limit, tick)? {
-                    Some(event) => event,
-                    None if self.awaits_input() => return Ok(Some(self.idle_status())),
+                    Some(event) => {
+                        if event == Event::Input {
+                            self.since = tick.now;
+                        }
+                        event
+                    }
                     None => continue,
                 },
-                Step::Wait => return Ok(Some(Status::Idle)),
-                Step::Finish => return Ok(None),
+                Step::Call(event) => {
+                    self.clear_due(event);
+                    event
+                }
+                Step::Wait => return Ok(Status::Idle),
+                Step::Finish => return self.finish(&mut buffers.input, limit, tick),
             };
             self.process(event, buffers, tick);
             self.flush(&mut buffers.output, limit, tick)?;
-            if !buffers.output.is_empty() {
-                return Ok(Some(self.pending_output()));
+            // The next step would find this too, for 30 instructions more of each message.
+            if buffers.output.is_empty() && self.awaits_event(tick) {
+                return Ok(Status::Idle);
             }
-            if self.awaits_input() && !self.readiness.readable {
-                return Ok(Some(self.idle_status()));
+            rounds += 1;
+            if rounds == MAX_ROUNDS || self.transferred() >= limit {
+                return Ok(self.status_at_budget(buffers, tick));
             }
-            if self.transferred() >= limit {
-                break;
-            }
-        }
-        Ok(Some(Status::Runnable))
-    }
-
-    /// The status of a connection that [awaits input](Self::awaits_input).
-    fn idle_status(&self) -> Status {
-        match self.extras {
-            None => Status::AwaitingInput,
-            Some(_) => Status::Idle,
         }
     }
 
-    /// What comes next, unless the connection [awaits input](Self::awaits_input).
+    fn awaits_event(&self, tick: &Tick) -> bool {
+        self.awaits_input() && !self.readiness.readable && tick.drain == Drain::Off
+    }
+
+    /// The status of a connection that has used its budget. With pending output, only a write that would block has to
+    /// wait.
     #[cold]
-    fn next_step(&self, input: &Buffer) -> Step {
-        match self.wait {
-            _ if !self.calls_handler() => Step::Finish,
-            Wait::Open => Step::Call(Event::Open),
-            Wait::Sent => Step::Call(Event::Sent),
-            Wait::Input | Wait::Answer if self.may_read(input) => Step::Read,
-            Wait::Input => Step::Finish,
-            Wait::Answer => Step::Wait,
+    fn status_at_budget(&self, buffers: &Buffers, tick: &Tick) -> Status {
+        match self.next_step(buffers, tick) {
+            Step::Wait if buffers.output.is_empty() || !self.readiness.writable => Status::Idle,
+            _ => Status::Runnable,
+        }
+    }
+
+    /// What comes next within the budget.
+    #[inline(always)]
+    fn next_step(&self, buffers: &Buffers, tick: &Tick) -> Step {
+        if let Some(event) = self.due_call() {
+            return Step::Call(event);
+        }
+        if !buffers.output.is_empty() {
+            // A write would block.
+            return Step::Wait;
+        }
+        let takes_input = self.state == State::Reading || self.state == State::Pending;
+        if takes_input && self.may_read(&buffers.input) {
+            return Step::Read;
+        }
+        match self.state {
+            State::Reading if tick.drain == Drain::Off => Step::Wait,
+            State::Pending => Step::Wait,
+            State::Opening => Step::Call(Event::Open),
+            State::Flushing => Step::Call(Event::Sent),
+            _ => Step::Finish,
+        }
+    }
+
+    /// The call of the handler that its timer or its waker has made due.
+    fn due_call(&self) -> Option<Event> {
+        let extras = self.extras.as_ref()?;
+        match (extras.timer_is_due, extras.wake_is_due) {
+            _ if !self.state.is_serving() => None,
+            (true, _) => Some(Event::Timer),
+            (false, true) => Some(Event::Wake),
+            (false, false) => None,
+        }
+    }
+
+    fn clear_due(&mut self, event: Event) {
+        if let Some(extras) = &mut self.extras {
+            extras.timer_is_due &= event != Event::Timer;
+            extras.wake_is_due &= event != Event::Wake;
         }
     }
 
     /// Whether a read may return what the handler gets.
     fn may_read(&self, input: &Buffer) -> bool {
-        let is_in_time = || match self.state {
-            // The EOF is not among the unread bytes.
-            State::DrainingRest if self.bytes_in == self.read_limit => self.stream.unread() == 0,
-            State::DrainingRest => self.bytes_in < self.read_limit,
-            state => state != State::Ended,
-        };
-        self.readiness.readable && input.room() > 0 && is_in_time()
-    }
-
-    /// The status of a connection with pending output: either a write would block or the budget is used.
-    fn pending_output(&self) -> Status {
-        match self.readiness.writable {
-            true => Status::Runnable,
-            false => Status::Idle,
-        }
+        self.readiness.readable
+            && !self.ended
+            && input.room() > 0
+            && (self.bytes_in < self.read_limit
+                // The EOF is not among the unread bytes.
+                || (self.bytes_in == self.read_limit && self.stream.unread() == 0))
     }
 
     /// Ends a connection that has nothing left to read, handle or send: in a shutdown, waits for delivery; then shuts
@@ -535,37 +454,34 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         limit: u64,
         tick: &Tick,
     ) -> Result<Status, CloseReason> {
-        if self.state == State::Ended {
+        let is_discarding = matches!(self.state, State::Refusing | State::Lingering(_));
+        if self.state == State::Closing(CloseReason::PeerClosed) {
             // What is left is an unfinished message.
             discard(input, CloseReason::PeerClosed, &tick.counters);
-            self.state = State::Flushing(CloseReason::PeerClosed);
         }
-        let is_discarding = matches!(self.state, State::Refusing | State::Lingering(_));
-        if self.shutting_down && !is_discarding {
+        if tick.drain != Drain::Off && !is_discarding {
             // Delivery first: a client that a closed window has stopped sends the rest of its input before it
             // acknowledges our last output. After that acknowledgement, `unread` counts the rest.
             if !self.stream.await_delivery() {
                 return Ok(Status::Idle);
             }
-            if self.calls_handler() && self.stream.unread() > 0 {
+            if self.state.is_serving() && self.stream.unread() > 0 {
                 self.readiness.readable = true;
-                if self.state == State::DrainingRest && self.bytes_in >= self.read_limit {
-                    self.state = State::Refusing;
+                if self.bytes_in >= self.read_limit {
+                    self.enter(State::Refusing, tick.now);
                 }
                 return Ok(Status::Runnable);
             }
         }
         let reason = match self.state {
-            State::Refusing => CloseReason::DrainTimeout,
             // The client has ended its half, so a close ends the stream cleanly.
-            State::Flushing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
-            State::Flushing(reason) | State::Lingering(reason) => reason,
-            State::Serving | State::Draining | State::DrainingRest | State::Ended => {
-                CloseReason::Shutdown
-            }
+            State::Closing(CloseReason::PeerClosed) => return Err(CloseReason::PeerClosed),
+            State::Closing(reason) | State::Lingering(reason) => reason,
+            State::Refusing => CloseReason::DrainTimeout,
+            _ => CloseReason::Shutdown,
         };
         if !is_discarding {
-            self.shutdown_write(reason)?;
+            self.shutdown_write(reason, tick.now)?;
         }
         discard(input, reason, &tick.counters);
         for _ in 0..MAX_ROUNDS {
@@ -573,6 +489,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 return Ok(Status::Idle);
             }
             discard(input, reason, &tick.counters);
+            // A client that keeps sending could extend the wait for its EOF without end. The deadline of a shutdown
+            // prevents that.
+            if tick.drain != Drain::Off && self.state != State::Refusing {
+                self.since = tick.now;
+            }
             if self.transferred() >= limit {
                 break;
             }
@@ -580,12 +501,12 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(Status::Runnable)
     }
 
-    fn shutdown_write(&mut self, reason: CloseReason) -> Result<(), CloseReason> {
+    fn shutdown_write(&mut self, reason: CloseReason, now: Millis) -> Result<(), CloseReason> {
         // It is not retried, so every failure is an error.
         self.stream
             .shutdown_write()
             .map_err(|error| can_retry_now(&error).err().unwrap_or(CloseReason::Error))?;
-        self.state = State::Lingering(reason);
+        self.enter(State::Lingering(reason), now);
         self.readiness.readable = true;
         Ok(())
     }
@@ -598,7 +519,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
-                    self.progress = true;
+                    self.since = tick.now;
                     tick.counters.bytes_out.add(count as u64);
                 }
                 Err(error) => self.readiness.writable = can_retry_now(&error)?,
@@ -610,10 +531,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(())
     }
 
-    /// Calls the handler.
+    /// Calls the handler, and acts on the result.
     #[inline(always)]
     fn process(&mut self, event: Event, buffers: &mut Buffers, tick: &Tick) {
         let (before, unsent) = (buffers.len(), buffers.output.len());
+        if unsent == 0 && self.state == State::Pending {
+            // While only an answer is awaited, no time counts.
+            self.since = tick.now;
+        }
         let mut context = Context {
             input: Input(&mut buffers.input),
             output: Output(&mut buffers.output),
@@ -623,48 +548,31 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let handler = &mut self.handler;
         // After a panic the handler is never called again, only dropped.
         let action = catch_unwind(AssertUnwindSafe(|| handler.process(event, &mut context)));
-        // The fast path: all input became output, so no counter changes.
-        let is_echo = buffers.input.is_empty() && buffers.output.len() == before;
-        if is_echo && matches!(action, Ok(Action::Continue)) {
-            self.wait = Wait::Input;
-        } else {
-            let generated = &tick.counters.bytes_generated;
-            generated.adjust(before, buffers.len());
-            self.after_process(action, unsent, buffers, &tick.counters);
-        }
-    }
-
-    /// Acts on the result of a call of the handler, before which `unsent` bytes were in `output`.
-    fn after_process(
-        &mut self,
-        action: thread::Result<Action>,
-        unsent: usize,
-        buffers: &mut Buffers,
-        counters: &WorkerCounters,
-    ) {
+        tick.counters.bytes_generated.adjust(before, buffers.len());
         let Buffers { input, output } = buffers;
-        let has_ended = self.state == State::Ended;
-        self.wait = Wait::Input;
+        if matches!(action, Ok(Action::Continue)) && !self.ended && input.room() > 0 {
+            self.state = State::Reading;
+            return;
+        }
         match action {
-            Ok(Action::Continue) if input.room() == 0 && !has_ended => {
-                self.close_after_flush(CloseReason::BufferFull);
-            }
             Ok(Action::Flush) if output.is_empty() => {
-                self.close_after_flush(CloseReason::BufferFull);
+                self.close_after_flush(CloseReason::BufferFull, tick.now);
             }
-            Ok(Action::Continue) => {}
-            Ok(Action::Flush) => self.wait = Wait::Sent,
-            Ok(Action::Pending) => self.wait = Wait::Answer,
-            // After the client's EOF, a close and no further answer are the same.
-            Ok(Action::Close) if has_ended => {}
-            Ok(Action::Close) => self.close_after_flush(CloseReason::Handler),
+            Ok(Action::Flush) => self.state = State::Flushing,
+            Ok(Action::Pending) => self.state = State::Pending,
+            // After the client's EOF, a close and no further answer are the same. That is no progress of the client.
+            Ok(Action::Continue | Action::Close) if self.ended => {
+                self.state = State::Closing(CloseReason::PeerClosed);
+            }
+            Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, tick.now),
+            Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, tick.now),
             Err(panic) => {
                 // Already reported by the panic hook. Discard the partial output.
                 dispose(panic);
                 let partial = output.len().saturating_sub(unsent);
-                counters.discarded[CloseReason::Panic as usize].add(partial as u64);
+                tick.counters.discarded[CloseReason::Panic as usize].add(partial as u64);
                 output.truncate(unsent);
-                self.close_after_flush(CloseReason::Panic);
+                self.close_after_flush(CloseReason::Panic, tick.now);
             }
         }
     }
@@ -684,7 +592,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Ok((0, _)) => return self.on_eof().map(Some),
                 Ok((count, is_short)) => {
                     self.bytes_in += count as u64;
-                    self.progress = true;
                     tick.counters.bytes_in.add(count as u64);
                     let drained = is_short && self.stream.short_read_means_drained();
                     self.readiness.readable = !drained || self.readiness.read_until_would_block;
@@ -709,8 +616,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Err(CloseReason::DrainTimeout)
             }
             _ => {
-                self.readiness.readable = false;
-                self.state = State::Ended;
+                (self.readiness.readable, self.ended) = (false, true);
                 Ok(Event::Eof)
             }
         }
@@ -722,15 +628,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 fn discard(buffer: &mut Buffer, reason: CloseReason, counters: &WorkerCounters) {
     counters.discarded[reason as usize].add(buffer.len() as u64);
     buffer.clear();
-}
-
-/// Drops the payload of a panic. The payload belongs to user code, so its drop can panic as well; that
-/// second payload is leaked.
-#[cold]
-pub(crate) fn dispose(panic: Box<dyn Any + Send>) {
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        mem::forget(second);
-    }
 }
 
 /// Whether a failed call can be retried now (`true`) or after an edge (`false`); otherwise the reason to

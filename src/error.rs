@@ -1,6 +1,9 @@
 //! Error messages of one line: without the system's error number, and with what was attempted.
 
+use std::any::Any;
 use std::io;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Returns the message of `error` without the `(os error 98)` that `io::Error` appends.
 pub(crate) fn error_text(error: &io::Error) -> String {
@@ -32,6 +35,24 @@ pub(crate) fn escape_control(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// Drops the payload of a panic. The payload belongs to user code, so its drop can panic as well; that
+/// second payload is leaked.
+#[cold]
+pub(crate) fn dispose(panic: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        mem::forget(second);
+    }
+}
+
+/// Returns the message of a panic.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ pub(crate) mod table;
 pub(crate) mod timers;
 pub(crate) mod worker;
 
-use std::any::Any;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,13 +24,14 @@ use self::worker::Worker;
 use crate::connection::Resources;
 use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::connection::handler::Handler;
+use crate::connection::tick::{Tick, Timeouts};
 use crate::connection::waker::WakeQueue;
-use crate::error::with_context;
+use crate::error::{panic_message, with_context};
 use crate::net::address::Address;
 use crate::net::listener::{ListenOptions, Listener};
 use crate::net::poller::{Clock, MioPoller};
 use crate::net::stream::Socket;
-use crate::server::table::{ConnectionTable, Timeouts};
+use crate::server::table::ConnectionTable;
 use crate::stats::{Counters, Stats};
 use crate::system::{NEVER, Wake, millis};
 
@@ -353,8 +353,9 @@ impl Server {
                         waker,
                     } = parts;
                     let (wake_queue, wake_ups) = WakeQueue::new(move || Wake::wake(&waker));
-                    let resources = Resources::new(pool, wake_queue, Arc::clone(counters));
-                    let table = ConnectionTable::new(timeouts, resources, wake_ups, index);
+                    let tick = Tick::new(timeouts, wake_queue, Arc::clone(counters));
+                    let resources = Resources { pool, tick };
+                    let table = ConnectionTable::new(resources, wake_ups, index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
                     worker.run(&mut poller, new_handler)
@@ -397,14 +398,6 @@ fn join(index: usize, thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Resul
             panic_message(&*panic)
         ))),
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// Controls a [`Server`] from any thread. Clones control the same server.

@@ -36,6 +36,21 @@ pub(crate) struct Readiness {
     pub(crate) read_until_would_block: bool,
 }
 
+impl Readiness {
+    pub(crate) const WRITABLE: Self = Self {
+        readable: false,
+        writable: true,
+        read_until_would_block: false,
+    };
+
+    #[cfg(test)]
+    pub(crate) const READABLE: Self = Self {
+        readable: true,
+        writable: false,
+        read_until_would_block: false,
+    };
+}
+
 /// A bidirectional byte stream whose write half can be shut down on its own.
 ///
 /// Reads and writes never block: they fail with [`ErrorKind::WouldBlock`].

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use crate::connection::dispose;
+use crate::error::dispose;
 
 /// Runs jobs of type `T` on its own threads, so that slow work does not block an event loop.
 ///

@@ -3,9 +3,8 @@
 //! A buffer is contiguous: bytes are appended at the end and consumed from the front, and its data is
 //! always one slice. It never grows, so the memory of a server is bounded.
 //!
-//! A connection owns buffers only while they hold bytes. Otherwise it uses the scratch buffers of its
-//! worker's [`Pool`]. The pool reuses buffers last in, first out, because the last ones are likely to
-//! be in the CPU's cache.
+//! A connection owns buffers only while they hold bytes. Otherwise it borrows a pair of its worker's [`Pool`] while it
+//! runs. The pool reuses buffers last in, first out, because the last ones are likely to be in the CPU's cache.
 //!
 //! The storage is an anonymous memory map. Unlike a heap block, it is returned to the system when it is
 //! dropped, its pages use memory only once they are written, and a failed allocation is an error instead
@@ -230,12 +229,11 @@ impl Buffers {
     }
 }
 
-/// The buffers of a worker.
+/// The empty buffers of a worker.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// Empty buffers that every connection without its own uses while it runs. If they are left with
-    /// bytes, the connection takes them and spare ones become the scratch buffers.
-    scratch: Box<Buffers>,
+    /// The pair that was used last, which the next connection gets. Absent only while a connection is driven.
+    next: Option<Box<Buffers>>,
     spare: Vec<Box<Buffers>>,
     max_spare: usize,
     capacity: usize,
@@ -249,10 +247,10 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// If the memory for the scratch buffers is not available.
+    /// If the memory for the first pair is not available.
     pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         Ok(Self {
-            scratch: Buffers::new(capacity)?,
+            next: Some(Buffers::new(capacity)?),
             spare: Vec::new(),
             max_spare: Self::max_spare(capacity),
             capacity,
@@ -269,34 +267,38 @@ impl Pool {
         (Self::MAX_SPARE_BYTES / Buffers::max_bytes(capacity).max(1)).clamp(1, 256)
     }
 
-    /// Returns the scratch buffers, which are empty. After use, unless
-    /// [`is_scratch_clean`](Self::is_scratch_clean), they must be [taken](Self::take_scratch).
-    pub(crate) fn scratch(&mut self) -> &mut Buffers {
-        &mut self.scratch
+    /// Takes a pair for the connection that is driven next. It must be [given back](Self::give_back), or the pool
+    /// [refilled](Self::refill).
+    ///
+    /// # Panics
+    ///
+    /// If neither was done.
+    pub(crate) fn take(&mut self) -> Box<Buffers> {
+        self.next.take().expect("a pool is never left empty")
     }
 
-    /// Returns whether the scratch buffers are empty.
-    pub(crate) fn is_scratch_clean(&self) -> bool {
-        self.scratch.is_empty()
-    }
-
-    /// Takes the scratch buffers with their contents, and puts empty ones in their place.
+    /// Ensures that there is a pair for the next connection.
     ///
     /// # Errors
     ///
-    /// If the memory for the empty ones is not available. The scratch buffers then keep their contents.
-    pub(crate) fn take_scratch(&mut self) -> io::Result<Box<Buffers>> {
-        let empty = match self.spare.pop() {
-            Some(spare) => spare,
-            None => Buffers::new(self.capacity)?,
-        };
-        Ok(mem::replace(&mut self.scratch, empty))
+    /// If there is none, and no memory for one.
+    pub(crate) fn refill(&mut self) -> io::Result<()> {
+        if self.next.is_none() {
+            self.next = match self.spare.pop() {
+                None => Some(Buffers::new(self.capacity)?),
+                spare => spare,
+            };
+        }
+        Ok(())
     }
 
-    /// Takes back empty buffers: keeps them as spare ones, or frees them at the limit.
-    pub(crate) fn recycle(&mut self, buffers: Box<Buffers>) {
-        if self.spare.len() < self.max_spare {
-            self.spare.push(buffers);
+    /// Takes back a pair, which must be empty: keeps it, or frees it at the limit.
+    #[inline(always)]
+    pub(crate) fn give_back(&mut self, buffers: Box<Buffers>) {
+        if let Some(before) = self.next.replace(buffers)
+            && self.spare.len() < self.max_spare
+        {
+            self.spare.push(before);
         }
     }
 }

@@ -2,14 +2,11 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_utils::CachePadded;
-
 use crate::connection::buffer::Buffer;
-use crate::connection::waker::{WakeQueue, Waker};
-use crate::stats::WorkerCounters;
+use crate::connection::tick::Tick;
+use crate::connection::waker::Waker;
 use crate::system::{Millis, NEVER, millis};
 
 /// A protocol implementation. One value per connection, created on accept and dropped on close.
@@ -159,8 +156,6 @@ pub(crate) struct Extras {
     pub(crate) waker: Option<Waker>,
     /// When the handler's timer expires, or [`NEVER`].
     pub(crate) timer: Millis,
-    /// The time of the connection's entry among the [timers](crate::server::timers), or [`NEVER`].
-    pub(crate) armed: Millis,
     /// Calls of the handler that are due.
     pub(crate) timer_is_due: bool,
     pub(crate) wake_is_due: bool,
@@ -171,22 +166,10 @@ impl Default for Extras {
         Self {
             waker: None,
             timer: NEVER,
-            armed: NEVER,
             timer_is_due: false,
             wake_is_due: false,
         }
     }
-}
-
-/// What a connection sees of its worker while it is driven.
-#[derive(Debug)]
-pub(crate) struct Tick {
-    pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
-    pub(crate) wakes: WakeQueue,
-    /// The connection that is driven.
-    pub(crate) token: usize,
-    /// The time of the tick.
-    pub(crate) now: Millis,
 }
 
 /// The bytes that have arrived and were not consumed, at most the server's

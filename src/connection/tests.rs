@@ -1,11 +1,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::mem;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::*;
 use crate::connection::buffer::OUT_OF_MEMORY;
 use crate::connection::handler::Echo;
+use crate::connection::waker::WakeQueue;
 
 impl<S, H> Connection<S, H> {
     /// For tests of what contains connections.
@@ -19,7 +22,8 @@ impl Resources {
     pub(crate) fn for_tests(buffer_size: usize) -> Self {
         let (wakes, _no_worker) = WakeQueue::new(|| {});
         let pool = Pool::new(buffer_size).expect("memory for a test");
-        Self::new(pool, wakes, Arc::default())
+        let tick = Tick::new(TIMEOUTS, wakes, Arc::default());
+        Self { pool, tick }
     }
 }
 
@@ -35,6 +39,13 @@ enum Call {
     Abort,
 }
 use Call::{Abort, IsDelivered, Read as ReadCall, ShutdownWrite, Unread, Write as WriteCall};
+
+const TIMEOUTS: Timeouts = Timeouts {
+    idle: Some(800),
+    flush: 80,
+    linger: 400,
+    drain: 1000,
+};
 
 const WOULD_BLOCK: ErrorKind = ErrorKind::WouldBlock;
 const WOULD_BLOCK_READ: Call = ReadCall(Err(WOULD_BLOCK));
@@ -105,11 +116,8 @@ impl Stream for Scripted {
     }
 }
 
-const WRITABLE: Readiness = Readiness {
-    readable: false,
-    writable: true,
-    read_until_would_block: false,
-};
+const READABLE: Readiness = Readiness::READABLE;
+const WRITABLE: Readiness = Readiness::WRITABLE;
 const READ_CLOSED: Readiness = Readiness {
     readable: true,
     writable: false,
@@ -127,7 +135,7 @@ impl<H: Handler> Harness<H> {
     fn new(handler: H) -> Self {
         let script = Scripted::default();
         Self {
-            connection: Connection::new(script.clone(), handler),
+            connection: Connection::new(script.clone(), handler, 0),
             script,
             resources: Resources::for_tests(4),
         }
@@ -145,6 +153,18 @@ impl<H: Handler> Harness<H> {
     fn event(&mut self, event: Readiness, calls: &[Call]) -> Status {
         self.connection.add_readiness(event);
         self.run(calls)
+    }
+
+    /// Starts a shutdown.
+    fn drain(&mut self) {
+        self.resources.tick.drain = Drain::Reading { deadline: 1000 };
+        self.connection.read_what_has_arrived();
+    }
+
+    /// Ends reading in a shutdown.
+    fn limit_reading(&mut self) {
+        self.resources.tick.drain = Drain::Sending { deadline: 1000 };
+        self.connection.limit_reading();
     }
 
     fn discarded(&self, reason: CloseReason) -> u64 {
@@ -180,15 +200,10 @@ fn a_message_costs_one_read_and_one_write() {
     let mut harness = Harness::new(Echo);
     let message = [ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))];
     for _ in 0..3 {
-        assert_eq!(harness.event(READABLE, &message), Status::AwaitingInput);
+        assert_eq!(harness.event(READABLE, &message), Status::Idle);
     }
     assert_eq!(harness.connection.bytes_in(), 9);
     assert_eq!(harness.connection.bytes_out(), 9);
-    assert!(harness.connection.take_progress());
-    assert!(
-        !harness.connection.take_progress(),
-        "progress is reported once"
-    );
     assert_eq!(harness.resources.tick.counters.bytes_in.get(), 9);
     assert_eq!(harness.resources.tick.counters.bytes_out.get(), 9);
 }
@@ -196,8 +211,8 @@ fn a_message_costs_one_read_and_one_write() {
 #[test]
 fn without_readiness_no_call_is_made_and_no_buffer_is_held() {
     let mut harness = Harness::new(Echo);
-    assert_eq!(harness.run(&[]), Status::AwaitingInput);
-    assert_eq!(harness.event(WRITABLE, &[]), Status::AwaitingInput);
+    assert_eq!(harness.run(&[]), Status::Idle);
+    assert_eq!(harness.event(WRITABLE, &[]), Status::Idle);
     harness.event(READABLE, &[ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
     assert!(harness.connection.buffers.is_none());
 }
@@ -210,8 +225,8 @@ fn full_read_is_followed_by_another_read() {
         WriteCall(b"abcd", Ok(4)),
         WOULD_BLOCK_READ,
     ];
-    assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
-    assert_eq!(harness.run(&[]), Status::AwaitingInput);
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(harness.run(&[]), Status::Idle);
 }
 
 #[test]
@@ -221,10 +236,10 @@ fn short_read_is_not_trusted_after_eof_or_urgent_data() {
     let mut calls = short.to_vec();
     calls.extend(short);
     calls.push(WOULD_BLOCK_READ);
-    assert_eq!(harness.event(READ_CLOSED, &calls), Status::AwaitingInput);
+    assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
     // After a read that would block, short reads are trusted again.
-    assert_eq!(harness.event(READABLE, &short), Status::AwaitingInput);
-    assert_eq!(harness.run(&[]), Status::AwaitingInput);
+    assert_eq!(harness.event(READABLE, &short), Status::Idle);
+    assert_eq!(harness.run(&[]), Status::Idle);
 }
 
 #[test]
@@ -287,7 +302,7 @@ fn interrupted_calls_are_retried() {
         WriteCall(b"ab", Err(ErrorKind::Interrupted)),
         WriteCall(b"ab", Ok(2)),
     ];
-    assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
 }
 
 #[test]
@@ -321,7 +336,7 @@ fn resets_are_distinguished_from_other_errors() {
         let mut harness = Harness::new(Echo);
         harness
             .connection
-            .close_after_flush(CloseReason::IdleTimeout);
+            .close_after_flush(CloseReason::IdleTimeout, 0);
         assert_eq!(harness.run(&[ShutdownWrite(Err(kind))]), closed, "{kind}");
     }
 }
@@ -337,7 +352,7 @@ fn failed_connection_without_memory_has_its_own_reason() {
     OUT_OF_MEMORY.set(false);
     assert_eq!(status, Status::Closed(CloseReason::Reset));
     assert_eq!(harness.discarded(CloseReason::Reset), 2);
-    assert_eq!(harness.connection.abort_if_incomplete(), 0);
+    harness.connection.abort_if_incomplete();
 }
 
 #[test]
@@ -359,7 +374,7 @@ fn used_budget_leaves_the_connection_runnable() {
     harness.run(&[]);
     assert_eq!(harness.event(READABLE, &used_budget()), Status::Runnable);
     assert_eq!(harness.run(&used_budget()), Status::Runnable);
-    assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::AwaitingInput);
+    assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
 }
 
 #[test]
@@ -369,7 +384,7 @@ fn budget_that_ends_with_the_last_message_leaves_the_connection_idle() {
     let mut calls = used_budget();
     calls.truncate(calls.len() - 2);
     calls.extend([ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
-    assert_eq!(harness.event(READABLE, &calls), Status::AwaitingInput);
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
 }
 
 /// A stream of any length that counts the bytes of each call.
@@ -413,7 +428,7 @@ impl Stream for Endless {
 fn budget_limits_reads_and_sends_for_any_buffer_size() {
     for buffer_size in [1, 1 << 10, BUDGET, 16 << 20] {
         let stream = Endless::default();
-        let mut connection = Connection::new(stream.clone(), Echo);
+        let mut connection = Connection::new(stream.clone(), Echo, 0);
         connection.add_readiness(READABLE);
         let mut resources = Resources::for_tests(buffer_size);
         for turn in 1..=3 {
@@ -440,7 +455,7 @@ fn budget_limits_the_sends_of_a_handler_without_input() {
         assert!(context.output.push(&bytes));
         Action::Flush
     });
-    let mut connection = Connection::new(stream, fill);
+    let mut connection = Connection::new(stream, fill, 0);
     let mut resources = Resources::for_tests(16 << 20);
     for turn in 1..=3 {
         let status = connection.drive(&mut resources);
@@ -455,10 +470,7 @@ fn greeting_is_sent_before_any_input() {
         assert!(event != Event::Open || context.output.push(b"hi"));
         Action::Continue
     }));
-    assert_eq!(
-        harness.run(&[WriteCall(b"hi", Ok(2))]),
-        Status::AwaitingInput
-    );
+    assert_eq!(harness.run(&[WriteCall(b"hi", Ok(2))]), Status::Idle);
     assert_eq!(harness.resources.tick.counters.bytes_generated.get(), 2);
 }
 
@@ -473,8 +485,8 @@ fn handler_close_shuts_down_writes_and_discards_input() {
     ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.phase(),
-        Phase::Lingering(CloseReason::Handler)
+        harness.connection.state(),
+        State::Lingering(CloseReason::Handler)
     );
     assert_eq!(harness.connection.buffered(), 0);
     assert_eq!(harness.discarded(CloseReason::Handler), 2, "x and y");
@@ -491,7 +503,10 @@ fn handler_close_waits_for_its_output() {
     let mut harness = Harness::new(FnHandler(close_with_bye));
     let calls = [ReadCall(Ok(b"q")), WriteCall(b"bye", Err(WOULD_BLOCK))];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
-    assert_eq!(harness.connection.phase(), Phase::Flushing);
+    assert_eq!(
+        harness.connection.state(),
+        State::Closing(CloseReason::Handler)
+    );
     let calls = [WriteCall(b"bye", Ok(3)), ShutdownWrite(Ok(())), EOF];
     let status = harness.event(WRITABLE, &calls);
     assert_eq!(status, Status::Closed(CloseReason::Handler));
@@ -509,8 +524,8 @@ fn handler_panic_closes_the_connection() {
     let calls = [ReadCall(Ok(b"ab")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.phase(),
-        Phase::Lingering(CloseReason::Panic)
+        harness.connection.state(),
+        State::Lingering(CloseReason::Panic)
     );
     assert_eq!(harness.discarded(CloseReason::Panic), 3);
 }
@@ -520,13 +535,13 @@ fn message_larger_than_the_buffer_closes_the_connection() {
     let mut harness = Harness::new(handler(|_, _| Action::Continue));
     assert_eq!(
         harness.event(READABLE, &[ReadCall(Ok(b"abc"))]),
-        Status::AwaitingInput
+        Status::Idle
     );
     let calls = [ReadCall(Ok(b"d")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.phase(),
-        Phase::Lingering(CloseReason::BufferFull)
+        harness.connection.state(),
+        State::Lingering(CloseReason::BufferFull)
     );
     assert_eq!(harness.discarded(CloseReason::BufferFull), 4);
 }
@@ -543,8 +558,8 @@ fn answer_larger_than_the_buffer_closes_the_connection() {
     let calls = [ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.phase(),
-        Phase::Lingering(CloseReason::BufferFull)
+        harness.connection.state(),
+        State::Lingering(CloseReason::BufferFull)
     );
 }
 
@@ -563,10 +578,7 @@ fn handler_that_flushes_is_called_when_its_output_is_sent() {
             _ => Action::Flush,
         }
     }));
-    assert_eq!(
-        harness.run(&[WriteCall(b"abc", Ok(3)); 3]),
-        Status::AwaitingInput
-    );
+    assert_eq!(harness.run(&[WriteCall(b"abc", Ok(3)); 3]), Status::Idle);
 }
 
 #[test]
@@ -578,8 +590,8 @@ fn handler_that_continues_is_called_for_input_only() {
         Action::Continue
     }));
     let script = [ReadCall(Ok(b"a")), WriteCall(b"abc", Ok(3))];
-    assert_eq!(harness.event(READABLE, &script), Status::AwaitingInput);
-    assert_eq!(harness.event(WRITABLE, &[]), Status::AwaitingInput);
+    assert_eq!(harness.event(READABLE, &script), Status::Idle);
+    assert_eq!(harness.event(WRITABLE, &[]), Status::Idle);
     drop(harness);
     assert_eq!(calls, 2);
 }
@@ -636,7 +648,7 @@ fn with_a_pending_answer() -> (Harness<ScriptedHandler>, ScriptedHandler) {
     let status = harness.event(READABLE, &[ReadCall(Ok(b"a"))]);
     assert_eq!(status, Status::Idle);
     assert_eq!(handler.take_events(), [Event::Open, Event::Input]);
-    assert_eq!(harness.connection.phase(), Phase::Waiting);
+    assert_eq!(harness.connection.state(), State::Pending);
     (harness, handler)
 }
 
@@ -645,12 +657,12 @@ fn pending_answer_keeps_the_connection_open_after_eof() {
     let (mut harness, handler) = with_a_pending_answer();
     assert_eq!(harness.event(READ_CLOSED, &[EOF]), Status::Idle);
     assert_eq!(handler.take_events(), [Event::Eof]);
-    assert_eq!(harness.connection.phase(), Phase::Waiting);
+    assert_eq!(harness.connection.state(), State::Pending);
     handler.set(b"part", Action::Pending);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     assert_eq!(harness.run(&[WriteCall(b"part", Ok(4))]), Status::Idle);
     handler.set(b"rest", Action::Continue);
-    harness.connection.request_call(Event::Timer);
+    harness.connection.timer_expired();
     let status = harness.run(&[WriteCall(b"rest", Ok(4))]);
     assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
     assert_eq!(handler.take_events(), [Event::Wake, Event::Timer]);
@@ -659,11 +671,11 @@ fn pending_answer_keeps_the_connection_open_after_eof() {
 #[test]
 fn pending_answer_keeps_the_connection_open_in_a_drain() {
     let (mut harness, handler) = with_a_pending_answer();
-    harness.connection.drain();
+    harness.drain();
     assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
-    assert_eq!(harness.connection.phase(), Phase::Waiting);
+    assert_eq!(harness.connection.state(), State::Pending);
     handler.set(b"yes", Action::Continue);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     let calls = [
         WriteCall(b"yes", Ok(3)),
         IsDelivered(true),
@@ -672,22 +684,22 @@ fn pending_answer_keeps_the_connection_open_in_a_drain() {
         WOULD_BLOCK_READ,
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    let lingering = Phase::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.phase(), lingering);
+    let lingering = State::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.state(), lingering);
 }
 
 #[test]
 fn connection_with_a_pending_answer_is_reset_when_it_is_closed() {
     let (mut harness, handler) = with_a_pending_answer();
     handler.set(b"", Action::Continue);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     harness.run(&[]);
-    assert_eq!(harness.connection.abort_if_incomplete(), 0, "answered");
+    harness.connection.abort_if_incomplete();
     handler.set(b"", Action::Pending);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     harness.run(&[]);
     harness.script.0.borrow_mut().push_back(Abort);
-    assert_eq!(harness.connection.abort_if_incomplete(), 0);
+    harness.connection.abort_if_incomplete();
     assert!(harness.script.0.borrow().is_empty());
 }
 
@@ -699,7 +711,7 @@ fn full_input_stops_reading_while_an_answer_is_pending() {
     assert_eq!(status, Status::Idle);
     assert_eq!(harness.event(READABLE, &[]), Status::Idle, "no room");
     handler.set(b"yes", Action::Continue);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     let calls = [
         WriteCall(b"yes", Ok(3)),
         ReadCall(Ok(b"e")),
@@ -714,11 +726,11 @@ fn full_input_stops_reading_while_an_answer_is_pending() {
 fn wake_up_calls_the_handler_while_output_is_pending() {
     let (mut harness, handler) = with_a_pending_answer();
     handler.set(b"ab", Action::Continue);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     let status = harness.run(&[WriteCall(b"ab", Err(WOULD_BLOCK))]);
     assert_eq!(status, Status::Idle);
-    assert_eq!(harness.connection.phase(), Phase::Serving);
-    harness.connection.request_call(Event::Wake);
+    assert_eq!(harness.connection.state(), State::Reading);
+    harness.connection.woken();
     assert_eq!(harness.run(&[]), Status::Idle);
     let status = harness.event(WRITABLE, &[WriteCall(b"abab", Ok(4))]);
     assert_eq!(status, Status::Idle);
@@ -729,10 +741,10 @@ fn wake_up_calls_the_handler_while_output_is_pending() {
 fn panic_keeps_the_output_of_earlier_calls() {
     let (mut harness, handler) = with_a_pending_answer();
     handler.set(b"abc", Action::Pending);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     harness.run(&[WriteCall(b"abc", Err(WOULD_BLOCK))]);
     // The second answer does not fit.
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     assert_eq!(harness.run(&[]), Status::Idle);
     let calls = [
         WriteCall(b"abc", Ok(3)),
@@ -740,17 +752,17 @@ fn panic_keeps_the_output_of_earlier_calls() {
         WOULD_BLOCK_READ,
     ];
     assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
-    let lingering = Phase::Lingering(CloseReason::Panic);
-    assert_eq!(harness.connection.phase(), lingering);
+    let lingering = State::Lingering(CloseReason::Panic);
+    assert_eq!(harness.connection.state(), lingering);
 }
 
 #[test]
 fn closing_connection_calls_its_handler_no_more() {
     let (mut harness, handler) = with_a_pending_answer();
     handler.set(b"", Action::Close);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
-    harness.connection.request_call(Event::Wake);
+    harness.connection.woken();
     assert_eq!(harness.run(&[]), Status::Idle);
     assert_eq!(handler.take_events(), [Event::Wake]);
 }
@@ -768,7 +780,7 @@ fn close_after_eof_is_the_end_of_the_client() {
 #[test]
 fn drain_answers_data_that_arrived_without_an_event() {
     let mut harness = Harness::new(Echo);
-    harness.connection.drain();
+    harness.drain();
     let calls = [
         ReadCall(Ok(b"ab")),
         WriteCall(b"ab", Ok(2)),
@@ -779,8 +791,8 @@ fn drain_answers_data_that_arrived_without_an_event() {
         WOULD_BLOCK_READ,
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    let lingering = Phase::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.phase(), lingering);
+    let lingering = State::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.state(), lingering);
     let status = harness.event(READ_CLOSED, &[EOF]);
     assert_eq!(status, Status::Closed(CloseReason::Shutdown));
 }
@@ -788,7 +800,7 @@ fn drain_answers_data_that_arrived_without_an_event() {
 #[test]
 fn drain_waits_for_delivery_and_answers_meanwhile() {
     let mut harness = Harness::new(Echo);
-    harness.connection.drain();
+    harness.drain();
     let calls = [WOULD_BLOCK_READ, IsDelivered(false)];
     assert_eq!(harness.run(&calls), Status::Idle);
     let calls = [
@@ -797,7 +809,7 @@ fn drain_waits_for_delivery_and_answers_meanwhile() {
         IsDelivered(false),
     ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
-    assert_eq!(harness.connection.phase(), Phase::Serving);
+    assert_eq!(harness.connection.state(), State::Reading);
     let calls = [
         IsDelivered(true),
         Unread(0),
@@ -810,7 +822,7 @@ fn drain_waits_for_delivery_and_answers_meanwhile() {
 #[test]
 fn drain_reads_what_has_arrived_before_the_acknowledgement() {
     let mut harness = Harness::new(Echo);
-    harness.connection.drain();
+    harness.drain();
     let calls = [WOULD_BLOCK_READ, IsDelivered(true), Unread(2)];
     assert_eq!(harness.run(&calls), Status::Runnable);
     let calls = [
@@ -819,13 +831,13 @@ fn drain_reads_what_has_arrived_before_the_acknowledgement() {
         IsDelivered(false),
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    assert_eq!(harness.connection.phase(), Phase::Serving);
+    assert_eq!(harness.connection.state(), State::Reading);
 }
 
 #[test]
 fn drain_after_eof_waits_for_delivery() {
     let mut harness = Harness::new(Echo);
-    harness.connection.drain();
+    harness.drain();
     let calls = [EOF, IsDelivered(false)];
     assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
     let status = harness.event(WRITABLE, &[IsDelivered(true)]);
@@ -836,10 +848,10 @@ fn drain_after_eof_waits_for_delivery() {
 fn refusing() -> Harness<Echo> {
     let mut harness = Harness::new(Echo);
     harness.run(&[]);
-    harness.connection.drain();
+    harness.drain();
     assert_eq!(harness.run(&used_budget()), Status::Runnable);
     harness.script.0.borrow_mut().push_back(Unread(4));
-    harness.connection.limit_reading();
+    harness.limit_reading();
     let calls = [
         ReadCall(Ok(b"abcd")),
         WriteCall(b"abcd", Ok(4)),
@@ -850,7 +862,7 @@ fn refusing() -> Harness<Echo> {
     assert_eq!(harness.run(&calls), Status::Runnable);
     let calls = [ReadCall(Ok(b"more")), WOULD_BLOCK_READ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    assert_eq!(harness.connection.phase(), Phase::Refusing);
+    assert_eq!(harness.connection.state(), State::Refusing);
     assert_eq!(harness.discarded(CloseReason::DrainTimeout), 4);
     harness
 }
@@ -858,11 +870,13 @@ fn refusing() -> Harness<Echo> {
 #[test]
 fn client_that_goes_on_sending_after_the_read_deadline_gets_an_eof() {
     let mut harness = refusing();
-    harness.connection.close_after_flush(CloseReason::Shutdown);
+    harness
+        .connection
+        .close_after_flush(CloseReason::Shutdown, 0);
     let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    let lingering = Phase::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.phase(), lingering);
+    let lingering = State::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.state(), lingering);
 }
 
 #[test]
@@ -878,10 +892,10 @@ fn stream_that_ends_after_the_read_deadline_is_reset() {
 fn drain_after_the_read_deadline_answers_what_has_arrived() {
     let mut harness = Harness::new(Echo);
     harness.run(&[]);
-    harness.connection.drain();
+    harness.drain();
     assert_eq!(harness.run(&used_budget()), Status::Runnable);
     harness.script.0.borrow_mut().push_back(Unread(6));
-    harness.connection.limit_reading();
+    harness.limit_reading();
     let calls = [
         ReadCall(Ok(b"abcd")),
         WriteCall(b"abcd", Ok(4)),
@@ -893,8 +907,8 @@ fn drain_after_the_read_deadline_answers_what_has_arrived() {
         WOULD_BLOCK_READ,
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    let lingering = Phase::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.phase(), lingering);
+    let lingering = State::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.connection.state(), lingering);
 }
 
 #[test]
@@ -908,9 +922,9 @@ fn eof_that_had_arrived_is_answered_after_the_read_deadline() {
     for ends in [true, false] {
         let mut harness = Harness::new(handler(process));
         harness.run(&[]);
-        harness.connection.drain();
+        harness.drain();
         harness.script.0.borrow_mut().push_back(Unread(2));
-        harness.connection.limit_reading();
+        harness.limit_reading();
         let answer = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Ok(2)), Unread(0)];
         let (rest, status): (&[_], _) = match ends {
             true => (
@@ -938,9 +952,11 @@ fn connection_with_pending_output_is_reset() {
     let calls = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Err(WOULD_BLOCK))];
     harness.event(READABLE, &calls);
     harness.script.0.borrow_mut().push_back(Abort);
-    assert_eq!(harness.connection.abort_if_incomplete(), 2);
+    assert_eq!(harness.connection.buffered(), 2);
+    harness.connection.abort_if_incomplete();
+    assert!(harness.script.0.borrow().is_empty());
     let mut empty = Harness::new(Echo);
-    assert_eq!(empty.connection.abort_if_incomplete(), 0);
+    empty.connection.abort_if_incomplete();
 }
 
 #[test]
@@ -950,7 +966,7 @@ fn unfinished_message_is_discarded_at_eof() {
     let status = harness.event(READ_CLOSED, &[ReadCall(Ok(b"a")), EOF]);
     assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
     assert_eq!(harness.discarded(CloseReason::PeerClosed), 1);
-    assert_eq!(harness.connection.abort_if_incomplete(), 0);
+    harness.connection.abort_if_incomplete();
 }
 
 /// Panics with a payload whose drop panics.
@@ -968,8 +984,8 @@ fn panic_of_a_panic_payload_is_contained() {
     let calls = [ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     harness.connection.add_readiness(READABLE);
     assert_eq!(harness.run(&calls), Status::Idle);
-    let lingering = Phase::Lingering(CloseReason::Panic);
-    assert_eq!(harness.connection.phase(), lingering);
+    let lingering = State::Lingering(CloseReason::Panic);
+    assert_eq!(harness.connection.state(), lingering);
 }
 
 #[test]
@@ -977,11 +993,53 @@ fn first_close_reason_wins() {
     let mut harness = Harness::new(Echo);
     harness
         .connection
-        .close_after_flush(CloseReason::IdleTimeout);
-    harness.connection.close_after_flush(CloseReason::Shutdown);
+        .close_after_flush(CloseReason::IdleTimeout, 0);
+    harness
+        .connection
+        .close_after_flush(CloseReason::Shutdown, 0);
     harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
     assert_eq!(
-        harness.connection.phase(),
-        Phase::Lingering(CloseReason::IdleTimeout)
+        harness.connection.state(),
+        State::Lingering(CloseReason::IdleTimeout)
     );
+}
+
+/// Each state has its timeout; in a shutdown, only those that wait for the client's EOF.
+#[test]
+fn deadline_depends_on_the_state() {
+    let mut harness = Harness::new(Echo);
+    harness.resources.tick.timeouts.linger = 80;
+    harness.connection.since = 100;
+    let mut deadlines = |drain| {
+        harness.resources.tick.drain = drain;
+        [
+            State::Opening,
+            State::Reading,
+            State::Flushing,
+            State::Pending,
+            State::Closing(CloseReason::PeerClosed),
+            State::Closing(CloseReason::Handler),
+            State::Lingering(CloseReason::Handler),
+            State::Refusing,
+        ]
+        .map(|state| {
+            harness.connection.state = state;
+            harness.connection.deadline(&harness.resources.tick)
+        })
+    };
+    let (idle, flush, linger) = (900, 180, 180);
+    assert_eq!(
+        deadlines(Drain::Off),
+        [idle, idle, idle, NEVER, idle, flush, linger, linger]
+    );
+    let draining = Drain::Reading { deadline: 5000 };
+    assert_eq!(
+        deadlines(draining),
+        [NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger]
+    );
+    // Refusing ends after an eighth of the shutdown at most.
+    harness.resources.tick.timeouts.linger = 200;
+    harness.connection.state = State::Refusing;
+    let deadline = harness.connection.deadline(&harness.resources.tick);
+    assert_eq!(deadline, deadline_after(100, 125));
 }

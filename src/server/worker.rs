@@ -25,8 +25,6 @@ pub(crate) struct Worker<S, H, W> {
     has_new: bool,
     control: Arc<AcceptorControl<W>>,
     counters: Arc<CachePadded<WorkerCounters>>,
-    /// The time of the current tick.
-    now: Millis,
 }
 
 impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
@@ -42,7 +40,6 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
             has_new: false,
             control,
             counters,
-            now: 0,
         }
     }
 
@@ -73,7 +70,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
         match self.has_new {
             true => Some(0),
-            false => self.table.poll_timeout(self.now),
+            false => self.table.poll_timeout(),
         }
     }
 
@@ -90,11 +87,12 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         handler: &impl Fn(&S, Peer) -> H,
     ) -> io::Result<()> {
         poller.poll(self.poll_timeout())?;
-        self.now = poller.now();
+        let now = poller.now();
+        self.table.start_tick(now);
         self.counters.ticks.add(1);
-        self.table.run_queued(self.now);
+        self.table.run_queued();
         self.handle_events(poller);
-        let mut is_due = self.table.is_due(self.now);
+        let mut is_due = self.table.is_due();
         if is_due {
             for _ in 0..=self.table.len() / poller.max_events() {
                 let may_be_more = poller.poll(Some(0))?;
@@ -104,20 +102,20 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
                 }
             }
         }
-        self.table.run_wakes(self.now);
+        self.table.run_wakes();
         // New connections follow the events, because their tokens may have just been freed.
         let took_any = self.has_new && self.take_new(poller, handler);
         if let Some(deadline) = self.shutdown_deadline() {
-            self.table.shut_down(deadline, self.now);
-            is_due = self.table.is_due(self.now);
+            self.table.shut_down(deadline);
+            is_due = self.table.is_due();
         }
         if is_due {
-            self.table.expire(self.now);
+            self.table.expire();
         }
         if self.table.take_closed() || took_any {
             self.control.notify_capacity();
         }
-        self.counters.longest_tick.raise(poller.elapsed(self.now));
+        self.counters.longest_tick.raise(poller.elapsed(now));
         Ok(())
     }
 
@@ -131,7 +129,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
                     self.table.on_wake();
                 }
                 PollEvent::Ready(token, readiness) => {
-                    self.table.on_ready(token, readiness, self.now);
+                    self.table.on_ready(token, readiness);
                 }
             }
         }
@@ -149,7 +147,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
                     Err(CloseReason::Error)
                 }
             };
-            self.table.register(stream, peer, self.now, open);
+            self.table.register(stream, peer, open);
         }
         self.has_new = count == MAX_NEW_CONNECTIONS;
         count > 0
@@ -160,7 +158,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     fn shutdown_deadline(&self) -> Option<Millis> {
         let requested = self.control.shutdown_deadline();
         requested.or_else(|| {
-            let deadline = self.now.saturating_add(self.table.drain_timeout());
+            let deadline = self.table.now().saturating_add(self.table.drain_timeout());
             self.receiver.is_closed().then_some(deadline)
         })
     }

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::connection::SimConnection;
 use super::random::Rng;
+use crate::connection::tick::Timeouts;
 use crate::connection::{BUDGET, MAX_ROUNDS};
-use crate::server::table::Timeouts;
 use crate::stats::{CloseReason, Counters};
 use crate::system::{Millis, PollEvent, Readiness};
 

@@ -17,6 +17,7 @@ use super::system::{
 use crate::connection::Resources;
 use crate::connection::buffer::{OUT_OF_MEMORY, Pool};
 use crate::connection::handler::{Action, Context, Event, Handler};
+use crate::connection::tick::Tick;
 use crate::connection::waker::WakeQueue;
 use crate::peer::Peer;
 use crate::server::acceptor::Acceptor;
@@ -604,9 +605,8 @@ fn new_threads<'a, H: Handler>(
         let woken = Arc::clone(&machine.kernel.borrow().pollers[index + 1].woken);
         let notify = move || woken.store(true, Ordering::Relaxed);
         let (wake_queue, wake_ups) = WakeQueue::new(notify);
-        let resources = Resources::new(pool, wake_queue, Arc::clone(counters));
-        let timeouts = parameters.timeouts;
-        let table = ConnectionTable::new(timeouts, resources, wake_ups, index);
+        let tick = Tick::new(parameters.timeouts, wake_queue, Arc::clone(counters));
+        let table = ConnectionTable::new(Resources { pool, tick }, wake_ups, index);
         let worker = Worker::new(table, receiver, Arc::clone(control), Arc::clone(counters));
         let poller = SimPoller::new(index + 1, machine);
         let thread = Thread::Worker(Box::new(worker), poller, waker);

@@ -112,32 +112,36 @@ fn consume_checks_its_bound() {
 }
 
 #[test]
-fn taken_scratch_keeps_its_bytes_and_is_reused() {
+fn pair_that_was_used_last_is_used_next() {
     let mut pool = Pool::new(16).unwrap();
-    assert!(pool.is_scratch_clean());
-    assert!(pool.scratch().output.push(b"stuck"));
-    assert!(!pool.is_scratch_clean());
-    let mut taken = pool.take_scratch().unwrap();
-    assert!(pool.is_scratch_clean());
-    assert_eq!((taken.output.data(), taken.len()), (&b"stuck"[..], 5));
-    taken.output.clear();
-    let address: *const Buffers = &raw const *taken;
-    pool.recycle(taken);
-    pool.take_scratch().unwrap();
-    assert_eq!(&raw const *pool.scratch(), address);
+    let first = pool.take();
+    pool.refill().unwrap();
+    let address: *const Buffers = &raw const *first;
+    pool.give_back(first);
+    assert_eq!(&raw const *pool.take(), address);
+    pool.refill().unwrap();
+    assert_ne!(&raw const *pool.take(), address, "there is another");
+}
+
+#[test]
+fn pool_is_refilled_only_if_it_is_empty() {
+    let mut pool = Pool::new(16).unwrap();
+    OUT_OF_MEMORY.set(true);
+    pool.refill().unwrap();
+    let _kept = pool.take();
+    assert!(pool.refill().is_err());
+    OUT_OF_MEMORY.set(false);
+    pool.refill().unwrap();
+    pool.take();
 }
 
 #[test]
 fn pool_keeps_a_bounded_number() {
     let capacity = Pool::MAX_SPARE_BYTES / 8;
-    assert_eq!(
-        Pool::max_bytes(capacity),
-        5 * 2 * capacity,
-        "four spare pairs, and the scratch buffers"
-    );
+    assert_eq!(Pool::max_bytes(capacity), 5 * 2 * capacity);
     let mut pool = Pool::new(capacity).unwrap();
     for _ in 0..6 {
-        pool.recycle(Buffers::new(capacity).unwrap());
+        pool.give_back(Buffers::new(capacity).unwrap());
     }
     assert_eq!(pool.spare.len(), 4);
 }

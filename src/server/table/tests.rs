@@ -8,9 +8,10 @@ use crossbeam_utils::CachePadded;
 
 use super::*;
 use crate::connection::buffer::Pool;
-use crate::connection::handler::{Action, Context, Echo};
+use crate::connection::handler::{Action, Context, Echo, Event};
+use crate::connection::tick::Timeouts;
 use crate::connection::waker::WakeQueue;
-use crate::connection::{BUDGET, MAX_ROUNDS, READABLE};
+use crate::connection::{BUDGET, MAX_ROUNDS};
 use crate::stats::Counters;
 use crate::stats::WorkerCounters;
 
@@ -30,8 +31,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     ) -> Self {
         let (wakes, receiver) = WakeQueue::new(|| {});
         let pool = Pool::new(buffer_size).expect("memory for a test");
-        let resources = Resources::new(pool, wakes, Arc::clone(counters));
-        Self::new(timeouts, resources, receiver, 0)
+        let tick = Tick::new(timeouts, wakes, Arc::clone(counters));
+        Self::new(Resources { pool, tick }, receiver, 0)
     }
 }
 
@@ -140,17 +141,36 @@ impl<H: Handler> Harness<H> {
             log: self.log.clone(),
         };
         self.counters.acceptor.accepted.add(1);
+        self.table.start_tick(now);
         self.table
-            .register(stream, Peer::Unix, now, |_, token| open(token));
+            .register(stream, Peer::Unix, |_, token| open(token));
     }
 
     /// One tick with events for the given tokens.
     fn tick(&mut self, now: Millis, readable: &[usize]) {
-        self.table.run_queued(now);
+        self.table.start_tick(now);
+        self.table.run_queued();
         for &token in readable {
-            self.table.on_ready(token, READABLE, now);
+            self.table.on_ready(token, Readiness::READABLE);
         }
-        self.table.expire(now);
+        self.table.expire();
+    }
+
+    fn shut_down(&mut self, deadline: Millis, now: Millis) {
+        self.table.start_tick(now);
+        self.table.shut_down(deadline);
+    }
+
+    /// Wakes a connection, whose handler is called.
+    fn wake(&mut self, token: usize, now: Millis) {
+        self.table.start_tick(now);
+        self.table.entries[token].connection.woken();
+        self.table.drive(token);
+    }
+
+    fn poll_timeout(&mut self, now: Millis) -> Option<Millis> {
+        self.table.start_tick(now);
+        self.table.poll_timeout()
     }
 
     /// The names of the streams that were read from, where repetitions in a row count once.
@@ -167,8 +187,8 @@ impl<H: Handler> Harness<H> {
         calls.map(|(name, _)| *name).collect()
     }
 
-    fn phase(&self, token: usize) -> Phase {
-        self.table.entries[token].connection.phase()
+    fn state(&self, token: usize) -> State {
+        self.table.entries[token].connection.state()
     }
 
     fn closed(&self, reason: CloseReason) -> u64 {
@@ -187,11 +207,11 @@ fn echoes(timeouts: Timeouts, clients: &str) -> Harness<Echo> {
 #[test]
 fn connection_with_used_budget_moves_to_the_back() {
     let mut harness = echoes(TIMEOUTS, "abc");
-    assert_eq!(harness.table.poll_timeout(0), None, "none is readable");
+    assert_eq!(harness.poll_timeout(0), None, "none is readable");
     harness.tick(0, &[2, 0]);
     assert_eq!(harness.reads(), "ca");
     assert_eq!(harness.calls("read").len(), 2 * READS, "one budget each");
-    assert_eq!(harness.table.poll_timeout(0), Some(0), "two are runnable");
+    assert_eq!(harness.poll_timeout(0), Some(0), "two are runnable");
     harness.tick(0, &[1, 0]);
     assert_eq!(
         harness.reads(),
@@ -219,8 +239,9 @@ fn without_timeouts_the_worker_sleeps_until_an_event() {
     let mut harness = Harness::new(TIMEOUTS);
     harness.register(0, 'a', 0, |_| Ok(Echo));
     harness.tick(0, &[0]);
-    assert_eq!(harness.table.poll_timeout(0), None);
-    assert!(!harness.table.is_due(NEVER - 1));
+    assert_eq!(harness.poll_timeout(0), None);
+    harness.table.start_tick(NEVER - 1);
+    assert!(!harness.table.is_due());
 }
 
 fn with_idle_timeout(idle: Millis) -> Timeouts {
@@ -235,24 +256,24 @@ fn only_expired_connections_are_closed() {
     let mut harness = Harness::new(with_idle_timeout(800));
     harness.register(0, 'a', CHUNK - 1, |_| Ok(Echo));
     harness.register(100, 'b', 0, |_| Ok(Echo));
-    assert_eq!(harness.table.poll_timeout(100), Some(700));
+    assert_eq!(harness.poll_timeout(100), Some(700));
     harness.tick(400, &[0]);
     harness.tick(799, &[]);
-    assert_eq!(harness.table.poll_timeout(799), Some(1));
+    assert_eq!(harness.poll_timeout(799), Some(1));
     harness.tick(800, &[]);
-    assert_eq!(harness.table.poll_timeout(800), Some(100), "b expires");
+    assert_eq!(harness.poll_timeout(800), Some(100), "b expires");
     harness.tick(899, &[]);
-    assert_eq!(harness.phase(1), Phase::Serving);
+    assert_eq!(harness.state(1), State::Reading);
     harness.tick(900, &[]);
-    assert_eq!(harness.phase(0), Phase::Serving, "active at 400");
-    let lingering = Phase::Lingering(CloseReason::IdleTimeout);
-    assert_eq!(harness.phase(1), lingering);
-    assert_eq!(harness.table.poll_timeout(900), Some(80), "b lingers");
+    assert_eq!(harness.state(0), State::Reading, "active at 400");
+    let lingering = State::Lingering(CloseReason::IdleTimeout);
+    assert_eq!(harness.state(1), lingering);
+    assert_eq!(harness.poll_timeout(900), Some(80), "b lingers");
     harness.tick(979, &[]);
     assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
     harness.tick(980, &[]);
     assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
-    assert_eq!(harness.table.poll_timeout(980), Some(1200 - 980));
+    assert_eq!(harness.poll_timeout(980), Some(1200 - 980));
     assert_eq!(harness.calls("abort"), []);
 }
 
@@ -263,7 +284,7 @@ fn deadlines_are_an_eighth_of_the_timeout_apart() {
         harness.register(at, 'a', 0, |_| Ok(Echo));
     }
     let (mut now, mut wake_ups) = (100, 0);
-    while let Some(timeout) = harness.table.poll_timeout(now) {
+    while let Some(timeout) = harness.poll_timeout(now) {
         now += timeout;
         harness.tick(now, &[]);
         wake_ups += 1;
@@ -273,19 +294,12 @@ fn deadlines_are_an_eighth_of_the_timeout_apart() {
 }
 
 #[test]
-fn deadlines_round_up_to_an_eighth_and_are_never_early() {
-    assert_eq!(deadline_after(0, 800), 800);
-    assert_eq!(deadline_after(1, 800), 900);
-    assert_eq!(deadline_after(7, 3), 10);
-    assert_eq!(deadline_after(NEVER - 1, 3), NEVER);
-}
-
-#[test]
 fn progress_sets_no_timer() {
     let mut harness = echoes(with_idle_timeout(800), "a");
     for now in 0..1000 {
-        harness.table.run_queued(now);
-        harness.table.on_ready(0, READABLE, now);
+        harness.table.start_tick(now);
+        harness.table.run_queued();
+        harness.table.on_ready(0, Readiness::READABLE);
     }
     let mut timers = 0;
     while harness.table.timers.pop_expired(NEVER).is_some() {
@@ -299,7 +313,7 @@ fn timers_of_closed_connections_are_dropped() {
     let mut harness = Harness::new(with_idle_timeout(1_000_000));
     for _ in 0..10_000 {
         harness.register(0, 'a', 0, |_| Ok(Echo));
-        harness.table.close(0, CloseReason::PeerClosed, 0);
+        harness.table.close(0, CloseReason::PeerClosed);
     }
     let mut timers = 0;
     while harness.table.timers.pop_expired(NEVER).is_some() {
@@ -312,9 +326,10 @@ fn timers_of_closed_connections_are_dropped() {
 fn runnable_connection_never_expires() {
     let mut harness = echoes(with_idle_timeout(80), "f");
     harness.tick(0, &[0]);
-    harness.table.expire(1_000);
-    assert_eq!(harness.phase(0), Phase::Serving);
-    assert!(harness.table.poll_timeout(1_000) == Some(0));
+    harness.table.start_tick(1_000);
+    harness.table.expire();
+    assert_eq!(harness.state(0), State::Reading);
+    assert!(harness.poll_timeout(1_000) == Some(0));
 }
 
 #[test]
@@ -344,7 +359,7 @@ fn connection_about_to_expire_retries_its_send() {
     harness.tick(0, &[0]);
     *harness.room.borrow_mut() = 1;
     harness.tick(80, &[]);
-    assert_eq!(harness.phase(0), Phase::Serving, "the kernel took a byte");
+    assert_eq!(harness.state(0), State::Reading, "the kernel took a byte");
     harness.tick(159, &[]);
     assert_eq!(harness.closed(CloseReason::IdleTimeout), 0);
     harness.tick(160, &[]);
@@ -362,21 +377,12 @@ impl Handler for Refuse {
 }
 
 #[test]
-fn refusing_lasts_for_an_eighth_of_the_shutdown_at_most() {
-    for (linger, expected) in [(80, 80), (200, 125)] {
-        let harness = echoes(Timeouts { linger, ..TIMEOUTS }, "");
-        let deadline = harness.table.deadline_of(Phase::Refusing, 0);
-        assert_eq!(deadline, deadline_after(0, expected));
-    }
-}
-
-#[test]
 fn flush_before_a_close_has_a_deadline() {
     let mut harness = Harness::new(TIMEOUTS);
     *harness.room.borrow_mut() = 0;
     harness.register(0, 'r', 0, |_| Ok(Refuse));
-    assert_eq!(harness.phase(0), Phase::Flushing);
-    assert_eq!(harness.table.poll_timeout(0), Some(40));
+    assert_eq!(harness.state(0), State::Closing(CloseReason::Handler));
+    assert_eq!(harness.poll_timeout(0), Some(40));
     harness.tick(40, &[]);
     assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
     assert_eq!(harness.calls("abort"), ['r']);
@@ -409,7 +415,7 @@ fn closes_are_reported_once() {
     harness.register(0, 'b', 0, |_| Err(CloseReason::Error));
     assert!(harness.table.take_closed());
     assert!(!harness.table.take_closed());
-    harness.table.close(0, CloseReason::DrainTimeout, 0);
+    harness.table.close(0, CloseReason::DrainTimeout);
     assert!(harness.table.take_closed());
 }
 
@@ -417,7 +423,7 @@ fn closes_are_reported_once() {
 fn token_of_a_closed_runnable_connection_is_reused_safely() {
     let mut harness = echoes(TIMEOUTS, "ab");
     harness.tick(0, &[0, 1]);
-    harness.table.close(0, CloseReason::Reset, 0);
+    harness.table.close(0, CloseReason::Reset);
     harness.register(0, 'c', BUDGET, |_| Ok(Echo));
     harness.log.0.borrow_mut().clear();
     harness.tick(0, &[]);
@@ -490,17 +496,19 @@ fn panics_close_only_their_own_connection() {
 #[test]
 fn flood_is_read_for_half_of_the_drain_timeout() {
     let mut harness = echoes(TIMEOUTS, "f");
-    harness.table.entries[0].connection.add_readiness(READABLE);
-    harness.table.shut_down(1007, 7);
+    harness.table.entries[0]
+        .connection
+        .add_readiness(Readiness::READABLE);
+    harness.shut_down(1007, 7);
     for now in 7..507 {
         harness.tick(now, &[0]);
-        assert_eq!(harness.phase(0), Phase::Serving, "{now}");
+        assert_eq!(harness.state(0), State::Reading, "{now}");
     }
-    assert_eq!(harness.table.poll_timeout(100), Some(0));
+    assert_eq!(harness.poll_timeout(100), Some(0));
     harness.tick(507, &[]);
     harness.tick(507, &[]);
-    let lingering = Phase::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.phase(0), lingering);
+    let lingering = State::Lingering(CloseReason::Shutdown);
+    assert_eq!(harness.state(0), lingering);
 }
 
 #[test]
@@ -508,11 +516,11 @@ fn shutdown_waits_for_a_slow_reader_until_its_deadline() {
     let mut harness = echoes(with_idle_timeout(80), "s");
     *harness.room.borrow_mut() = 0;
     harness.tick(0, &[0]);
-    harness.table.shut_down(1000, 0);
+    harness.shut_down(1000, 0);
     harness.tick(500, &[]);
     harness.tick(999, &[]);
     assert_eq!(harness.table.len(), 1, "no idle timeout in a shutdown");
-    assert_eq!(harness.table.poll_timeout(999), Some(1));
+    assert_eq!(harness.poll_timeout(999), Some(1));
     harness.tick(1000, &[]);
     assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
     assert_eq!(harness.calls("abort"), ['s']);
@@ -522,7 +530,7 @@ fn shutdown_waits_for_a_slow_reader_until_its_deadline() {
 fn delivered_connection_lingers_in_a_shutdown_for_its_own_time() {
     let mut harness = echoes(TIMEOUTS, "");
     harness.register(0, 'a', 0, |_| Ok(Echo));
-    harness.table.shut_down(1000, 0);
+    harness.shut_down(1000, 0);
     assert_eq!(harness.calls("shutdown"), ['a']);
     harness.tick(TIMEOUTS.linger, &[]);
     assert_eq!(harness.closed(CloseReason::Shutdown), 1);
@@ -533,8 +541,8 @@ fn earlier_deadline_replaces_that_of_a_shutdown() {
     let mut harness = echoes(TIMEOUTS, "s");
     *harness.room.borrow_mut() = 0;
     harness.tick(0, &[0]);
-    harness.table.shut_down(1000, 0);
-    harness.table.shut_down(10, 10);
+    harness.shut_down(1000, 0);
+    harness.shut_down(10, 10);
     harness.tick(10, &[]);
     assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
 }
@@ -550,11 +558,11 @@ fn closing_a_long_run_queue_takes_linear_time() {
     }
     // With a search of the run queue per close this takes a minute.
     for token in (0..COUNT).rev() {
-        harness.table.close(token, CloseReason::DrainTimeout, 0);
+        harness.table.close(token, CloseReason::DrainTimeout);
     }
     assert_eq!(harness.table.run_queue.len(), COUNT);
-    harness.table.run_queued(0);
-    assert_eq!(harness.table.poll_timeout(0), None);
+    harness.table.run_queued();
+    assert_eq!(harness.poll_timeout(0), None);
 }
 
 /// The events of a handler's calls, in order.
@@ -591,20 +599,16 @@ fn timer_of_a_handler_expires_on_time_and_once() {
         }
         Action::Continue
     });
-    assert_eq!(harness.table.poll_timeout(0), Some(50));
+    assert_eq!(harness.poll_timeout(0), Some(50));
     harness.tick(49, &[]);
     assert_eq!(*calls.borrow(), []);
     harness.tick(50, &[]);
     assert_eq!(*calls.borrow(), [Event::Timer]);
-    assert_eq!(
-        harness.table.poll_timeout(50),
-        Some(750),
-        "the idle timeout"
-    );
+    assert_eq!(harness.poll_timeout(50), Some(750), "the idle timeout");
     harness.tick(799, &[]);
     assert_eq!(*calls.borrow(), [Event::Timer]);
     harness.tick(800, &[]);
-    assert_eq!(harness.phase(0), Phase::Lingering(CloseReason::IdleTimeout));
+    assert_eq!(harness.state(0), State::Lingering(CloseReason::IdleTimeout));
 }
 
 #[test]
@@ -615,10 +619,10 @@ fn timer_of_zero_expires_in_a_later_tick() {
         context.set_timer(Some(Duration::ZERO));
         Action::Continue
     });
-    assert_eq!(harness.table.poll_timeout(0), Some(1));
+    assert_eq!(harness.poll_timeout(0), Some(1));
     harness.tick(1, &[]);
     assert_eq!(*calls.borrow(), [Event::Timer]);
-    assert_eq!(harness.table.poll_timeout(1), Some(1));
+    assert_eq!(harness.poll_timeout(1), Some(1));
 }
 
 #[test]
@@ -628,12 +632,12 @@ fn moving_the_timer_of_a_handler_sets_no_further_one() {
         Action::Continue
     });
     for now in 1..40 {
-        harness.table.call(0, Event::Wake, now);
+        harness.wake(0, now);
     }
     calls.borrow_mut().clear();
     harness.tick(50, &[]);
     assert_eq!(*calls.borrow(), [], "it was moved to 89");
-    assert_eq!(harness.table.poll_timeout(50), Some(39));
+    assert_eq!(harness.poll_timeout(50), Some(39));
     harness.tick(89, &[]);
     assert_eq!(*calls.borrow(), [Event::Timer]);
     let mut timers = 0;
@@ -653,11 +657,11 @@ fn earlier_timer_of_a_handler_replaces_a_later_one() {
         }
         Action::Continue
     });
-    harness.table.call(0, Event::Wake, 0);
+    harness.wake(0, 0);
     harness.tick(10, &[]);
     harness.tick(100, &[]);
     assert_eq!(*calls.borrow(), [Event::Wake, Event::Timer]);
-    assert_eq!(harness.table.poll_timeout(100), None);
+    assert_eq!(harness.poll_timeout(100), None);
 }
 
 #[test]
@@ -669,7 +673,7 @@ fn replaced_timers_of_a_handler_are_dropped() {
         Action::Continue
     });
     for now in 0..1000 {
-        harness.table.call(0, Event::Wake, now);
+        harness.wake(0, now);
         harness.tick(now + 1, &[]);
     }
     let mut timers = 0;
@@ -686,10 +690,10 @@ fn stopped_timer_of_a_handler_does_not_expire() {
         context.set_timer(timeout);
         Action::Continue
     });
-    harness.table.call(0, Event::Wake, 0);
+    harness.wake(0, 0);
     harness.tick(10, &[]);
     assert_eq!(*calls.borrow(), [Event::Wake]);
-    assert_eq!(harness.table.poll_timeout(10), None);
+    assert_eq!(harness.poll_timeout(10), None);
 }
 
 #[test]
@@ -698,15 +702,15 @@ fn idle_timeout_begins_when_the_answer_was_given() {
         Event::Wake => Action::Continue,
         _ => Action::Pending,
     });
-    assert_eq!(harness.phase(0), Phase::Waiting);
+    assert_eq!(harness.state(0), State::Pending);
     harness.tick(10_000, &[]);
-    assert_eq!(harness.phase(0), Phase::Waiting);
-    assert_eq!(harness.table.poll_timeout(10_000), None);
-    harness.table.call(0, Event::Wake, 10_000);
+    assert_eq!(harness.state(0), State::Pending);
+    assert_eq!(harness.poll_timeout(10_000), None);
+    harness.wake(0, 10_000);
     harness.tick(10_799, &[]);
-    assert_eq!(harness.phase(0), Phase::Serving);
+    assert_eq!(harness.state(0), State::Reading);
     harness.tick(10_800, &[]);
-    assert_eq!(harness.phase(0), Phase::Lingering(CloseReason::IdleTimeout));
+    assert_eq!(harness.state(0), State::Lingering(CloseReason::IdleTimeout));
 }
 
 #[test]
@@ -716,10 +720,10 @@ fn idle_timeout_begins_when_input_has_brought_the_answer() {
         Event::Input => Echo.process(event, context),
         _ => Action::Pending,
     });
-    assert_eq!(harness.phase(0), Phase::Waiting);
+    assert_eq!(harness.state(0), State::Pending);
     harness.table.entries[0].connection.stream_mut().unread = 1;
     harness.tick(10_000, &[0]);
-    assert_eq!(harness.table.poll_timeout(10_000), Some(800));
+    assert_eq!(harness.poll_timeout(10_000), Some(800));
 }
 
 #[test]
@@ -729,8 +733,8 @@ fn pending_answer_whose_output_is_stuck_expires() {
         Action::Pending
     });
     *harness.room.borrow_mut() = 0;
-    harness.table.call(0, Event::Wake, 1000);
-    assert_eq!(harness.phase(0), Phase::Serving);
+    harness.wake(0, 1000);
+    assert_eq!(harness.poll_timeout(1000), Some(80));
     harness.tick(1080, &[]);
     assert_eq!(harness.closed(CloseReason::IdleTimeout), 1);
     assert_eq!(harness.calls("abort"), ['h']);
@@ -759,10 +763,10 @@ fn wake_ups_per_tick_are_bounded() {
     }
     harness.table.on_wake();
     for tick in 1..=4 {
-        harness.table.run_wakes(0);
+        harness.table.run_wakes();
         assert_eq!(calls.borrow().len(), COUNT.min(tick * MAX_WAKES));
         let is_done = tick == 4;
-        let timeout = harness.table.poll_timeout(0);
+        let timeout = harness.poll_timeout(0);
         assert_eq!(timeout, (!is_done).then_some(0));
     }
 }
@@ -783,38 +787,38 @@ fn wake_up_while_others_are_handled_notifies() {
     };
     harness.register(0, 'w', 0, |_| Ok(FnHandler(process, Calls::default())));
     harness.table.on_wake();
-    harness.table.run_wakes(0);
+    harness.table.run_wakes();
     assert_eq!(notifies.get(), Some(true));
 }
 
 #[test]
 fn waker_of_an_earlier_connection_does_nothing() {
-    fn make_waker(_: Event, context: &mut Context<'_>) -> Action {
-        let _made = context.waker();
-        Action::Continue
-    }
     let calls = Calls::default();
+    let wakers = Rc::new(RefCell::new(Vec::new()));
     let mut harness = Harness::new(TIMEOUTS);
-    let mut wakers = Vec::new();
     for at in 0..2 {
+        let wakers = Rc::clone(&wakers);
+        let process = move |event, context: &mut Context<'_>| {
+            if event == Event::Open {
+                wakers.borrow_mut().push(context.waker());
+            }
+            Action::Continue
+        };
         harness.register(at, 'w', 0, |token| {
             assert_eq!(token, 0, "the token is reused");
-            Ok(FnHandler(make_waker, Rc::clone(&calls)))
+            Ok(FnHandler(process, Rc::clone(&calls)))
         });
-        let extras = harness.table.entries[0].connection.extras_mut();
-        wakers.extend(extras.and_then(|extras| extras.waker.clone()));
         if at == 0 {
-            wakers[0].wake();
-            harness.table.close(0, CloseReason::PeerClosed, 0);
+            harness.table.close(0, CloseReason::PeerClosed);
         }
     }
-    harness.table.on_wake();
-    harness.table.run_wakes(0);
+    let mut wake = |waker: usize| {
+        wakers.borrow()[waker].wake();
+        harness.table.on_wake();
+        harness.table.run_wakes();
+    };
+    wake(0);
     assert_eq!(*calls.borrow(), []);
-    for waker in &wakers {
-        waker.wake();
-    }
-    harness.table.on_wake();
-    harness.table.run_wakes(0);
+    wake(1);
     assert_eq!(*calls.borrow(), [Event::Wake], "of the new one");
 }

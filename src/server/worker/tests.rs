@@ -4,11 +4,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::rc::Rc;
 
 use super::*;
-use crate::connection::READABLE;
 use crate::connection::handler::Echo;
+use crate::connection::tick::Timeouts;
 use crate::server::dispatcher::{CountingWaker, Dispatcher};
-use crate::server::table::Timeouts;
 use crate::stats::{Counters, Stats};
+use crate::system::Readiness;
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: Some(8),
@@ -192,8 +192,12 @@ fn events_known_to_the_kernel_are_handled_before_a_connection_expires() {
     assert_eq!(harness.tick(0), Some(8));
     // A pause: the poll was interrupted, and the events come one by one afterwards.
     harness.poller.then(&[], true);
-    harness.poller.then(&[PollEvent::Ready(0, READABLE)], true);
-    harness.poller.then(&[PollEvent::Ready(1, READABLE)], true);
+    harness
+        .poller
+        .then(&[PollEvent::Ready(0, Readiness::READABLE)], true);
+    harness
+        .poller
+        .then(&[PollEvent::Ready(1, Readiness::READABLE)], true);
     harness.tick(1000);
     assert_eq!(*harness.answered.borrow(), [0, 1]);
     assert_eq!(

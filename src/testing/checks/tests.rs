@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::server::table::Timeouts;
+use crate::connection::tick::Timeouts;
 use crate::stats::Counters;
 use crate::system::NEVER;
 use crate::testing::connection::WriteShutdown;

@@ -1,0 +1,76 @@
+//! What a connection sees of its worker while it is driven.
+
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+
+use crate::connection::waker::WakeQueue;
+use crate::stats::WorkerCounters;
+use crate::system::{Millis, NEVER};
+
+/// One tick of a worker, as its connections and their handlers see it.
+#[derive(Debug)]
+pub(crate) struct Tick {
+    pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
+    pub(crate) wakes: WakeQueue,
+    pub(crate) timeouts: Timeouts,
+    /// How far a graceful shutdown has come.
+    pub(crate) drain: Drain,
+    /// The time at the start of the tick.
+    pub(crate) now: Millis,
+    /// The connection that is driven.
+    pub(crate) token: usize,
+}
+
+impl Tick {
+    pub(crate) fn new(
+        timeouts: Timeouts,
+        wakes: WakeQueue,
+        counters: Arc<CachePadded<WorkerCounters>>,
+    ) -> Self {
+        Self {
+            counters,
+            wakes,
+            timeouts,
+            drain: Drain::Off,
+            now: 0,
+            token: 0,
+        }
+    }
+}
+
+/// How far a graceful shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// None was requested.
+    Off,
+    /// Data that arrives is still read and answered.
+    Reading { deadline: Millis },
+    /// Only data that had arrived before is answered.
+    Sending { deadline: Millis },
+}
+
+/// Timeouts of a worker's connections. Except for `drain`, deadlines are rounded up by at most an eighth of the timeout,
+/// so that one wake-up serves many connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// A connection is closed when the client has sent nothing, and accepted none of the pending output,
+    /// for this long.
+    pub(crate) idle: Option<Millis>,
+    /// The same for a connection that only sends its last output.
+    pub(crate) flush: Millis,
+    /// How long to wait for the EOF of a client after the server has shut its write half down.
+    pub(crate) linger: Millis,
+    /// Time limit of a shutdown. In its second half only data that had arrived before is read.
+    pub(crate) drain: Millis,
+}
+
+/// Returns the time `timeout` after `since`, rounded up to a multiple of an eighth of the timeout.
+pub(crate) fn deadline_after(since: Millis, timeout: Millis) -> Millis {
+    let step = (timeout / 8).max(1);
+    let deadline = since.saturating_add(timeout);
+    deadline.checked_next_multiple_of(step).unwrap_or(NEVER)
+}
+
+#[cfg(test)]
+mod tests;
