@@ -17,7 +17,7 @@ use std::time::Duration;
 use mio::Waker;
 
 use self::acceptor::Acceptor;
-use self::control::AcceptorControl;
+use self::control::Control;
 use self::dispatcher::Dispatcher;
 use self::new_connection::NewConnection;
 use self::worker::Worker;
@@ -247,7 +247,11 @@ impl Server {
             .map_err(|error| with_context(&error, "cannot set up the acceptor"))?;
         let worker_wakers = workers.iter().map(|parts| Arc::clone(&parts.waker));
         let handle = Handle {
-            control: Arc::new(AcceptorControl::new(Arc::new(waker), worker_wakers)),
+            control: Arc::new(Control::new(
+                config.max_connections,
+                Arc::new(waker),
+                worker_wakers,
+            )),
             counters: Arc::new(Counters::new(workers.len())),
             clock,
             drain_timeout: config.drain_timeout,
@@ -335,7 +339,6 @@ impl Server {
             listeners,
             config.backlog,
             dispatcher,
-            config.max_connections,
             Arc::clone(&handle.counters),
             Arc::clone(&handle.control),
         );
@@ -374,7 +377,7 @@ impl Server {
             }
             accepted.and(served)
         })?;
-        Ok(handle.counters.snapshot_at(handle.clock.now()))
+        Ok(handle.counters.snapshot())
     }
 }
 
@@ -403,7 +406,7 @@ fn join(index: usize, thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Resul
 /// Controls a [`Server`] from any thread. Clones control the same server.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    control: Arc<AcceptorControl<Arc<Waker>>>,
+    control: Arc<Control<Arc<Waker>>>,
     counters: Arc<Counters>,
     clock: Clock,
     drain_timeout: Duration,
@@ -442,7 +445,7 @@ impl Handle {
     /// Returns a snapshot of the server's counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.counters.snapshot_at(self.clock.now())
+        self.counters.snapshot()
     }
 }
 

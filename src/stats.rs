@@ -17,8 +17,6 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use crate::system::Millis;
-
 /// The reason why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -115,40 +113,6 @@ impl Counter {
     }
 }
 
-/// The total time of pauses, which any thread can read during a pause too. One thread writes it.
-///
-/// While accepting, the time paused so far is constant; in a pause, the time not paused so far is. The word
-/// holds the constant one, and its lowest bit tells which one that is. A reader therefore sees a change
-/// completely or not at all.
-#[derive(Debug, Default)]
-pub(crate) struct PauseTime(AtomicU64);
-
-impl PauseTime {
-    /// Starts a pause.
-    pub(crate) fn start(&self, now: Millis) {
-        debug_assert!(!self.is_paused(), "started twice");
-        let not_paused = now.saturating_sub(self.total(now));
-        self.0.store(not_paused << 1 | 1, Relaxed);
-    }
-
-    /// Ends the pause.
-    pub(crate) fn end(&self, now: Millis) {
-        self.0.store(self.total(now) << 1, Relaxed);
-    }
-
-    fn is_paused(&self) -> bool {
-        self.0.load(Relaxed) & 1 == 1
-    }
-
-    fn total(&self, now: Millis) -> Millis {
-        let word = self.0.load(Relaxed);
-        match word & 1 {
-            0 => word >> 1,
-            _ => now.saturating_sub(word >> 1),
-        }
-    }
-}
-
 /// The counters of one worker, written by its thread only.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
@@ -192,7 +156,10 @@ pub(crate) struct AcceptorCounters {
     pub(crate) accepted: Counter,
     pub(crate) errors: Counter,
     pub(crate) pauses: Counter,
-    pub(crate) paused: PauseTime,
+    /// The length of pauses that have ended, in milliseconds.
+    pub(crate) paused_ms: Counter,
+    /// 1 in a pause, otherwise 0.
+    pub(crate) is_paused: Counter,
     /// Connections that no worker had capacity for before the deadline of a shutdown.
     pub(crate) expired: Counter,
 }
@@ -212,28 +179,14 @@ impl Counters {
         }
     }
 
-    /// Returns the number of connections accepted and not yet closed, including those that still wait
-    /// in a worker's queue.
-    pub(crate) fn open(&self) -> u64 {
-        let closed: u64 = self.workers.iter().map(|worker| worker.closed()).sum();
-        let closed = closed + self.acceptor.expired.get();
-        self.acceptor.accepted.get().saturating_sub(closed)
-    }
-
-    /// Returns a snapshot of counters without an acceptor.
-    #[cfg(any(test, feature = "testing"))]
+    /// Returns a snapshot.
     pub(crate) fn snapshot(&self) -> Stats {
-        self.snapshot_at(0)
-    }
-
-    /// Returns a snapshot at `now`, which a pause of the acceptor lasts until.
-    pub(crate) fn snapshot_at(&self, now: Millis) -> Stats {
         Stats {
             accepted: self.acceptor.accepted.get(),
             accept_errors: self.acceptor.errors.get(),
             accept_pauses: self.acceptor.pauses.get(),
-            accept_paused: Duration::from_millis(self.acceptor.paused.total(now)),
-            is_accept_paused: self.acceptor.paused.is_paused(),
+            accept_paused: Duration::from_millis(self.acceptor.paused_ms.get()),
+            is_accept_paused: self.acceptor.is_paused.get() == 1,
             expired: self.acceptor.expired.get(),
             workers: self
                 .workers
@@ -258,7 +211,7 @@ pub struct Stats {
     /// How often accepting paused: without file descriptors, at the connection limit, with every
     /// worker's queue full, or after another error.
     pub accept_pauses: u64,
-    /// How long accepting paused in total, including a pause that lasts.
+    /// How long accepting paused in total, without a pause that [lasts](Self::is_accept_paused).
     pub accept_paused: Duration,
     /// Accepting is paused.
     pub is_accept_paused: bool,

@@ -2,16 +2,17 @@
 //!
 //! A worker has one queue of wake-ups. A connection has at most one entry in it, so its length is bounded by the
 //! number of connections whose wakers still exist, closed ones included. A wake-up never blocks. A connection's flag
-//! means that it has an entry; the queue's flag, that its worker was notified.
+//! means that it has an entry.
 //!
-//! No wake-up is lost: see [`NotifyFlag`].
+//! No wake-up is lost: see [`Notifier`].
 
 use std::fmt;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::notify::NotifyFlag;
+use crate::notify::{Flag, Notifier};
+use crate::system::Wake;
 
 /// Has a connection's handler called with [`Event::Wake`](crate::Event::Wake), from any thread.
 ///
@@ -26,7 +27,7 @@ pub struct Waker(Arc<Target>);
 struct Target {
     token: usize,
     /// The connection is in the queue.
-    queued: NotifyFlag,
+    queued: Flag,
     queue: WakeQueue,
 }
 
@@ -81,10 +82,17 @@ pub(crate) struct WakeQueue(Arc<Shared>);
 
 struct Shared {
     sender: Sender<Waker>,
-    /// The worker was notified and has not looked into the queue since.
-    notified: NotifyFlag,
-    /// Wakes the worker.
-    notify: Box<dyn Fn() + Send + Sync>,
+    /// Notifies the worker.
+    notifier: Notifier<Notify>,
+}
+
+/// Wakes a worker. The function hides the type of its waker from handlers.
+struct Notify(Box<dyn Fn() + Send + Sync>);
+
+impl Wake for Notify {
+    fn wake(&self) {
+        (self.0)();
+    }
 }
 
 /// The receiving half of a worker's queue of wake-ups.
@@ -100,8 +108,7 @@ impl WakeQueue {
         let (sender, wakes) = crossbeam_channel::unbounded();
         let queue = Self(Arc::new(Shared {
             sender,
-            notified: NotifyFlag::new(),
-            notify: Box::new(notify),
+            notifier: Notifier::new(Notify(Box::new(notify))),
         }));
         let receiver = WakeReceiver {
             wakes,
@@ -114,7 +121,7 @@ impl WakeQueue {
     pub(crate) fn waker(&self, token: usize) -> Waker {
         Waker(Arc::new(Target {
             token,
-            queued: NotifyFlag::new(),
+            queued: Flag::new(),
             queue: self.clone(),
         }))
     }
@@ -122,9 +129,7 @@ impl WakeQueue {
     fn push(&self, waker: Waker) {
         // It fails only if the worker has ended.
         let _ended = self.0.sender.send(waker);
-        if self.0.notified.set() {
-            (self.0.notify)();
-        }
+        self.0.notifier.notify();
     }
 }
 
@@ -132,7 +137,7 @@ impl WakeQueue {
 impl Waker {
     /// Whether a wake-up would notify the worker; the next would not.
     pub(crate) fn notifies(&self) -> bool {
-        self.0.queue.0.notified.set()
+        !self.0.queue.0.notifier.is_notified()
     }
 }
 
@@ -146,7 +151,7 @@ impl WakeReceiver {
     /// Clears the flag: wake-ups that are pushed from now on notify the worker again. Call this before
     /// [`take`](Self::take).
     pub(crate) fn clear_notified(&self) {
-        self.queue.0.notified.clear();
+        self.queue.0.notifier.clear();
     }
 
     /// Takes a wake-up without waiting.

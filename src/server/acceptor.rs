@@ -3,7 +3,7 @@
 //! Without capacity (at the connection limit, while all worker queues are full, without free descriptors)
 //! accepting pauses and clients wait in the kernel's backlog. Listeners are edge-triggered, and no edge
 //! announces clients that already wait. A listener therefore stays marked as ready until it has no waiting
-//! client. A pause ends when a worker announces capacity ([`AcceptorControl::notify_capacity`]), or on a
+//! client. A pause ends when a worker announces capacity ([`Control::free`]), or on a
 //! timer where something else is the cause, such as another process that uses up the descriptors.
 //!
 //! In a shutdown the clients in the backlog are accepted even beyond the limit, and wait here until a worker
@@ -17,9 +17,9 @@ use std::thread;
 
 use crate::error::{error_text, with_context};
 use crate::peer::Peer;
-use crate::server::control::AcceptorControl;
+use crate::server::control::Control;
 use crate::server::dispatcher::Dispatcher;
-use crate::stats::Counters;
+use crate::stats::{AcceptorCounters, Counters};
 use crate::system::{Listen, Millis, PollEvent, Poller, Stream, Wake};
 
 /// Maximum accepts per tick. It bounds the delay of a shutdown.
@@ -49,6 +49,40 @@ struct ListenerSlot<L> {
     remaining: u32,
     /// In a shutdown, when to accept the last clients and close the listener.
     open_until: Millis,
+    /// Accepts that have failed in a row.
+    errors: usize,
+}
+
+/// The outcome of an accept.
+enum Accept<C> {
+    Connection(C),
+    /// No client waits.
+    Empty,
+    /// The error concerns one client or is temporary: accept again at once.
+    Retry,
+    /// Accept again after a pause.
+    Failed(io::Error),
+}
+
+impl<L: Listen> ListenerSlot<L> {
+    fn accept(&mut self, counters: &AcceptorCounters) -> Accept<(L::Stream, Peer)> {
+        match self.listener.accept() {
+            Ok(connection) => {
+                counters.accepted.add(1);
+                self.errors = 0;
+                Accept::Connection(connection)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Accept::Empty,
+            Err(error) => {
+                counters.errors.add(1);
+                self.errors += 1;
+                if self.errors.is_multiple_of(MAX_ERRORS) || !is_transient(&error) {
+                    return Accept::Failed(error);
+                }
+                Accept::Retry
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -66,17 +100,13 @@ pub(crate) struct Acceptor<L: Listen, W: Wake> {
     dispatcher: Dispatcher<(L::Stream, Peer), W>,
     /// Connections that were accepted in a shutdown and wait for capacity.
     pending: VecDeque<(L::Stream, Peer)>,
-    max_connections: u64,
-    /// An upper bound of the connections that were dispatched and are open, made exact only at the limit:
-    /// exact counting sums over all workers.
-    open_upper_bound: u64,
     pause: Option<Pause>,
     backoff: Millis,
     last_warning: Option<Millis>,
     /// The deadline of the shutdown that is in progress.
     shutdown_deadline: Option<Millis>,
     counters: Arc<Counters>,
-    control: Arc<AcceptorControl<W>>,
+    control: Arc<Control<W>>,
     /// The time of the current tick.
     now: Millis,
 }
@@ -87,9 +117,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         listeners: Vec<L>,
         backlog: u32,
         dispatcher: Dispatcher<(L::Stream, Peer), W>,
-        max_connections: usize,
         counters: Arc<Counters>,
-        control: Arc<AcceptorControl<W>>,
+        control: Arc<Control<W>>,
     ) -> Self {
         let slot = |listener| ListenerSlot {
             listener,
@@ -97,14 +126,13 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             // Linux queues one client more than the backlog.
             remaining: backlog.saturating_add(1),
             open_until: 0,
+            errors: 0,
         };
         Self {
             listeners: listeners.into_iter().map(slot).collect(),
             next_listener: 0,
             dispatcher,
             pending: VecDeque::new(),
-            max_connections: max_connections as u64,
-            open_upper_bound: 0,
             pause: None,
             backoff: MIN_BACKOFF,
             last_warning: None,
@@ -180,7 +208,6 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     fn accept_batch(&mut self) {
-        let mut errors = 0;
         for _ in 0..MAX_BATCH {
             let Some(index) = self.next_ready_listener() else {
                 return;
@@ -189,21 +216,14 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
                 return self.pause_for_capacity();
             }
             let slot = &mut self.listeners[index];
-            match slot.listener.accept() {
-                Ok(connection) => {
-                    self.counters.acceptor.accepted.add(1);
+            match slot.accept(&self.counters.acceptor) {
+                Accept::Connection(connection) => {
                     self.backoff = MIN_BACKOFF;
-                    errors = 0;
                     self.dispatch(connection);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => slot.ready = false,
-                Err(error) => {
-                    self.counters.acceptor.errors.add(1);
-                    errors += 1;
-                    if errors == MAX_ERRORS || !is_transient(&error) {
-                        return self.pause_after(&error);
-                    }
-                }
+                Accept::Empty => slot.ready = false,
+                Accept::Retry => {}
+                Accept::Failed(error) => return self.pause_after(&error),
             }
         }
     }
@@ -211,7 +231,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     /// Dispatches a connection. There is capacity, so this fails only if a worker has ended, which ends the
     /// server.
     fn dispatch(&mut self, connection: (L::Stream, Peer)) {
-        self.open_upper_bound += 1;
+        self.control.take_place();
         if self.dispatcher.try_dispatch(connection).is_err() {
             log::error!("cannot dispatch a connection: a worker has ended");
         }
@@ -228,40 +248,35 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     /// Whether another connection can be dispatched.
-    fn has_capacity(&mut self) -> bool {
-        !self.is_full() && self.dispatcher.has_room()
+    fn has_capacity(&self) -> bool {
+        !self.control.is_full() && self.dispatcher.has_room()
     }
 
-    /// Whether the connection limit is reached. At the limit, first counts the open connections exactly.
-    fn is_full(&mut self) -> bool {
-        if self.open_upper_bound >= self.max_connections {
-            let pending = self.pending.len() as u64;
-            self.open_upper_bound = self.counters.open().saturating_sub(pending);
-        }
-        self.open_upper_bound >= self.max_connections
-    }
-
-    /// Clears the ready flag of listeners without a waiting client; returns whether any is still ready.
-    fn has_waiting_client(&mut self) -> bool {
+    /// Forgets the readiness of listeners without a waiting client. Returns whether all are.
+    fn forget_empty_listeners(&mut self) -> bool {
         for slot in &mut self.listeners {
             slot.ready = slot.ready && slot.listener.has_waiting_client();
         }
-        self.listeners.iter().any(|slot| slot.ready)
+        self.listeners.iter().all(|slot| !slot.ready)
     }
 
     /// Pauses until a worker announces capacity.
     fn pause_for_capacity(&mut self) {
-        if !self.has_waiting_client() {
+        if self.forget_empty_listeners() {
             return;
         }
-        self.control.pause();
+        self.control.await_capacity();
         // Capacity may have appeared before the pause was visible to the workers.
         if self.has_capacity() {
-            return self.control.resume();
+            return;
         }
-        let cause = match self.is_full() {
-            true => format!("connection limit reached ({})", self.max_connections),
-            false => "all worker queues are full".to_owned(),
+        let cause = if self.control.is_full() {
+            format!(
+                "connection limit reached ({})",
+                self.control.max_connections()
+            )
+        } else {
+            "all worker queues are full".to_owned()
         };
         self.start_pause(None, &cause);
     }
@@ -269,10 +284,10 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     /// Pauses after a failed accept.
     fn pause_after(&mut self, error: &io::Error) {
         // Without free descriptors, Linux reports an error even if no client waits.
-        if !self.has_waiting_client() {
+        if self.forget_empty_listeners() {
             return;
         }
-        self.control.pause();
+        self.control.await_capacity();
         let until = self.now + self.backoff;
         self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
         self.start_pause(Some(until), &error_text(error));
@@ -280,7 +295,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 
     fn start_pause(&mut self, until: Option<Millis>, cause: &str) {
         self.counters.acceptor.pauses.add(1);
-        self.counters.acceptor.paused.start(self.now);
+        self.counters.acceptor.is_paused.add(1);
         let is_recent = |at| self.now.saturating_sub(at) < WARNING_INTERVAL;
         let was_logged = !self.last_warning.is_some_and(is_recent);
         if was_logged {
@@ -297,15 +312,15 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     /// Whether the current pause can end: capacity was announced, or its timer has expired.
     fn pause_expired(&self) -> bool {
         self.pause.as_ref().is_some_and(|pause| {
-            !self.control.is_paused() || pause.until.is_some_and(|until| until <= self.now)
+            self.control.has_new_capacity() || pause.until.is_some_and(|until| until <= self.now)
         })
     }
 
     fn resume(&mut self) {
-        self.control.resume();
         if let Some(pause) = self.pause.take() {
             let length = self.now.saturating_sub(pause.since);
-            self.counters.acceptor.paused.end(self.now);
+            self.counters.acceptor.is_paused.adjust(1, 0);
+            self.counters.acceptor.paused_ms.add(length);
             if pause.was_logged {
                 log::info!(
                     "accept resumed after {}.{} s",
@@ -338,7 +353,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.shutdown_deadline = Some(deadline);
         self.dispatch_pending();
         if !self.is_done() {
-            self.control.pause();
+            self.control.await_capacity();
             // Capacity may have appeared before the pause was visible to the workers.
             self.dispatch_pending();
         }
@@ -347,28 +362,20 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     /// Accepts the backlog of each listener whose `open_until` has passed, and closes the listener when it would block
     /// or no more clients are to be accepted. After errors it stays open only while a client waits.
     fn accept_backlog(&mut self, deadline: Millis) {
-        let (acceptor, pending, now) = (&self.counters.acceptor, &mut self.pending, self.now);
+        let (counters, pending, now) = (&self.counters.acceptor, &mut self.pending, self.now);
         self.listeners.retain_mut(|slot| {
             if now < slot.open_until.min(deadline) {
                 return true;
             }
-            let mut errors = 0;
             while slot.remaining > 0 {
-                match slot.listener.accept() {
-                    Ok(connection) => {
-                        acceptor.accepted.add(1);
+                match slot.accept(counters) {
+                    Accept::Connection(connection) => {
                         slot.remaining -= 1;
-                        errors = 0;
                         pending.push_back(connection);
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                    Err(error) => {
-                        acceptor.errors.add(1);
-                        errors += 1;
-                        if errors == MAX_ERRORS || !is_transient(&error) {
-                            return slot.listener.has_waiting_client();
-                        }
-                    }
+                    Accept::Empty => return false,
+                    Accept::Retry => {}
+                    Accept::Failed(_) => return slot.listener.has_waiting_client(),
                 }
             }
             false

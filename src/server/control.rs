@@ -1,42 +1,75 @@
-//! Two signals between the threads of a server: there is capacity again, and a shutdown was requested.
+//! What the threads of a server share: the places for connections, and the request to shut down.
 
-#[cfg(not(all(echoserver_loom, test)))]
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(all(echoserver_loom, test))]
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-
+use crate::notify::Notifier;
 use crate::system::{Millis, NEVER, Wake};
 
-/// What the acceptor, the workers and the handle of a server share: whether the acceptor waits for capacity, and the
-/// deadline of a shutdown.
 #[derive(Debug)]
-pub(crate) struct AcceptorControl<W> {
-    /// Wakes the acceptor.
-    waker: W,
+pub(crate) struct Control<W> {
+    /// Notifies the acceptor of capacity: a free place, or room in a worker's queue.
+    capacity: Notifier<W>,
+    /// Connections that were dispatched and are not closed.
+    open: AtomicU64,
+    max_connections: u64,
     /// Wake the workers, which look at the deadline when they wake up. A shutdown wakes them itself, because the
     /// acceptor may have ended before the deadline is moved.
     worker_wakers: Box<[W]>,
-    /// The acceptor waits for capacity: a free connection slot, or room in a worker's queue.
-    paused: AtomicBool,
     /// When a shutdown must be complete, or [`NEVER`].
     shutdown_deadline: AtomicU64,
 }
 
-impl<W: Wake> AcceptorControl<W> {
-    pub(crate) fn new(waker: W, worker_wakers: impl IntoIterator<Item = W>) -> Self {
+impl<W: Wake> Control<W> {
+    /// Creates the control of a server with these wakers: of the acceptor, and of each worker.
+    pub(crate) fn new(
+        max_connections: usize,
+        waker: W,
+        worker_wakers: impl IntoIterator<Item = W>,
+    ) -> Self {
         Self {
-            waker,
+            capacity: Notifier::new(waker),
+            open: AtomicU64::new(0),
+            max_connections: max_connections as u64,
             worker_wakers: worker_wakers.into_iter().collect(),
-            paused: AtomicBool::new(false),
             shutdown_deadline: AtomicU64::new(NEVER),
         }
+    }
+
+    /// Takes a place for a connection that is dispatched. Only the acceptor takes places, so they are not taken between
+    /// [`is_full`](Self::is_full) and this.
+    pub(crate) fn take_place(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the connection limit is reached.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open.load(Ordering::Relaxed) >= self.max_connections
+    }
+
+    pub(crate) fn max_connections(&self) -> u64 {
+        self.max_connections
+    }
+
+    /// Frees the places of connections that a worker has closed, and announces capacity.
+    pub(crate) fn free(&self, places: u64) {
+        self.open.fetch_sub(places, Ordering::Relaxed);
+        self.capacity.notify();
+    }
+
+    /// Announces a pause of the acceptor, which must look for capacity once more after this.
+    pub(crate) fn await_capacity(&self) {
+        self.capacity.clear();
+    }
+
+    /// Whether capacity was announced since the pause began.
+    pub(crate) fn has_new_capacity(&self) -> bool {
+        self.capacity.is_notified()
     }
 
     /// Requests a shutdown, or moves the deadline of one to an earlier time.
     pub(crate) fn shut_down(&self, deadline: Millis) {
         self.shutdown_deadline.fetch_min(deadline, Ordering::SeqCst);
-        self.waker.wake();
+        self.capacity.wake();
         self.wake_workers();
     }
 
@@ -51,72 +84,5 @@ impl<W: Wake> AcceptorControl<W> {
     pub(crate) fn shutdown_deadline(&self) -> Option<Millis> {
         let deadline = self.shutdown_deadline.load(Ordering::SeqCst);
         (deadline != NEVER).then_some(deadline)
-    }
-
-    /// Notifies the acceptor that a connection was closed or that a queue has room. Wakes it only if it
-    /// has paused.
-    pub(crate) fn notify_capacity(&self) {
-        // Pairs with the fence in `pause`: either the acceptor sees the capacity, or this thread sees the
-        // pause.
-        fence(Ordering::SeqCst);
-        if self.paused.load(Ordering::Relaxed) && self.paused.swap(false, Ordering::SeqCst) {
-            self.waker.wake();
-        }
-    }
-
-    /// Announces that the acceptor waits for capacity. It must look for capacity once more after this.
-    pub(crate) fn pause(&self) {
-        self.paused.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    pub(crate) fn resume(&self) {
-        self.paused.store(false, Ordering::SeqCst);
-    }
-
-    /// Whether no capacity was announced since the pause.
-    pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-}
-
-/// Run with `RUSTFLAGS="--cfg echoserver_loom" cargo test --lib loom`.
-#[cfg(all(echoserver_loom, test))]
-mod loom_tests {
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicUsize;
-    use loom::thread;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct CountingWaker(std::sync::atomic::AtomicUsize);
-
-    impl Wake for &'static CountingWaker {
-        fn wake(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The acceptor pauses while a worker frees a place.
-    #[test]
-    fn capacity_during_a_pause_is_seen_or_wakes_the_acceptor() {
-        loom::model(|| {
-            let waker: &'static CountingWaker = Box::leak(Box::default());
-            let control = Arc::new(AcceptorControl::new(waker, []));
-            let capacity = Arc::new(AtomicUsize::new(0));
-            let worker = {
-                let (control, capacity) = (Arc::clone(&control), Arc::clone(&capacity));
-                thread::spawn(move || {
-                    capacity.store(1, Ordering::Relaxed);
-                    control.notify_capacity();
-                })
-            };
-            control.pause();
-            let is_seen = capacity.load(Ordering::Relaxed) == 1;
-            worker.join().expect("it does not panic");
-            let wakes = waker.0.load(Ordering::Relaxed);
-            assert!(is_seen || (wakes == 1 && !control.is_paused()));
-        });
     }
 }

@@ -3,7 +3,7 @@
 //! Each worker has a bounded queue. A worker that sleeps in its poll cannot wait on a channel as well, so
 //! a waker raises an event in that poll.
 //!
-//! No wake-up is lost: see [`NotifyFlag`].
+//! No wake-up is lost: see [`Notifier`].
 
 use std::iter;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, TryRecvError, TrySendError};
 
-use crate::notify::NotifyFlag;
+use crate::notify::Notifier;
 use crate::system::Wake;
 
 /// The sending half. Dropping it closes every queue and wakes every worker.
@@ -25,24 +25,23 @@ pub(crate) struct Dispatcher<T, W: Wake> {
 #[derive(Debug)]
 struct Queue<T, W> {
     sender: Sender<T>,
-    shared: Arc<Shared>,
-    waker: W,
+    shared: Arc<Shared<W>>,
 }
 
 /// What both ends of a queue share besides the channel.
 #[derive(Debug)]
-struct Shared {
-    /// The worker was notified and has not looked into its queue since.
-    notified: NotifyFlag,
+struct Shared<W> {
+    /// Notifies the worker of new items.
+    notifier: Notifier<W>,
     /// The receiver exists.
     alive: AtomicBool,
 }
 
 /// The receiving half: one worker's queue.
 #[derive(Debug)]
-pub(crate) struct Receiver<T> {
+pub(crate) struct Receiver<T, W: Wake> {
     channel: crossbeam_channel::Receiver<T>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<W>>,
     closed: bool,
 }
 
@@ -51,12 +50,12 @@ impl<T, W: Wake> Dispatcher<T, W> {
     pub(crate) fn new(
         capacity: usize,
         wakers: impl IntoIterator<Item = W>,
-    ) -> (Self, Vec<Receiver<T>>) {
+    ) -> (Self, Vec<Receiver<T, W>>) {
         let (mut queues, mut receivers) = (Vec::new(), Vec::new());
         for waker in wakers {
             let (sender, channel) = crossbeam_channel::bounded(capacity);
             let shared = Arc::new(Shared {
-                notified: NotifyFlag::new(),
+                notifier: Notifier::new(waker),
                 alive: AtomicBool::new(true),
             });
             receivers.push(Receiver {
@@ -64,11 +63,7 @@ impl<T, W: Wake> Dispatcher<T, W> {
                 shared: Arc::clone(&shared),
                 closed: false,
             });
-            queues.push(Queue {
-                sender,
-                shared,
-                waker,
-            });
+            queues.push(Queue { sender, shared });
         }
         (Self { queues, next: 0 }, receivers)
     }
@@ -96,9 +91,8 @@ impl<T, W: Wake> Dispatcher<T, W> {
     /// Notifies each worker that has an item in its queue and was not notified of it yet.
     pub(crate) fn notify(&self) {
         for queue in &self.queues {
-            let has_item = !queue.sender.is_empty();
-            if has_item && queue.shared.notified.set() {
-                queue.waker.wake();
+            if !queue.sender.is_empty() {
+                queue.shared.notifier.notify();
             }
         }
     }
@@ -114,9 +108,9 @@ impl<T, W: Wake> Dispatcher<T, W> {
 impl<T, W: Wake> Drop for Dispatcher<T, W> {
     /// Closes the queues first, so that the workers see it when they wake up.
     fn drop(&mut self) {
-        for Queue { sender, waker, .. } in self.queues.drain(..) {
+        for Queue { sender, shared } in self.queues.drain(..) {
             drop(sender);
-            waker.wake();
+            shared.notifier.wake();
         }
     }
 }
@@ -127,11 +121,11 @@ impl<T, W> Queue<T, W> {
     }
 }
 
-impl<T> Receiver<T> {
+impl<T, W: Wake> Receiver<T, W> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
         // Before the first item: a sender that still finds the flag set has pushed an item that this call finds.
-        self.shared.notified.clear();
+        self.shared.notifier.clear();
         let items = iter::from_fn(|| match self.channel.try_recv() {
             Ok(item) => Some(item),
             Err(TryRecvError::Empty) => None,
@@ -149,7 +143,7 @@ impl<T> Receiver<T> {
     }
 }
 
-impl<T> Drop for Receiver<T> {
+impl<T, W: Wake> Drop for Receiver<T, W> {
     fn drop(&mut self) {
         self.shared.alive.store(false, Ordering::Release);
     }

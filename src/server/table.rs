@@ -66,8 +66,8 @@ pub(crate) struct ConnectionTable<S, H> {
     /// The queue of wake-ups may not be empty, although its notification has been handled.
     has_wakes: bool,
     resources: Resources,
-    /// A connection was closed since the last [`ConnectionTable::take_closed`].
-    closed: bool,
+    /// Connections that were closed since the last [`ConnectionTable::take_closed`].
+    closed: u64,
     /// The worker's index, for the log.
     worker: usize,
 }
@@ -81,7 +81,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             wakes,
             has_wakes: false,
             resources,
-            closed: false,
+            closed: 0,
             worker,
         }
     }
@@ -128,8 +128,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Whether a connection was closed since the last call.
-    pub(crate) fn take_closed(&mut self) -> bool {
+    /// Returns how many connections were closed since the last call.
+    pub(crate) fn take_closed(&mut self) -> u64 {
         mem::take(&mut self.closed)
     }
 
@@ -423,7 +423,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Counted last, so that the descriptor is closed before the count is visible.
     fn count_close(&mut self, reason: CloseReason) {
         self.tick().counters.closed[reason as usize].add(1);
-        self.closed = true;
+        self.closed += 1;
     }
 
     /// Answers the data that has arrived, then closes every connection, those that arrive later included.

@@ -7,7 +7,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::connection::handler::Handler;
 use crate::peer::Peer;
-use crate::server::control::AcceptorControl;
+use crate::server::control::Control;
 use crate::server::dispatcher::Receiver;
 use crate::server::table::ConnectionTable;
 use crate::stats::{CloseReason, WorkerCounters};
@@ -18,20 +18,20 @@ const MAX_NEW_CONNECTIONS: usize = 128;
 
 /// The state of a worker thread.
 #[derive(Debug)]
-pub(crate) struct Worker<S, H, W> {
+pub(crate) struct Worker<S, H, W: Wake> {
     table: ConnectionTable<S, H>,
-    receiver: Receiver<(S, Peer)>,
+    receiver: Receiver<(S, Peer), W>,
     /// The queue may hold connections whose wake-up has been handled.
     has_new: bool,
-    control: Arc<AcceptorControl<W>>,
+    control: Arc<Control<W>>,
     counters: Arc<CachePadded<WorkerCounters>>,
 }
 
 impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn new(
         table: ConnectionTable<S, H>,
-        receiver: Receiver<(S, Peer)>,
-        control: Arc<AcceptorControl<W>>,
+        receiver: Receiver<(S, Peer), W>,
+        control: Arc<Control<W>>,
         counters: Arc<CachePadded<WorkerCounters>>,
     ) -> Self {
         Self {
@@ -112,8 +112,9 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         if is_due {
             self.table.expire();
         }
-        if self.table.take_closed() || took_any {
-            self.control.notify_capacity();
+        let closed = self.table.take_closed();
+        if closed > 0 || took_any {
+            self.control.free(closed);
         }
         self.counters.longest_tick.raise(poller.elapsed(now));
         Ok(())

@@ -21,7 +21,7 @@ use crate::connection::tick::Tick;
 use crate::connection::waker::WakeQueue;
 use crate::peer::Peer;
 use crate::server::acceptor::Acceptor;
-use crate::server::control::AcceptorControl;
+use crate::server::control::Control;
 use crate::server::dispatcher::Dispatcher;
 use crate::server::table::ConnectionTable;
 use crate::server::worker::Worker;
@@ -107,7 +107,7 @@ struct Simulation<'a, H: Handler> {
     scenario: &'a Scenario<'a, H>,
     bounds: Bounds,
     machine: Rc<Machine<'a>>,
-    control: Arc<AcceptorControl<SimWaker<'a>>>,
+    control: Arc<Control<SimWaker<'a>>>,
     threads: Vec<RefCell<Thread<'a, H>>>,
 }
 
@@ -297,7 +297,11 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         let wakers: Vec<_> = (1..=parameters.workers)
             .map(|thread| SimWaker::new(thread, &machine))
             .collect();
-        let control = AcceptorControl::new(SimWaker::new(ACCEPTOR, &machine), wakers.clone());
+        let control = Control::new(
+            parameters.max_connections,
+            SimWaker::new(ACCEPTOR, &machine),
+            wakers.clone(),
+        );
         // The acceptor and the workers share it as the threads of a server do.
         #[allow(clippy::arc_with_non_send_sync)]
         let control = Arc::new(control);
@@ -575,7 +579,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
 /// Creates the threads as `Server::run` does.
 fn new_threads<'a, H: Handler>(
     machine: &Rc<Machine<'a>>,
-    control: &Arc<AcceptorControl<SimWaker<'a>>>,
+    control: &Arc<Control<SimWaker<'a>>>,
     wakers: Vec<SimWaker<'a>>,
     counters: &Arc<Counters>,
     parameters: Parameters,
@@ -593,7 +597,6 @@ fn new_threads<'a, H: Handler>(
         listeners,
         parameters.backlog,
         dispatcher,
-        parameters.max_connections,
         Arc::clone(counters),
         Arc::clone(control),
     );

@@ -20,14 +20,17 @@ impl Wake for CountingWaker {
     }
 }
 
-type Workers<T> = (Dispatcher<T, CountingWaker>, Vec<Receiver<T>>);
+type Workers<T> = (
+    Dispatcher<T, CountingWaker>,
+    Vec<Receiver<T, CountingWaker>>,
+);
 
 fn workers<T>(count: usize, capacity: usize) -> (Workers<T>, Vec<CountingWaker>) {
     let wakers: Vec<_> = (0..count).map(|_| CountingWaker::default()).collect();
     (Dispatcher::new(capacity, wakers.clone()), wakers)
 }
 
-fn take_all<T>(receiver: &mut Receiver<T>) -> Vec<T> {
+fn take_all<T>(receiver: &mut Receiver<T, impl Wake>) -> Vec<T> {
     receiver.take(usize::MAX).collect()
 }
 
@@ -116,7 +119,7 @@ fn item_pushed_while_the_queue_is_emptied_notifies_again() {
 #[test]
 fn item_is_in_the_queue_before_the_notification() {
     #[derive(Default)]
-    struct TakingWaker(Mutex<Option<Receiver<u32>>>, Mutex<Vec<u32>>);
+    struct TakingWaker(Mutex<Option<Receiver<u32, Arc<Self>>>>, Mutex<Vec<u32>>);
     impl Wake for TakingWaker {
         fn wake(&self) {
             if let Some(receiver) = &mut *self.0.lock().unwrap() {
@@ -130,6 +133,7 @@ fn item_is_in_the_queue_before_the_notification() {
     dispatcher.try_dispatch(7).unwrap();
     dispatcher.notify();
     assert_eq!(*waker.1.lock().unwrap(), [7]);
+    drop(waker.0.lock().unwrap().take());
 }
 
 #[test]

@@ -121,7 +121,7 @@ struct Harness {
     worker: Worker<Client, Echo, CountingWaker>,
     poller: ScriptedPoller,
     dispatcher: Option<Dispatcher<(Client, Peer), CountingWaker>>,
-    control: Arc<AcceptorControl<CountingWaker>>,
+    control: Arc<Control<CountingWaker>>,
     /// Wakes the acceptor.
     waker: CountingWaker,
     counters: Arc<Counters>,
@@ -134,7 +134,7 @@ impl Harness {
         let own = Arc::clone(&counters.workers[0]);
         let (dispatcher, mut receivers) = Dispatcher::new(1000, [CountingWaker::default()]);
         let waker = CountingWaker::default();
-        let control = Arc::new(AcceptorControl::new(waker.clone(), []));
+        let control = Arc::new(Control::new(1000, waker.clone(), []));
         let table = ConnectionTable::for_tests(TIMEOUTS, 16, &own);
         let receiver = receivers.remove(0);
         Self {
@@ -270,7 +270,7 @@ fn intake_per_tick_is_bounded_and_resumed_without_an_event() {
 #[test]
 fn intake_and_closes_announce_capacity() {
     let mut harness = Harness::new();
-    harness.control.pause();
+    harness.control.await_capacity();
     harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.waker.count(), 0, "nothing has changed");
@@ -278,7 +278,7 @@ fn intake_and_closes_announce_capacity() {
     harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.waker.count(), 1, "the queue has room");
-    harness.control.pause();
+    harness.control.await_capacity();
     harness.tick(8);
     assert_eq!(harness.waker.count(), 1);
     harness.tick(16);
