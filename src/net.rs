@@ -5,13 +5,19 @@ use std::io;
 use mio::{Registry, Token};
 
 pub(crate) mod address;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod directory_lock;
 pub(crate) mod listener;
+#[cfg(target_os = "linux")]
+#[path = "net/linux.rs"]
+mod platform;
+#[cfg(not(target_os = "linux"))]
+#[path = "net/other.rs"]
+mod platform;
 pub(crate) mod poller;
 pub(crate) mod stream;
 #[cfg(unix)]
 mod unix;
+
+pub(crate) use platform::is_network_error;
 
 /// A socket that a poll can watch.
 pub(crate) trait Register {

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-#[cfg(unix)]
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use socket2::Socket;
+
 use crate::error::escape_control;
+use crate::net::platform;
 
 /// An address to listen on.
 ///
@@ -20,7 +22,6 @@ use crate::error::escape_control;
 /// assert_eq!("[::1]:7".parse(), Ok(Address::Ip("[::1]:7".parse().unwrap())));
 /// assert_eq!("localhost:7".parse(), Ok(Address::Host("localhost".to_owned(), 7)));
 /// assert_eq!("[fe80::1%eth0]:7".parse(), Ok(Address::Host("fe80::1%eth0".to_owned(), 7)));
-/// # #[cfg(unix)]
 /// assert_eq!("unix:/run/echo".parse(), Ok(Address::UnixPath("/run/echo".into())));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +36,8 @@ pub enum Address {
     /// name can also be an IPv6 address with a zone, such as `fe80::1%eth0`.
     Host(String, u16),
     /// A Unix-domain socket at a path in the file system. A stale socket file is replaced.
-    #[cfg(unix)]
     UnixPath(PathBuf),
     /// A Unix-domain socket with a name in Linux's abstract namespace, which uses no file.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
     UnixAbstract(String),
 }
 
@@ -60,8 +59,7 @@ impl Address {
                 addresses.dedup();
                 Ok((addresses, None))
             }
-            #[cfg(unix)]
-            _ => Ok((Vec::new(), None)),
+            Self::UnixPath(_) | Self::UnixAbstract(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -73,6 +71,20 @@ pub(super) fn to_canonical(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
+/// Returns the local address of a socket.
+pub(super) fn address_of(socket: &Socket) -> io::Result<Address> {
+    let address = socket.local_addr()?;
+    #[cfg(unix)]
+    if address.is_unix() {
+        return Ok(match address.as_abstract_namespace() {
+            Some(name) => Address::UnixAbstract(String::from_utf8_lossy(name).into_owned()),
+            None => Address::UnixPath(address.as_pathname().map(Into::into).unwrap_or_default()),
+        });
+    }
+    let ip = address.as_socket().map(to_canonical).map(Address::Ip);
+    ip.ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -81,11 +93,9 @@ impl fmt::Display for Address {
             Self::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Host(host, port) => write!(f, "{host}:{port}"),
             // A control character would end the line of a log or of a message to a service manager.
-            #[cfg(unix)]
             Self::UnixPath(path) => {
                 write!(f, "unix:{}", escape_control(&path.to_string_lossy()))
             }
-            #[cfg(any(target_os = "linux", target_os = "android"))]
             Self::UnixAbstract(name) => write!(f, "unix:@{}", escape_control(name)),
         }
     }
@@ -93,14 +103,6 @@ impl fmt::Display for Address {
 
 const EXPECTED: &str =
     "expected IP:PORT, HOST:PORT, [V6]:PORT, :PORT, PORT, unix:PATH or unix:@NAME";
-
-/// The length of the longest path or abstract name of a Unix-domain socket, in bytes.
-#[cfg(unix)]
-const MAX_UNIX_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
-    107
-} else {
-    103
-};
 
 /// The reason why a text is not a valid [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,30 +208,22 @@ fn is_ipv6(text: &str) -> bool {
     is_zone && address.parse::<Ipv6Addr>().is_ok()
 }
 
-#[cfg(unix)]
 fn parse_unix(path: &str) -> Result<Address, String> {
     let name = path.strip_prefix('@');
     let length = name.unwrap_or(path).len();
     if length == 0 {
         return Err("expected unix:PATH or unix:@NAME".to_owned());
     }
-    if length > MAX_UNIX_PATH {
+    let max = platform::MAX_UNIX_PATH;
+    if length > max {
         return Err(format!(
-            "the path of a Unix-domain socket has at most {MAX_UNIX_PATH} bytes, not {length}"
+            "the path of a Unix-domain socket has at most {max} bytes, not {length}"
         ));
     }
     match name {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
         Some(name) => Ok(Address::UnixAbstract(name.to_owned())),
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        Some(_) => Err("abstract Unix sockets are supported on Linux only".to_owned()),
         None => Ok(Address::UnixPath(path.into())),
     }
-}
-
-#[cfg(not(unix))]
-fn parse_unix(_path: &str) -> Result<Address, String> {
-    Err("Unix sockets are not supported on this system".to_owned())
 }
 
 #[cfg(test)]

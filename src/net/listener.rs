@@ -5,25 +5,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::{Interest, Registry, Token};
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use rustix::event::{PollFd, PollFlags, Timespec};
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use socket2::SockFilter;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 
 use crate::error::{error_text, with_context};
-use crate::net::Register;
-use crate::net::address::{Address, to_canonical};
+use crate::net::address::{Address, address_of, to_canonical};
 use crate::net::stream::Socket;
 #[cfg(unix)]
-use crate::net::unix::UnixListener;
+use crate::net::unix::{self, SocketFile};
+use crate::net::{Register, platform};
 use crate::peer::Peer;
 use crate::system::Listen;
-
-/// Unsent bytes that the kernel accepts for one connection. A small limit makes "written" mean nearly
-/// "sent": a slow reader makes progress visibly, in small steps.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const MAX_UNSENT: u32 = 128 << 10;
 
 /// TCP keepalive probes, and their interval, before an unresponsive client counts as gone.
 const KEEPALIVE_PROBES: u32 = 6;
@@ -40,6 +31,12 @@ pub(crate) struct ListenOptions {
     pub(crate) keepalive: Option<Duration>,
 }
 
+impl ListenOptions {
+    fn backlog(self) -> i32 {
+        self.backlog.try_into().unwrap_or(i32::MAX)
+    }
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
@@ -47,7 +44,12 @@ pub(crate) enum Listener {
     /// A socket that was created elsewhere. Other processes may accept from it too.
     AdoptedTcp(mio::net::TcpListener),
     #[cfg(unix)]
-    Unix(UnixListener),
+    Unix {
+        /// Removed on drop, before the listener is closed. In the other order a second server could find
+        /// the file stale and replace it, and this drop could then remove the new file.
+        _file: Option<SocketFile>,
+        listener: mio::net::UnixListener,
+    },
 }
 
 impl Listener {
@@ -59,11 +61,10 @@ impl Listener {
     pub(crate) fn bind(address: &Address, options: ListenOptions) -> io::Result<Vec<Self>> {
         let bound = match address {
             #[cfg(unix)]
-            Address::UnixPath(path) => UnixListener::bind(path, options.backlog, options.unix_mode)
-                .map(|listener| vec![Self::Unix(listener)]),
-            #[cfg(any(target_os = "linux", target_os = "android"))]
-            Address::UnixAbstract(name) => UnixListener::bind_abstract(name, options.backlog)
-                .map(|listener| vec![Self::Unix(listener)]),
+            Address::UnixPath(_) | Address::UnixAbstract(_) => {
+                unix::listen(address, options.backlog(), options.unix_mode)
+                    .and_then(|(socket, file)| Ok(vec![Self::unix(socket, file)?]))
+            }
             _ => bind_tcp(address, options),
         };
         bound.map_err(|error| with_context(&error, &format!("cannot listen on {address}")))
@@ -74,31 +75,40 @@ impl Listener {
         listener: std::net::TcpListener,
         options: ListenOptions,
     ) -> io::Result<Self> {
-        check_listening(
-            &SockRef::from(&listener),
-            &[Domain::IPV4, Domain::IPV6],
-            "TCP",
-        )?;
-        listener.set_nonblocking(true)?;
-        set_options(&SockRef::from(&listener), options)?;
-        Ok(Self::AdoptedTcp(mio::net::TcpListener::from_std(listener)))
+        let socket = RawSocket::from(listener);
+        check_listening(&socket, &[Domain::IPV4, Domain::IPV6], "TCP")?;
+        set_options(&socket, options)?;
+        into_mio(socket).map(Self::AdoptedTcp)
     }
 
     /// Takes over a Unix-domain socket that already listens. Its file is kept on drop.
     #[cfg(unix)]
     pub(crate) fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        UnixListener::from_std(listener).map(Self::Unix)
+        let socket = RawSocket::from(listener);
+        check_listening(&socket, &[Domain::UNIX], "Unix-domain")?;
+        Self::unix(socket, None)
+    }
+
+    #[cfg(unix)]
+    fn unix(socket: RawSocket, file: Option<SocketFile>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self::Unix {
+            _file: file,
+            listener: mio::net::UnixListener::from_std(socket.into()),
+        })
     }
 
     /// Returns the local address, with the port the system chose.
     pub(crate) fn address(&self) -> io::Result<Address> {
+        address_of(&self.socket())
+            .map_err(|error| with_context(&error, "cannot get the address of a listener"))
+    }
+
+    fn socket(&self) -> SockRef<'_> {
         match self {
-            Self::Tcp(listener) | Self::AdoptedTcp(listener) => listener
-                .local_addr()
-                .map(Address::Ip)
-                .map_err(|error| with_context(&error, "cannot get the address of a listener")),
+            Self::Tcp(listener) | Self::AdoptedTcp(listener) => SockRef::from(listener),
             #[cfg(unix)]
-            Self::Unix(listener) => Ok(listener.address()),
+            Self::Unix { listener, .. } => SockRef::from(listener),
         }
     }
 }
@@ -107,55 +117,34 @@ impl Listen for Listener {
     type Stream = Socket;
 
     fn accept(&self) -> io::Result<(Socket, Peer)> {
-        match self {
+        let (stream, peer) = match self {
             Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                // On Linux, accepted sockets inherit the options of the listener.
-                #[cfg(not(any(target_os = "linux", target_os = "android")))]
-                let _already_reset = set_common_options(&SockRef::from(&stream));
-                Ok((Socket::Tcp(stream), Peer::Ip(to_canonical(address))))
+                if !platform::INHERITS_OPTIONS {
+                    let _already_reset = set_common_options(&SockRef::from(&stream));
+                }
+                (stream, Peer::Ip(to_canonical(address)))
             }
             #[cfg(unix)]
-            Self::Unix(listener) => Ok((Socket::Unix(listener.accept()?), Peer::Unix)),
-        }
-    }
-
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn has_waiting_client(&self) -> bool {
-        let mut socket = [match self {
-            Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
-                PollFd::new(listener, PollFlags::IN)
+            Self::Unix { listener, .. } => {
+                let (stream, _unnamed) = listener.accept()?;
+                // Fails on systems without urgent data on Unix-domain sockets, where it is not needed.
+                let _unsupported = SockRef::from(&stream).set_out_of_band_inline(true);
+                (std::os::fd::OwnedFd::from(stream).into(), Peer::Unix)
             }
-            Self::Unix(listener) => PollFd::new(listener, PollFlags::IN),
-        }];
-        // After an error, assume that there is one.
-        !matches!(
-            rustix::event::poll(&mut socket, Some(&Timespec::default())),
-            Ok(0)
-        )
+        };
+        let is_tcp = peer != Peer::Unix;
+        Ok((Socket { stream, is_tcp }, peer))
     }
 
-    /// Attaches a filter that drops packets with the SYN flag. A client repeats its SYN after a second.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn stop_handshakes(&self) -> bool {
-        // Classic BPF: load the byte with TCP's flags; is SYN set? Then keep nothing, otherwise everything.
-        const DROP_SYN: [SockFilter; 4] = [
-            SockFilter::new(0x30, 0, 0, 13),
-            SockFilter::new(0x45, 0, 1, 0x02),
-            SockFilter::new(0x06, 0, 0, 0),
-            SockFilter::new(0x06, 0, 0, u32::MAX),
-        ];
-        match self {
-            Self::Tcp(listener) => SockRef::from(listener).attach_filter(&DROP_SYN).is_ok(),
-            // A filter would outlive this process. A Unix-domain socket connects without a handshake.
-            Self::AdoptedTcp(_) | Self::Unix(_) => false,
-        }
-    }
-
-    /// Other systems do not tell without an `accept`.
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
     fn has_waiting_client(&self) -> bool {
-        true
+        platform::has_waiting_client(&self.socket())
+    }
+
+    /// A filter would stay on an adopted socket after this process has ended. A Unix-domain socket connects
+    /// without a handshake.
+    fn stop_handshakes(&self) -> bool {
+        matches!(self, Self::Tcp(_)) && platform::stop_handshakes(&self.socket())
     }
 }
 
@@ -166,38 +155,29 @@ impl Register for Listener {
                 registry.register(listener, token, Interest::READABLE)
             }
             #[cfg(unix)]
-            Self::Unix(listener) => listener.register(registry, token),
+            Self::Unix { listener, .. } => registry.register(listener, token, Interest::READABLE),
         }
     }
 }
 
+/// Makes a TCP socket that listens a non-blocking one.
+fn into_mio(socket: RawSocket) -> io::Result<mio::net::TcpListener> {
+    socket.set_nonblocking(true)?;
+    Ok(mio::net::TcpListener::from_std(socket.into()))
+}
+
 /// Checks that a socket that was created elsewhere is a stream socket of one of `families`, called `name`
 /// in errors, and that it is listening.
-pub(super) fn check_listening(
-    socket: &RawSocket,
-    families: &[Domain],
-    name: &str,
-) -> io::Result<()> {
+fn check_listening(socket: &RawSocket, families: &[Domain], name: &str) -> io::Result<()> {
     let is_stream = socket.r#type()? == Type::STREAM;
     let problem = if !is_stream || !families.contains(&socket.local_addr()?.domain()) {
         format!("not a {name} stream socket")
-    } else if !is_listening(socket)? {
+    } else if !platform::is_listening(socket)? {
         format!("the {name} socket is not listening")
     } else {
         return Ok(());
     };
     Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn is_listening(socket: &RawSocket) -> io::Result<bool> {
-    socket.is_listener()
-}
-
-/// Other systems do not tell.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn is_listening(_socket: &RawSocket) -> io::Result<bool> {
-    Ok(true)
 }
 
 /// Listens on every socket address of `address`, or on its fallback if the system has no IPv6.
@@ -249,15 +229,13 @@ fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Listen
     }
     // Allows a restart while old connections are in TIME_WAIT. On Windows it would let two servers
     // bind the same port.
-    #[cfg(not(windows))]
-    socket.set_reuse_address(true)?;
+    if cfg!(not(windows)) {
+        socket.set_reuse_address(true)?;
+    }
     set_options(&socket, options)?;
     socket.bind(&address.into())?;
-    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-    socket.set_nonblocking(true)?;
-    Ok(Listener::Tcp(mio::net::TcpListener::from_std(
-        socket.into(),
-    )))
+    socket.listen(options.backlog())?;
+    into_mio(socket).map(Listener::Tcp)
 }
 
 /// Sets the options that accepted sockets inherit on Linux.
@@ -267,9 +245,7 @@ fn set_options(socket: &RawSocket, options: ListenOptions) -> io::Result<()> {
         let time = options.keepalive.unwrap_or_default();
         with_context(&error, &format!("cannot set TCP keepalive to {time:?}"))
     })?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_notsent_lowat(MAX_UNSENT)?;
-    Ok(())
+    platform::limit_unsent(socket)
 }
 
 fn set_keepalive(socket: &RawSocket, idle: Option<Duration>) -> io::Result<()> {
@@ -277,14 +253,8 @@ fn set_keepalive(socket: &RawSocket, idle: Option<Duration>) -> io::Result<()> {
         // A socket that was created elsewhere may have it on.
         return socket.set_keepalive(false);
     };
-    let keepalive = TcpKeepalive::new().with_time(idle);
-    #[cfg(any(
-        target_os = "linux",
-        target_os = "android",
-        target_vendor = "apple",
-        windows
-    ))]
-    let keepalive = keepalive
+    let keepalive = TcpKeepalive::new()
+        .with_time(idle)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
     socket.set_tcp_keepalive(&keepalive)
@@ -298,17 +268,9 @@ fn set_common_options(socket: &RawSocket) -> io::Result<()> {
 
 /// Returns whether `error` means that the system has no such address, or no addresses of its family.
 fn is_missing(error: &io::Error) -> bool {
-    const EAFNOSUPPORT: i32 = if cfg!(windows) {
-        10047
-    } else if cfg!(any(target_os = "linux", target_os = "android")) {
-        97
-    } else {
-        47
-    };
-    matches!(
-        error.kind(),
-        io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-    ) || error.raw_os_error() == Some(EAFNOSUPPORT)
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.kind() == io::ErrorKind::Unsupported
+        || platform::is_missing_family(error)
 }
 
 #[cfg(test)]

@@ -1,127 +1,26 @@
-//! Unix-domain listeners, and the lifetime of their socket files.
+//! Unix-domain sockets to listen on, and the lifetime of their files.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use mio::net::UnixListener as MioListener;
-use mio::{Interest, Registry, Token};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::{error_text, escape_control, with_context};
 use crate::net::address::Address;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use crate::net::directory_lock;
-use crate::net::listener::check_listening;
+use crate::net::platform;
 
-/// A Unix-domain listener. Dropping it removes the socket file it created.
-#[derive(Debug)]
-pub(crate) struct UnixListener {
-    /// Removed on drop, before the listener is closed. In the other order a second server could find
-    /// the file stale and replace it, and this drop could then remove the new file.
-    _file: Option<SocketFile>,
-    listener: MioListener,
-    address: Address,
-}
+/// How often to try to lock a directory, every 5 ms. Servers hold the lock for less than a millisecond, but any
+/// other program can hold it for ever.
+const LOCK_ATTEMPTS: u32 = 1000;
 
-/// The file of a socket. The device and inode number tell whether the path still names this file.
+/// The file of a socket, removed on drop.
 #[derive(Debug)]
-struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
+    /// The device and inode number tell whether the path still names this file.
     identity: (u64, u64),
-}
-
-impl AsFd for UnixListener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-}
-
-impl UnixListener {
-    /// Listens at `path`. Replaces a stale socket file. If several servers do so at once, one succeeds, and
-    /// the others fail because the address is in use (Linux only).
-    pub(crate) fn bind(path: &Path, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
-        // Held until the socket listens: before that, it looks stale to other servers.
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let _lock = directory_lock::acquire(path, directory_lock::TIMEOUT);
-        remove_stale(path)?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(path)?)?;
-        let file = SocketFile {
-            path: path.to_owned(),
-            identity: identity(path)?,
-        };
-        if let Some(mode) = mode {
-            // Set before `listen`, so that no client can connect with other permissions.
-            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
-                with_context(&error, &format!("cannot set permissions {mode:#o}"))
-            })?;
-        }
-        Self::listen(
-            socket,
-            backlog,
-            Address::UnixPath(path.to_owned()),
-            Some(file),
-        )
-    }
-
-    /// Listens at a name in the abstract namespace, which uses no file.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    pub(crate) fn bind_abstract(name: &str, backlog: u32) -> io::Result<Self> {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
-        Self::listen(
-            socket,
-            backlog,
-            Address::UnixAbstract(name.to_owned()),
-            None,
-        )
-    }
-
-    /// Takes over a socket that already listens. Its file is kept on drop.
-    pub(crate) fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        check_listening(&SockRef::from(&listener), &[Domain::UNIX], "Unix-domain")?;
-        listener.set_nonblocking(true)?;
-        let address = address_of(&listener.local_addr()?);
-        Ok(Self {
-            listener: MioListener::from_std(listener),
-            address,
-            _file: None,
-        })
-    }
-
-    fn listen(
-        socket: Socket,
-        backlog: u32,
-        address: Address,
-        file: Option<SocketFile>,
-    ) -> io::Result<Self> {
-        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self {
-            listener: MioListener::from_std(OwnedFd::from(socket).into()),
-            address,
-            _file: file,
-        })
-    }
-
-    pub(crate) fn address(&self) -> Address {
-        self.address.clone()
-    }
-
-    pub(crate) fn accept(&self) -> io::Result<mio::net::UnixStream> {
-        let (stream, _unnamed) = self.listener.accept()?;
-        // Fails on systems without urgent data on Unix-domain sockets, where it is not needed.
-        let _unsupported = SockRef::from(&stream).set_out_of_band_inline(true);
-        Ok(stream)
-    }
-
-    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.listener, token, Interest::READABLE)
-    }
 }
 
 impl Drop for SocketFile {
@@ -135,13 +34,46 @@ impl Drop for SocketFile {
     }
 }
 
-/// Returns the address of a Unix-domain socket.
-pub(super) fn address_of(socket: &SocketAddr) -> Address {
-    #[cfg(target_os = "linux")]
-    if let Some(name) = std::os::linux::net::SocketAddrExt::as_abstract_name(socket) {
-        return Address::UnixAbstract(String::from_utf8_lossy(name).into_owned());
+/// Creates a socket that listens on `address`, and its file unless the name is abstract.
+///
+/// A stale socket file is replaced. If several servers do so at once, one succeeds, and the others fail because
+/// the address is in use (Linux only).
+pub(super) fn listen(
+    address: &Address,
+    backlog: i32,
+    mode: Option<u32>,
+) -> io::Result<(Socket, Option<SocketFile>)> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    match address {
+        Address::UnixPath(path) => {
+            // Held until the socket listens: before that, it looks stale to other servers.
+            let _lock = platform::lock_directory(path, LOCK_ATTEMPTS);
+            let file = bind(&socket, path, mode)?;
+            socket.listen(backlog)?;
+            Ok((socket, Some(file)))
+        }
+        Address::UnixAbstract(name) if cfg!(target_os = "linux") => {
+            socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
+            socket.listen(backlog)?;
+            Ok((socket, None))
+        }
+        _ => Err(ErrorKind::Unsupported.into()),
     }
-    Address::UnixPath(socket.as_pathname().unwrap_or(Path::new("")).to_owned())
+}
+
+fn bind(socket: &Socket, path: &Path, mode: Option<u32>) -> io::Result<SocketFile> {
+    remove_stale(path)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        identity: identity(path)?,
+    };
+    if let Some(mode) = mode {
+        // Set before `listen`, so that no client can connect with other permissions.
+        fs::set_permissions(path, Permissions::from_mode(mode))
+            .map_err(|error| with_context(&error, &format!("cannot set permissions {mode:#o}")))?;
+    }
+    Ok(file)
 }
 
 /// Returns the device and inode number of the file at `path`.
@@ -165,10 +97,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .or_else(|error| match error.kind() {
-                ErrorKind::NotFound => Ok(()),
-                _ => Err(with_context(&error, "cannot remove the stale socket")),
-            }),
+            .map_err(|error| with_context(&error, "cannot remove the stale socket")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
         _ => Err(io::Error::new(ErrorKind::AddrInUse, "address in use")),

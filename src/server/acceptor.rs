@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::error::{error_text, with_context};
+use crate::net::is_network_error;
 use crate::peer::Peer;
 use crate::server::control::Control;
 use crate::server::dispatcher::Dispatcher;
@@ -402,9 +403,6 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 /// Whether an accept error concerns one client or is temporary, so that accepting can be retried at once.
 /// All others (no descriptors, no memory, unknown errors) back off.
 fn is_transient(error: &io::Error) -> bool {
-    /// Errors of accept(2) on Linux without an [`ErrorKind`]: EPROTO, ENOPROTOOPT, EOPNOTSUPP, EHOSTDOWN,
-    /// ENONET.
-    const LINUX: [i32; 5] = [71, 92, 95, 112, 64];
     matches!(
         error.kind(),
         ErrorKind::Interrupted
@@ -415,10 +413,7 @@ fn is_transient(error: &io::Error) -> bool {
             | ErrorKind::HostUnreachable
             | ErrorKind::PermissionDenied
             | ErrorKind::TimedOut
-    ) || (cfg!(target_os = "linux")
-        && error
-            .raw_os_error()
-            .is_some_and(|code| LINUX.contains(&code)))
+    ) || is_network_error(error)
 }
 
 #[cfg(test)]

@@ -43,20 +43,18 @@ fn errors_name_the_problem() {
 fn longest_unix_path_can_be_bound() {
     use crate::net::listener::{ListenOptions, Listener};
 
+    let max = platform::MAX_UNIX_PATH;
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().display();
-    let path = format!("unix:{folder}/{}", "a".repeat(MAX_UNIX_PATH));
-    let longest = &path[..5 + MAX_UNIX_PATH];
+    let path = format!("unix:{folder}/{}", "a".repeat(max));
+    let longest = &path[..5 + max];
     let options = ListenOptions {
         backlog: 1,
         unix_mode: None,
         keepalive: None,
     };
     Listener::bind(&longest.parse().unwrap(), options).unwrap();
-    for too_long in [
-        &path[..6 + MAX_UNIX_PATH],
-        &format!("unix:@{}", "a".repeat(200)),
-    ] {
+    for too_long in [&path[..6 + max], &format!("unix:@{}", "a".repeat(200))] {
         let error = too_long.parse::<Address>().unwrap_err().to_string();
         assert!(error.contains("at most"), "{error}");
     }

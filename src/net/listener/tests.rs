@@ -1,6 +1,8 @@
 use std::io::ErrorKind;
 #[cfg(unix)]
 use std::net::{TcpListener, UdpSocket};
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 
 #[cfg(target_os = "linux")]
 use socket2::SockAddr;
@@ -66,26 +68,18 @@ fn keepalive_is_set_and_cleared() {
     assert_eq!(error.to_string(), text);
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 const OPTIONS: ListenOptions = ListenOptions {
     backlog: 1,
     unix_mode: None,
     keepalive: None,
 };
 
-#[cfg(target_os = "linux")]
-fn tcp(listener: &Listener) -> SockRef<'_> {
-    match listener {
-        Listener::Tcp(listener) => SockRef::from(listener),
-        other => panic!("{other:?} was not bound to a port"),
-    }
-}
-
 #[test]
 #[cfg(target_os = "linux")]
 fn listener_has_the_options_that_its_sockets_inherit() {
     let listener = bind_socket("127.0.0.1:0".parse().unwrap(), OPTIONS).unwrap();
-    let socket = tcp(&listener);
+    let socket = listener.socket();
     assert!(socket.tcp_nodelay().unwrap());
     assert!(socket.out_of_band_inline().unwrap());
     assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 << 10);
@@ -137,11 +131,18 @@ fn only_the_unspecified_ipv6_address_is_for_ipv4_too() {
     let Ok(one) = bind_socket("[::1]:0".parse().unwrap(), OPTIONS) else {
         return;
     };
-    assert!(tcp(&one).only_v6().unwrap());
+    assert!(one.socket().only_v6().unwrap());
     let all = Listener::bind(&Address::AnyInterface(0), OPTIONS).unwrap();
-    assert!(!tcp(&all[0]).only_v6().unwrap());
+    assert!(!all[0].socket().only_v6().unwrap());
     // An address in use is not a missing one, which IPv4 would replace.
-    let in_use = Address::AnyInterface(tcp(&one).local_addr().unwrap().as_socket().unwrap().port());
+    let in_use = Address::AnyInterface(
+        one.socket()
+            .local_addr()
+            .unwrap()
+            .as_socket()
+            .unwrap()
+            .port(),
+    );
     let error = Listener::bind(&in_use, OPTIONS).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
 }
@@ -151,6 +152,9 @@ fn only_the_unspecified_ipv6_address_is_for_ipv4_too() {
 fn handshakes_in_progress_complete_and_no_others_begin() {
     use std::io::{Read, Write};
     use std::net::TcpStream;
+
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    use socket2::SockFilter;
 
     let listener = bind_socket("127.0.0.1:0".parse().unwrap(), OPTIONS).unwrap();
     let Address::Ip(address) = listener.address().unwrap() else {
@@ -168,8 +172,8 @@ fn handshakes_in_progress_complete_and_no_others_begin() {
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::TimedOut);
     client.detach_filter().unwrap();
     let timeout = Timespec::try_from(Duration::from_secs(30)).unwrap();
-    let tcp = tcp(&listener);
-    let mut sockets = [PollFd::new(&*tcp, PollFlags::IN)];
+    let socket = listener.socket();
+    let mut sockets = [PollFd::new(&*socket, PollFlags::IN)];
     rustix::event::poll(&mut sockets, Some(&timeout)).unwrap();
     let (mut stream, _) = listener.accept().unwrap();
     stream.write_all(b"connected").unwrap();
@@ -193,27 +197,38 @@ fn adopted_listener_keeps_its_handshakes() {
 #[test]
 #[cfg(unix)]
 fn sockets_that_cannot_accept_are_refused() {
-    let refusal = |socket: &RawSocket| {
-        check_listening(socket, &[Domain::IPV4, Domain::IPV6], "TCP").map_err(|error| {
-            assert_eq!(error.kind(), ErrorKind::InvalidInput);
-            error.to_string()
-        })
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    assert_eq!(refusal(&SockRef::from(&listener)), Ok(()));
-    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let not_tcp = Err("not a TCP stream socket".to_owned());
-    assert_eq!(refusal(&SockRef::from(&datagrams)), not_tcp);
-    let (unix, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
-    assert_eq!(refusal(&SockRef::from(&unix)), not_tcp);
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    for socket in [
-        RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap(),
-        std::net::TcpStream::connect(listener.local_addr().unwrap())
-            .unwrap()
-            .into(),
-    ] {
-        let not_listening = Err("the TCP socket is not listening".to_owned());
-        assert_eq!(refusal(&socket), not_listening);
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    fn check(adopted: io::Result<Listener>, refusal: &str) {
+        let error = adopted.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_eq!(error.to_string(), refusal);
     }
+    let tcp = |socket: OwnedFd| Listener::from_tcp(socket.into(), OPTIONS);
+    let unix = |socket: OwnedFd| Listener::from_unix(socket.into());
+    let directory = tempfile::tempdir().unwrap();
+    let tcp_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unix_listener = UnixListener::bind(directory.path().join("echo")).unwrap();
+    let (connected, _peer) = UnixStream::pair().unwrap();
+
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in [datagrams.into(), connected.try_clone().unwrap().into()] {
+        check(tcp(socket), "not a TCP stream socket");
+    }
+    let datagrams = UnixDatagram::bind(directory.path().join("datagrams")).unwrap();
+    for socket in [datagrams.into(), tcp_listener.try_clone().unwrap().into()] {
+        check(unix(socket), "not a Unix-domain stream socket");
+    }
+    #[cfg(target_os = "linux")]
+    {
+        let bound = RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let client = std::net::TcpStream::connect(tcp_listener.local_addr().unwrap()).unwrap();
+        for socket in [bound.into(), client.into()] {
+            check(tcp(socket), "the TCP socket is not listening");
+        }
+        let not_listening = "the Unix-domain socket is not listening";
+        check(unix(connected.into()), not_listening);
+    }
+    assert!(tcp(tcp_listener.into()).is_ok());
+    assert!(unix(unix_listener.into()).is_ok());
 }

@@ -1,3 +1,4 @@
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -28,8 +29,11 @@ fn unread_bytes_are_counted() {
     check_unread(socket, client);
     let (socket, client) = UnixStream::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
-    let socket = mio::net::UnixStream::from_std(socket);
-    check_unread(Socket::Unix(socket), client);
+    let socket = Socket {
+        stream: OwnedFd::from(socket).into(),
+        is_tcp: false,
+    };
+    check_unread(socket, client);
 }
 
 #[test]
