@@ -29,9 +29,10 @@ pub(crate) fn with_context(error: &io::Error, context: &str) -> io::Error {
 pub(crate) fn escape_control(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
-        match character.is_control() {
-            true => escaped.extend(character.escape_default()),
-            false => escaped.push(character),
+        if character.is_control() {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
         }
     }
     escaped
@@ -53,6 +54,14 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+/// Returns the first 100 characters of `text`, control characters escaped, to quote them in an error message.
+pub(crate) fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(100) {
+        Some((end, _)) => escape_control(&text[..end]) + "...",
+        None => escape_control(text),
+    }
 }
 
 #[cfg(test)]

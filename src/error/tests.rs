@@ -21,3 +21,15 @@ fn context_precedes_the_cause() {
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     assert_eq!(error.to_string(), "outer: inner: permission denied");
 }
+
+#[test]
+fn excerpt_has_at_most_100_characters() {
+    for (text, quoted) in [
+        ("\u{e4}".repeat(100), "\u{e4}".repeat(100)),
+        ("\u{e4}".repeat(101), "\u{e4}".repeat(100) + "..."),
+        ("a\nb\x1b".to_owned(), r"a\nb\u{1b}".to_owned()),
+        (String::new(), String::new()),
+    ] {
+        assert_eq!(excerpt(&text), quoted);
+    }
+}

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use socket2::Socket;
 
-use crate::error::escape_control;
+use crate::error::{escape_control, excerpt};
 use crate::net::platform;
 
 /// An address to listen on.
@@ -42,25 +42,22 @@ pub enum Address {
 }
 
 impl Address {
-    /// Returns the socket addresses to bind, and an IPv4 address to bind instead if the system has no
-    /// IPv6.
-    pub(crate) fn resolve(&self) -> io::Result<(Vec<SocketAddr>, Option<SocketAddr>)> {
-        match self {
-            Self::AnyInterface(port) => {
-                let v6 = (Ipv6Addr::UNSPECIFIED, *port).into();
-                let v4 = (Ipv4Addr::UNSPECIFIED, *port).into();
-                Ok((vec![v6], Some(v4)))
+    /// Returns the socket addresses to bind.
+    pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut addresses = match self {
+            Self::AnyInterface(port) => vec![(Ipv6Addr::UNSPECIFIED, *port).into()],
+            Self::Ip(address) => vec![*address],
+            Self::Host(host, port) => (host.as_str(), *port).to_socket_addrs()?.collect(),
+            Self::UnixPath(_) | Self::UnixAbstract(_) => {
+                return Err(io::ErrorKind::Unsupported.into());
             }
-            Self::Ip(address) => Ok((vec![to_canonical(*address)], None)),
-            Self::Host(host, port) => {
-                let addresses = (host.as_str(), *port).to_socket_addrs()?;
-                let mut addresses: Vec<_> = addresses.map(to_canonical).collect();
-                addresses.sort_unstable();
-                addresses.dedup();
-                Ok((addresses, None))
-            }
-            Self::UnixPath(_) | Self::UnixAbstract(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        for address in &mut addresses {
+            *address = to_canonical(*address);
         }
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(addresses)
     }
 }
 
@@ -104,6 +101,9 @@ impl fmt::Display for Address {
 const EXPECTED: &str =
     "expected IP:PORT, HOST:PORT, [V6]:PORT, :PORT, PORT, unix:PATH or unix:@NAME";
 
+/// The length of the longest host name that DNS allows.
+const MAX_NAME: usize = 253;
+
 /// The reason why a text is not a valid [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressError(String);
@@ -121,106 +121,72 @@ impl FromStr for Address {
 
     /// Parses `IP:PORT`, `HOST:PORT`, `[V6]:PORT`, `:PORT`, `PORT`, `unix:PATH` or `unix:@NAME`.
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        parse(text).map_err(|problem| AddressError(escape_control(&problem)))
+        parse(text).map_err(AddressError)
     }
 }
 
 fn parse(text: &str) -> Result<Address, String> {
-    if text.is_empty() {
-        return Err("an address is missing; is there a blank after a comma?".to_owned());
-    }
     if text.trim() != text {
         return Err("blanks before and after an address are not allowed".to_owned());
     }
     if let Some(path) = text.strip_prefix("unix:") {
         return parse_unix(path);
     }
+    if let Some((scheme, _)) = text.split_once("://") {
+        let scheme = excerpt(scheme);
+        return Err(format!("a URL is not an address: leave out '{scheme}://'"));
+    }
+    // A colon in brackets belongs to an IPv6 address.
+    let parts = text
+        .rsplit_once(':')
+        .filter(|(_, port)| !port.contains(']'));
+    let (host, port) = parts.unwrap_or(("", text));
+    if is_ipv6(text) || is_ipv6(host) {
+        return Err("an IPv6 address needs brackets, such as [::1]:5555".to_owned());
+    }
+    if parts.is_none() && text.parse::<i64>().is_err() {
+        return Err(EXPECTED.to_owned());
+    }
+    let number = port.parse().ok().filter(|_| !port.starts_with('+'));
+    let Some(port) = number else {
+        let port = excerpt(port);
+        return Err(format!("invalid port '{port}': expected 0 to 65535"));
+    };
     if let Ok(address) = text.parse() {
         return Ok(Address::Ip(address));
     }
-    if let Some((scheme, address)) = text.split_once("://") {
-        return Err(format!(
-            "a URL is not an address: '{address}' without '{scheme}://'"
-        ));
-    }
-    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-    if let Some(hint) = brackets_hint(text, host, port) {
-        return Err(hint);
-    }
-    let port = port.parse().map_err(|_| {
-        let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-        match is_number {
-            true => format!("port {port} is not between 0 and 65535"),
-            false => EXPECTED.to_owned(),
-        }
-    })?;
     let in_brackets = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
     match in_brackets {
+        None if host.is_empty() => Ok(Address::AnyInterface(port)),
+        None if is_name(host) => Ok(Address::Host(host.to_owned(), port)),
         // Only the system's resolver knows the names of the zones.
         Some(v6) if is_ipv6(v6) => Ok(Address::Host(v6.to_owned(), port)),
-        Some(_) => Err(format!("{host} is not an IPv6 address in brackets")),
-        None if host.is_empty() => Ok(Address::AnyInterface(port)),
-        None => match host_problem(host, port) {
-            Some(problem) => Err(problem),
-            None => Ok(Address::Host(host.to_owned(), port)),
-        },
+        _ => Err(format!("invalid host '{}'", excerpt(host))),
     }
 }
 
-/// Returns why `host` is not a host name.
-fn host_problem(host: &str, port: u16) -> Option<String> {
-    let is_misplaced = |c: char| c.is_whitespace() || c.is_control() || c == '/';
-    if host == "*" {
-        Some(format!(
-            "'*' is not a host: ':{port}' means every interface"
-        ))
-    } else if host.contains([':', '[']) {
-        Some(EXPECTED.to_owned())
-    } else if host
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    {
-        // A resolver could take it for an abbreviated address: 127.1 is 127.0.0.1.
-        Some(format!("{host} is not an IPv4 address"))
-    } else if host.contains(is_misplaced) {
-        Some(format!("'{host}' is not a host name"))
-    } else {
-        None
-    }
-}
-
-/// Returns how to write `text`, which is `host:port`, if it is an IPv6 address without brackets.
-fn brackets_hint(text: &str, host: &str, port: &str) -> Option<String> {
-    let with_port = is_ipv6(host) && port.parse::<u16>().is_ok();
-    let forms = match (with_port, is_ipv6(text)) {
-        (true, true) => format!("[{host}]:{port}, or [{text}]:PORT"),
-        (true, false) => format!("[{host}]:{port}"),
-        (false, true) => format!("[{text}]:PORT"),
-        (false, false) => return None,
-    };
-    Some(format!("an IPv6 address needs brackets: {forms}"))
+/// Returns whether `text` can be the name of a host or a zone.
+fn is_name(text: &str) -> bool {
+    // A resolver takes numbers for an abbreviated address: 127.1 is 127.0.0.1.
+    let is_numeric = !text.contains(|c: char| c != '.' && !c.is_ascii_digit());
+    let is_misplaced = |c: char| c.is_whitespace() || c.is_control() || "%*/:[]".contains(c);
+    text.len() <= MAX_NAME && !is_numeric && !text.contains(is_misplaced)
 }
 
 /// Returns whether `text` is an IPv6 address, with or without a zone such as `%eth0`.
 fn is_ipv6(text: &str) -> bool {
     let (address, zone) = text.split_once('%').unwrap_or((text, "zone"));
-    let is_zone = !zone.is_empty() && !zone.contains([':', '%', '[', ']']);
-    is_zone && address.parse::<Ipv6Addr>().is_ok()
+    is_name(zone) && address.parse::<Ipv6Addr>().is_ok()
 }
 
 fn parse_unix(path: &str) -> Result<Address, String> {
     let name = path.strip_prefix('@');
-    let length = name.unwrap_or(path).len();
-    if length == 0 {
-        return Err("expected unix:PATH or unix:@NAME".to_owned());
-    }
-    let max = platform::MAX_UNIX_PATH;
-    if length > max {
-        return Err(format!(
-            "the path of a Unix-domain socket has at most {max} bytes, not {length}"
-        ));
-    }
+    let (length, max) = (name.unwrap_or(path).len(), platform::MAX_UNIX_PATH);
     match name {
+        _ if length == 0 => Err("expected unix:PATH or unix:@NAME".to_owned()),
+        _ if length > max => Err(format!(
+            "the path of a Unix-domain socket has at most {max} bytes, not {length}"
+        )),
         Some(name) => Ok(Address::UnixAbstract(name.to_owned())),
         None => Ok(Address::UnixPath(path.into())),
     }

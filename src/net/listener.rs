@@ -1,7 +1,7 @@
 //! Listening sockets, TCP or Unix-domain.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use mio::{Interest, Registry, Token};
@@ -65,7 +65,7 @@ impl Listener {
                 unix::listen(address, options.backlog(), options.unix_mode)
                     .and_then(|(socket, file)| Ok(vec![Self::unix(socket, file)?]))
             }
-            _ => bind_tcp(address, options),
+            _ => bind_tcp(address, |address| bind_socket(address, options)),
         };
         bound.map_err(|error| with_context(&error, &format!("cannot listen on {address}")))
     }
@@ -180,12 +180,15 @@ fn check_listening(socket: &RawSocket, families: &[Domain], name: &str) -> io::R
     Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
 }
 
-/// Listens on every socket address of `address`, or on its fallback if the system has no IPv6.
-fn bind_tcp(address: &Address, options: ListenOptions) -> io::Result<Vec<Listener>> {
-    let (addresses, fallback) = address.resolve()?;
-    let bind = |address| bind_socket(address, options);
-    match (bind_existing(&addresses, bind), fallback) {
-        (Err(error), Some(ipv4)) if is_missing(&error) => Ok(vec![bind(ipv4)?]),
+/// Binds every socket address of `address`, or `0.0.0.0` instead of `[::]` if the system has no IPv6.
+fn bind_tcp<T>(
+    address: &Address,
+    bind: impl Fn(SocketAddr) -> io::Result<T>,
+) -> io::Result<Vec<T>> {
+    match (bind_existing(&address.resolve()?, &bind), address) {
+        (Err(error), Address::AnyInterface(port)) if is_missing(&error) => {
+            Ok(vec![bind((Ipv4Addr::UNSPECIFIED, *port).into())?])
+        }
         (bound, _) => bound,
     }
 }

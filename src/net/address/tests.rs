@@ -1,40 +1,93 @@
 use super::*;
 
+fn error(text: &str) -> String {
+    text.parse::<Address>().expect_err(text).to_string()
+}
+
 #[test]
 fn errors_name_the_problem() {
     for (text, problem) in [
-        ("", "an address is missing"),
-        ("99999", "port 99999 is not between 0 and 65535"),
-        ("localhost:99999", "port 99999"),
-        ("-1", "expected IP:PORT"),
+        ("", "expected IP:PORT"),
         ("localhost", "expected IP:PORT"),
-        ("127.0.0.1:", "expected IP:PORT"),
-        ("127.0.0.1:7:8", "expected IP:PORT"),
-        ("x::y:7", "expected IP:PORT"),
-        ("[::1", "expected IP:PORT"),
         ("[::1]", "expected IP:PORT"),
-        ("[::1%]:7", "[::1%] is not an IPv6 address in brackets"),
-        ("[%lo]:7", "[%lo] is not an IPv6 address in brackets"),
-        ("[localhost]:7", "[localhost] is not an IPv6 address"),
-        ("[zz]:1", "[zz] is not an IPv6 address"),
-        ("tcp://localhost:7", "'localhost:7' without 'tcp://'"),
-        ("*:7", "':7' means every interface"),
+        ("127.0.0.1", "expected IP:PORT"),
+        ("7x", "expected IP:PORT"),
+        ("tcp://localhost:7", "leave out 'tcp://'"),
+        ("tcp://localhost", "leave out 'tcp://'"),
         (" :7", "blanks before and after"),
         ("unix:/echo ", "blanks before and after"),
-        ("local host:7", "'local host' is not a host name"),
-        ("a/b:7", "'a/b' is not a host name"),
-        ("a\nb:7", "'a\\nb' is not a host name"),
-        ("[a\n\nb]:7", "[a\\n\\nb] is not an IPv6 address"),
-        ("256.1.1.1:7", "256.1.1.1 is not an IPv4 address"),
-        ("127.1:7", "127.1 is not an IPv4 address"),
-        ("1:7", "1 is not an IPv4 address"),
-        #[cfg(unix)]
         ("unix:", "expected unix:PATH"),
-        #[cfg(unix)]
         ("unix:@", "expected unix:PATH"),
     ] {
-        let error = text.parse::<Address>().expect_err(text);
-        assert!(error.to_string().contains(problem), "{text}: {error}");
+        assert!(error(text).contains(problem), "{text}: {}", error(text));
+    }
+}
+
+#[test]
+fn invalid_ports_are_named() {
+    for (text, port) in [
+        ("99999", "99999"),
+        ("-1", "-1"),
+        ("+80", "+80"),
+        ("localhost:99999", "99999"),
+        ("host:x", "x"),
+        ("host:", ""),
+        (":-1", "-1"),
+        ("127.0.0.1:", ""),
+        ("127.0.0.1:+80", "+80"),
+        ("127.0.0.1:99999", "99999"),
+        ("[::1]:65536", "65536"),
+        ("127.1:x", "x"),
+        ("a\nb:x\ny", r"x\ny"),
+    ] {
+        let expected = format!("invalid port '{port}': expected 0 to 65535");
+        assert_eq!(error(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn invalid_hosts_are_named() {
+    for host in [
+        "127.0.0.1:7",
+        "x::y",
+        "[:",
+        "[::1%]",
+        "[::1%a%b]",
+        "[%lo]",
+        "[localhost]",
+        "[127.0.0.1]",
+        "*",
+        "local host",
+        "a/b",
+        "fe80::1%",
+        "256.1.1.1",
+        "127.1",
+        "1",
+    ] {
+        assert_eq!(
+            error(&format!("{host}:7")),
+            format!("invalid host '{host}'")
+        );
+    }
+    assert_eq!(error("a\nb:7"), r"invalid host 'a\nb'");
+    assert_eq!(error("[::1%a\nb]:7"), r"invalid host '[::1%a\nb]'");
+}
+
+#[test]
+fn long_texts_are_not_repeated_whole() {
+    let long = "a".repeat(100_000);
+    let start = &long[..100];
+    let port = format!("invalid port '{start}...': expected 0 to 65535");
+    assert_eq!(error(&format!("localhost:{long}")), port);
+    assert_eq!(
+        error(&format!("{long}:7")),
+        format!("invalid host '{start}...'")
+    );
+    let zone = error(&format!("[::1%{long}]:7"));
+    assert_eq!(zone, format!("invalid host '[::1%{}...'", &long[..95]));
+    let forms = [long.clone(), format!("unix:{long}"), format!("{long}://")];
+    for text in forms {
+        assert!(error(&text).len() < 200, "{}", error(&text));
     }
 }
 
@@ -61,7 +114,6 @@ fn longest_unix_path_can_be_bound() {
 }
 
 #[test]
-#[cfg(unix)]
 fn control_characters_are_displayed_escaped() {
     let address: Address = "unix:/a\nb".parse().unwrap();
     assert_eq!(address, Address::UnixPath("/a\nb".into()));
@@ -70,18 +122,18 @@ fn control_characters_are_displayed_escaped() {
 
 #[test]
 fn ipv6_addresses_without_brackets_get_a_hint() {
-    for (text, forms) in [
-        ("::1", "[::1]:PORT"),
-        ("::", "[::]:PORT"),
-        (":::7", "[::]:7"),
-        ("::1:7", "[::1]:7, or [::1:7]:PORT"),
-        ("1:2:3:4:5:6:7:8:9", "[1:2:3:4:5:6:7:8]:9"),
-        ("::ffff:127.0.0.1:7", "[::ffff:127.0.0.1]:7"),
-        ("fe80::1%eth0", "[fe80::1%eth0]:PORT"),
-        ("fe80::1%eth0:7", "[fe80::1%eth0]:7"),
+    for text in [
+        "::1",
+        "::",
+        ":::7",
+        "::1:7",
+        "1:2:3:4:5:6:7:8:9",
+        "::ffff:127.0.0.1:7",
+        "fe80::1%eth0",
+        "fe80::1%eth0:7",
     ] {
-        let error = text.parse::<Address>().expect_err(text).to_string();
-        assert_eq!(error, format!("an IPv6 address needs brackets: {forms}"));
+        let hint = "an IPv6 address needs brackets, such as [::1]:5555";
+        assert_eq!(error(text), hint, "{text}");
     }
 }
 
@@ -102,18 +154,8 @@ fn ipv4_mapped_addresses_resolve_to_ipv4() {
         ("[::1]:7", "[::1]:7"),
         ("127.0.0.1:7", "127.0.0.1:7"),
     ] {
-        let (addresses, fallback) = text.parse::<Address>().unwrap().resolve().unwrap();
+        let addresses = text.parse::<Address>().unwrap().resolve().unwrap();
         assert_eq!(addresses, [resolved.parse().unwrap()]);
-        assert_eq!(fallback, None);
-    }
-}
-
-#[test]
-fn every_interface_has_an_ipv4_fallback() {
-    for text in ["7", ":7"] {
-        let (addresses, fallback) = text.parse::<Address>().unwrap().resolve().unwrap();
-        assert_eq!(addresses, ["[::]:7".parse().unwrap()]);
-        assert_eq!(fallback, Some("0.0.0.0:7".parse().unwrap()));
     }
 }
 
@@ -121,9 +163,8 @@ fn every_interface_has_an_ipv4_fallback() {
 fn host_resolves_to_its_addresses() {
     for (host, resolved) in [("127.0.0.1", "127.0.0.1:7"), ("::1", "[::1]:7")] {
         // As a host: the resolver of the standard library parses it, and asks no server.
-        let (addresses, fallback) = Address::Host(host.to_owned(), 7).resolve().unwrap();
+        let addresses = Address::Host(host.to_owned(), 7).resolve().unwrap();
         assert_eq!(addresses, [resolved.parse().unwrap()]);
-        assert_eq!(fallback, None);
     }
 }
 
@@ -136,11 +177,9 @@ fn displayed_addresses_parse() {
         "[::1]:7",
         "[fe80::1%eth0]:7",
         "[fe80::1%2]:7",
+        "unix:/run/echo.sock",
+        "unix:@echo",
     ] {
-        assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-    }
-    #[cfg(target_os = "linux")]
-    for text in ["unix:/run/echo.sock", "unix:@echo"] {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
 }

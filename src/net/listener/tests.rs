@@ -36,6 +36,28 @@ fn addresses_that_do_not_exist_are_skipped_if_one_does() {
 }
 
 #[test]
+fn ipv4_replaces_ipv6_for_every_interface_only() {
+    let bind = |text: &str, error: ErrorKind| {
+        let bind = |address: SocketAddr| match address {
+            SocketAddr::V4(_) => Ok(address.to_string()),
+            SocketAddr::V6(_) => Err(error.into()),
+        };
+        bind_tcp(&text.parse().unwrap(), bind).map_err(|error| error.kind())
+    };
+    let (missing, in_use) = (ErrorKind::AddrNotAvailable, ErrorKind::AddrInUse);
+    for text in ["7", ":7"] {
+        assert_eq!(bind(text, missing), Ok(vec!["0.0.0.0:7".to_owned()]));
+        assert_eq!(bind(text, in_use), Err(in_use));
+    }
+    assert_eq!(bind("[::]:7", missing), Err(missing));
+    assert_eq!(
+        bind("127.0.0.1:7", missing),
+        Ok(vec!["127.0.0.1:7".to_owned()])
+    );
+    assert_eq!(bind("unix:/echo", missing), Err(ErrorKind::Unsupported));
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_missing_address_family_is_a_missing_address() {
     let no_ipv6 = rustix::io::Errno::AFNOSUPPORT.into();

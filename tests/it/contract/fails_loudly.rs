@@ -212,7 +212,7 @@ mod program {
                 "(a similar argument exists: '--drain-timeout')",
             ),
             (&["--log-format=jsn"], "(a similar value exists: 'json')"),
-            (&["--listen=:0,"], "is there a blank after a comma?"),
+            (&["--listen=:0,"], "expected IP:PORT, HOST:PORT"),
             (&["-l", ":0,", ":0"], "(no blank is allowed after a comma)"),
             (&["--unix-mode=0600"], "--unix-mode needs a socket file"),
             (
