@@ -31,12 +31,6 @@ pub(crate) struct ListenOptions {
     pub(crate) keepalive: Option<Duration>,
 }
 
-impl ListenOptions {
-    fn backlog(self) -> i32 {
-        self.backlog.try_into().unwrap_or(i32::MAX)
-    }
-}
-
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
@@ -62,8 +56,12 @@ impl Listener {
         let bound = match address {
             #[cfg(unix)]
             Address::UnixPath(_) | Address::UnixAbstract(_) => {
-                unix::listen(address, options.backlog(), options.unix_mode)
-                    .and_then(|(socket, file)| Ok(vec![Self::unix(socket, file)?]))
+                unix::listen(address, options.backlog, options.unix_mode).map(|(file, listener)| {
+                    vec![Self::Unix {
+                        _file: file,
+                        listener,
+                    }]
+                })
             }
             _ => bind_tcp(address, |address| bind_socket(address, options)),
         };
@@ -75,26 +73,20 @@ impl Listener {
         listener: std::net::TcpListener,
         options: ListenOptions,
     ) -> io::Result<Self> {
-        let socket = RawSocket::from(listener);
+        let socket = SockRef::from(&listener);
         check_listening(&socket, &[Domain::IPV4, Domain::IPV6], "TCP")?;
         set_options(&socket, options)?;
-        into_mio(socket).map(Self::AdoptedTcp)
+        Ok(Self::AdoptedTcp(mio::net::TcpListener::from_std(listener)))
     }
 
     /// Takes over a Unix-domain socket that already listens. Its file is kept on drop.
     #[cfg(unix)]
     pub(crate) fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        let socket = RawSocket::from(listener);
-        check_listening(&socket, &[Domain::UNIX], "Unix-domain")?;
-        Self::unix(socket, None)
-    }
-
-    #[cfg(unix)]
-    fn unix(socket: RawSocket, file: Option<SocketFile>) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
+        check_listening(&SockRef::from(&listener), &[Domain::UNIX], "Unix-domain")?;
+        listener.set_nonblocking(true)?;
         Ok(Self::Unix {
-            _file: file,
-            listener: mio::net::UnixListener::from_std(socket.into()),
+            _file: None,
+            listener: mio::net::UnixListener::from_std(listener),
         })
     }
 
@@ -158,12 +150,6 @@ impl Register for Listener {
             Self::Unix { listener, .. } => registry.register(listener, token, Interest::READABLE),
         }
     }
-}
-
-/// Makes a TCP socket that listens a non-blocking one.
-fn into_mio(socket: RawSocket) -> io::Result<mio::net::TcpListener> {
-    socket.set_nonblocking(true)?;
-    Ok(mio::net::TcpListener::from_std(socket.into()))
 }
 
 /// Checks that a socket that was created elsewhere is a stream socket of one of `families`, called `name`
@@ -237,12 +223,15 @@ fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Listen
     }
     set_options(&socket, options)?;
     socket.bind(&address.into())?;
-    socket.listen(options.backlog())?;
-    into_mio(socket).map(Listener::Tcp)
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+    Ok(Listener::Tcp(mio::net::TcpListener::from_std(
+        socket.into(),
+    )))
 }
 
-/// Sets the options that accepted sockets inherit on Linux.
+/// Sets the options of a TCP listener. On Linux, accepted sockets inherit all but the non-blocking mode.
 fn set_options(socket: &RawSocket, options: ListenOptions) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
     set_common_options(socket)?;
     set_keepalive(socket, options.keepalive).map_err(|error| {
         let time = options.keepalive.unwrap_or_default();

@@ -2,9 +2,11 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use mio::net::UnixListener;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::{error_text, escape_control, with_context};
@@ -40,25 +42,25 @@ impl Drop for SocketFile {
 /// the address is in use (Linux only).
 pub(super) fn listen(
     address: &Address,
-    backlog: i32,
+    backlog: u32,
     mode: Option<u32>,
-) -> io::Result<(Socket, Option<SocketFile>)> {
+) -> io::Result<(Option<SocketFile>, UnixListener)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    match address {
+    socket.set_nonblocking(true)?;
+    let (_lock, file) = match address {
         Address::UnixPath(path) => {
             // Held until the socket listens: before that, it looks stale to other servers.
-            let _lock = platform::lock_directory(path, LOCK_ATTEMPTS);
-            let file = bind(&socket, path, mode)?;
-            socket.listen(backlog)?;
-            Ok((socket, Some(file)))
+            let lock = platform::lock_directory(path, LOCK_ATTEMPTS);
+            (lock, Some(bind(&socket, path, mode)?))
         }
         Address::UnixAbstract(name) if cfg!(target_os = "linux") => {
             socket.bind(&SockAddr::unix(format!("\0{name}"))?)?;
-            socket.listen(backlog)?;
-            Ok((socket, None))
+            (None, None)
         }
-        _ => Err(ErrorKind::Unsupported.into()),
-    }
+        _ => return Err(ErrorKind::Unsupported.into()),
+    };
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok((file, OwnedFd::from(socket).into()))
 }
 
 fn bind(socket: &Socket, path: &Path, mode: Option<u32>) -> io::Result<SocketFile> {

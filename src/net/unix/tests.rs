@@ -1,14 +1,14 @@
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener as StdListener};
 
 use super::*;
 
-fn listen_at(path: &Path) -> io::Result<(Socket, Option<SocketFile>)> {
+fn listen_at(path: &Path) -> io::Result<(Option<SocketFile>, UnixListener)> {
     listen(&Address::UnixPath(path.to_owned()), 16, None)
 }
 
 /// Lets `count` threads listen at `path` at once; returns the listeners of those that succeed.
 #[cfg(target_os = "linux")]
-fn race(path: &Path, count: usize) -> Vec<(Socket, Option<SocketFile>)> {
+fn race(path: &Path, count: usize) -> Vec<(Option<SocketFile>, UnixListener)> {
     let start = std::sync::Barrier::new(count);
     let bind = || {
         start.wait();
@@ -38,12 +38,12 @@ fn one_of_many_that_bind_a_path_at_once_succeeds() {
     for round in 0..40 {
         let path = directory.path().join(format!("echo{round}"));
         if round % 2 == 0 {
-            drop(UnixListener::bind(&path).unwrap());
+            drop(StdListener::bind(&path).unwrap());
         }
         let listeners = race(&path, 8);
         assert_eq!(listeners.len(), 1, "round {round}");
         let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        listeners[0].0.accept().unwrap();
+        listeners[0].1.accept().unwrap();
     }
 }
 
@@ -59,7 +59,7 @@ fn refusal_at(path: &Path) -> String {
 fn only_a_socket_without_a_listener_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo");
-    drop(UnixListener::bind(&path).unwrap());
+    drop(StdListener::bind(&path).unwrap());
     let listener = listen_at(&path).unwrap();
     assert_eq!(refusal_at(&path), "address in use");
     let connect = || {
@@ -90,7 +90,7 @@ fn file_of_another_socket_is_kept() {
     // The link keeps the file, so that its inode number is not used again.
     fs::hard_link(&path, directory.path().join("first")).unwrap();
     fs::remove_file(&path).unwrap();
-    let _other = UnixListener::bind(&path).unwrap();
+    let _other = StdListener::bind(&path).unwrap();
     drop(listener);
     assert!(path.exists());
 }
