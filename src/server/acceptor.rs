@@ -411,6 +411,9 @@ fn is_transient(error: &io::Error) -> bool {
             | ErrorKind::NetworkDown
             | ErrorKind::NetworkUnreachable
             | ErrorKind::HostUnreachable
+            // An aborted connection, on Windows and macOS.
+            | ErrorKind::NotConnected
+            | ErrorKind::InvalidInput
             | ErrorKind::PermissionDenied
             | ErrorKind::TimedOut
     ) || is_network_error(error)

@@ -283,10 +283,7 @@ fn closed_connection_ends_the_pause_at_once() {
 
 #[test]
 fn unknown_errors_back_off() {
-    for error in [
-        io::Error::other("unknown"),
-        io::Error::from_raw_os_error(22),
-    ] {
+    for error in [io::Error::other("unknown"), io::Error::from_raw_os_error(9)] {
         let mut harness = Harness::new(1, 10, 10);
         harness.listeners[0].then(Err(error)).then_clients([1]);
         assert_eq!(harness.ready_tick(0), Some(MIN_BACKOFF));
@@ -307,6 +304,18 @@ fn transient_errors_are_retried_at_once() {
         assert_eq!(harness.dispatched(), [1], "errno {code}");
         let stats = harness.stats();
         assert_eq!((stats.accept_errors, stats.accept_pauses), (1, 0));
+    }
+}
+
+#[test]
+fn aborted_connections_of_other_systems_are_retried_at_once() {
+    for kind in [ErrorKind::NotConnected, ErrorKind::InvalidInput] {
+        let mut harness = Harness::new(1, 10, 10);
+        harness.listeners[0]
+            .then(Err(kind.into()))
+            .then_clients([1]);
+        assert_eq!(harness.ready_tick(0), None, "{kind}");
+        assert_eq!(harness.dispatched(), [1], "{kind}");
     }
 }
 
