@@ -1,6 +1,8 @@
 //! Rules about the sources: which tests the documentation names, what the core imports, and how small the library
 //! builds.
 
+mod layers;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
