@@ -154,3 +154,28 @@ fn child_processes_do_not_inherit_the_program_s_variables() {
         assert!(report.contains("1 passed"), "{name}: {report}");
     }
 }
+
+#[test]
+#[cfg(all(target_os = "linux", feature = "cli"))]
+fn child_processes_ignore_no_signal_that_ends_them() {
+    let output = run(command("cat").arg("/proc/self/status"));
+    let status = String::from_utf8(output.stdout).expect("text");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = u64::from_str_radix(ignored.expect("a line").trim(), 16).expect("a set of bits");
+    // SIGHUP, SIGINT and SIGTERM.
+    let found = [1, 2, 15].map(|signal| ignored & 1 << (signal - 1));
+    assert_eq!(found, [0; 3], "{status}");
+}
+
+/// A shell without job control starts background processes with SIGINT ignored, and nohup with SIGHUP.
+#[test]
+#[cfg(all(target_os = "linux", feature = "cli"))]
+fn child_processes_do_not_inherit_ignored_signals() {
+    let mut env = command("env");
+    env.args(["--ignore-signal=INT", "--ignore-signal=HUP"]);
+    env.arg(std::env::current_exe().expect("a test has a path"));
+    let test = "project::child_processes_ignore_no_signal_that_ends_them";
+    let output = run(env.args(["--exact", test]));
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(report.contains("1 passed"), "{report}");
+}

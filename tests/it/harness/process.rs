@@ -16,8 +16,10 @@ pub(crate) const READY: &str = "buffer memory: ";
 /// The program's last line, if its counters balance.
 pub(crate) const BALANCED: &str = "counters balance: all connections and bytes accounted for";
 
-/// Returns a command that inherits no variable that the program reads.
+/// Returns a command that inherits no variable that the program reads, and ignores no signal that ends it.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+    #[cfg(all(target_os = "linux", feature = "cli"))]
+    catch_ignored_signals();
     let mut command = Command::new(program);
     command.stdin(Stdio::null());
     for (name, _) in env::vars_os() {
@@ -28,6 +30,29 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
         }
     }
     command
+}
+
+/// Catches the signals that this process ignores, and does nothing then. A child process inherits an ignored signal, but
+/// has the default action for one that is caught. A shell without job control starts background processes with SIGINT
+/// ignored, and nohup with SIGHUP.
+#[cfg(all(target_os = "linux", feature = "cli"))]
+fn catch_ignored_signals() {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Once};
+
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let this = procfs::process::Process::myself();
+        let ignored = this.and_then(|this| this.status()).expect("it runs").sigign;
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            if ignored & (1 << (signal - 1)) != 0 {
+                signal_hook::flag::register(signal, Arc::<AtomicBool>::default())
+                    .expect("it can be caught");
+            }
+        }
+    });
 }
 
 #[cfg(feature = "cli")]
