@@ -5,51 +5,29 @@
 
 #![cfg(unix)]
 
-use std::alloc::System;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::num::NonZeroUsize;
-use std::thread;
-use std::time::Duration;
+#[allow(dead_code, unused_imports, reason = "only a part is needed")]
+#[path = "it/harness/mod.rs"]
+mod harness;
 
-use echoserver::{Address, Config, Echo, Handle, Server};
+use std::alloc::System;
+
+use harness::{TestServer, ping_all};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const DEADLINE: Duration = Duration::from_secs(30);
-
 /// Fewer are tried if the descriptor limit is lower: each takes two in this process.
 const CONNECTIONS_WANTED: usize = 10_000;
 const OTHER_DESCRIPTORS: usize = 100;
 
-fn connect(address: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect_timeout(&address, DEADLINE).expect("it listens");
-    client.set_read_timeout(Some(DEADLINE)).unwrap();
-    client.set_nodelay(true).unwrap();
-    client
-}
-
-/// Sends a message on each connection and reads it back.
-fn ping(clients: &[TcpStream]) {
-    for mut client in clients {
-        client.write_all(&[7; 64]).unwrap();
-    }
-    for mut client in clients {
-        let mut answer = [0; 64];
-        client.read_exact(&mut answer).unwrap();
-        assert_eq!(answer, [7; 64]);
-    }
-}
-
 /// Checks that 100,000 messages on 50 connections allocate nothing.
-fn check_messages(address: SocketAddr) {
-    let clients: Vec<_> = (0..50).map(|_| connect(address)).collect();
-    ping(&clients);
+fn check_messages(server: &TestServer) {
+    let clients = server.connect_many(50);
+    ping_all(&clients, &[7; 64]);
     let region = Region::new(ALLOCATOR);
     for _ in 0..2_000 {
-        ping(&clients);
+        ping_all(&clients, &[7; 64]);
     }
     let change = region.change();
     assert_eq!(
@@ -60,15 +38,16 @@ fn check_messages(address: SocketAddr) {
 }
 
 /// Checks what many connections keep after each has echoed once.
-fn check_idle_connections(address: SocketAddr, server: &Handle) {
+fn check_idle_connections(server: &TestServer) {
     let limit = rlimit::increase_nofile_limit(u64::MAX).expect("it can at least be read");
     let room = usize::try_from(limit).unwrap_or(usize::MAX) - OTHER_DESCRIPTORS;
     let count = CONNECTIONS_WANTED.min(room / 2);
     let mut clients = Vec::with_capacity(count);
     let region = Region::new(ALLOCATOR);
-    for index in 0..count {
-        clients.push(connect(address));
-        ping(&clients[index..]);
+    for _ in 0..count {
+        let client = server.connect();
+        client.ping(&[7; 64]);
+        clients.push(client);
     }
     let change = region.change();
     assert_eq!(server.stats().total().buffered, 0);
@@ -82,20 +61,9 @@ fn check_idle_connections(address: SocketAddr, server: &Handle) {
 
 #[test]
 fn messages_allocate_nothing_and_idle_connections_little() {
-    let server = Server::bind(Config {
-        listen: vec![Address::Ip(([127, 0, 0, 1], 0).into())],
-        workers: NonZeroUsize::MIN,
-        ..Config::default()
-    })
-    .unwrap();
-    let [Address::Ip(address)] = *server.addresses() else {
-        panic!("not one IP address")
-    };
-    let handle = server.handle();
-    let serving = thread::spawn(move || server.run(|_peer| Echo));
+    let server = TestServer::echo();
     // In this order: the messages warm the server up for the connections.
-    check_messages(address);
-    check_idle_connections(address, &handle);
-    handle.shut_down();
-    assert_eq!(serving.join().unwrap().unwrap().check_balance(), None);
+    check_messages(&server);
+    check_idle_connections(&server);
+    server.stop();
 }

@@ -3,12 +3,14 @@
 //! The server contains the panics of handlers. What is left is the log of the process, which can only be set
 //! once: hence a crate with one test.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::thread;
-use std::time::Duration;
+#[allow(dead_code, unused_imports, reason = "only a part is needed")]
+#[path = "it/harness/mod.rs"]
+mod harness;
 
-use echoserver::{Address, Config, Echo, Server};
+use std::thread;
+
+use echoserver::{Config, Echo};
+use harness::{Client, address_of, bind, config};
 
 /// A log that panics when a connection closes.
 struct PanickingLog;
@@ -29,34 +31,25 @@ impl log::Log for PanickingLog {
     fn flush(&self) {}
 }
 
-fn connect(address: SocketAddr) -> TcpStream {
-    let mut client = TcpStream::connect(address).expect("it listens");
-    client
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    client.write_all(b"ping").unwrap();
-    client.read_exact(&mut [0; 4]).unwrap();
-    client
-}
-
 #[test]
 fn worker_panic_stops_the_server_and_drains_other_workers() {
     log::set_logger(&PanickingLog).expect("the only one");
     log::set_max_level(log::LevelFilter::Debug);
-    let server = Server::bind(Config {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
+    let server = bind(Config {
         workers: 2.try_into().unwrap(),
-        ..Config::default()
+        ..config()
     });
-    let server = server.expect("a port is free");
-    let Address::Ip(address) = server.addresses()[0] else {
-        panic!("not an IP address");
-    };
+    let address = address_of(&server);
     let serving = thread::spawn(move || server.run(|_peer| Echo));
+    let connect = || {
+        let client = Client::connect(address);
+        client.ping(b"ping");
+        client
+    };
     // The first connection belongs to worker 0.
-    let (first, mut second) = (connect(address), connect(address));
+    let (first, second) = (connect(), connect());
     drop(first);
-    assert_eq!(second.read(&mut [0]).expect("EOF"), 0);
+    second.expect_eof();
     drop(second);
     let error = serving.join().unwrap().expect_err("a worker has panicked");
     assert_eq!(error.to_string(), "worker 0 panicked: intended");
