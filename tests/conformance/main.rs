@@ -1,4 +1,6 @@
-//! The commands `check` and `load`, tried on this server, on a plain one that is right, and on faulty ones.
+//! The commands `check` and `load`, tried on a plain server that is right, and on faulty ones; and `load` on this server.
+//!
+//! This server passes every case of `check`: see the contract's module `byte_exact`.
 
 #![cfg(unix)]
 
@@ -11,49 +13,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-use harness::{DEADLINE, Process, program, run};
+use harness::{DEADLINE, Process, cases_with, program, report, run};
 use rustix::process::Signal;
 use serde_json::Value;
 use servers::{DETECTED, Fault, listen};
 use socket2::SockRef;
-
-/// Runs `echoserver COMMAND ADDRESS --json`; returns its exit status and report.
-fn report(command: &str, address: &str, arguments: &[&str]) -> (i32, Value) {
-    let output = run(program().args([command, address, "--json"]).args(arguments));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.is_empty(), "{stderr}");
-    let status = output.status.code().expect("no signal");
-    let report = serde_json::from_slice(&output.stdout).expect("one JSON object");
-    (status, report)
-}
-
-/// Returns the names and errors of the cases that ended so.
-fn cases_with<'a>(report: &'a Value, status: &str) -> Vec<(&'a str, &'a str)> {
-    let cases = report["cases"].as_array().expect("a list");
-    let cases = cases.iter().filter(|case| case["status"] == status);
-    let text = |value: &'a Value| value.as_str().unwrap_or_default();
-    let cases = cases.map(|case| (text(&case["name"]), text(&case["error"])));
-    cases.collect()
-}
-
-#[track_caller]
-fn check_passes(address: &str, skipped: usize) {
-    let (status, report) = report("check", address, &["--strict", "--jobs=8"]);
-    assert_eq!(cases_with(&report, "fail"), [], "{address}");
-    assert_eq!(cases_with(&report, "ok").len(), 29 - skipped);
-    assert_eq!(cases_with(&report, "skip").len(), skipped);
-    assert_eq!(status, 0);
-}
-
-#[test]
-fn this_server_passes_every_case() {
-    let folder = tempfile::tempdir().unwrap();
-    let unix = format!("unix:{}/echo", folder.path().display());
-    let server = Process::serve(&["--workers=2", &format!("--listen={unix}")]);
-    check_passes(&server.address().to_string(), 0);
-    check_passes(&unix, 2);
-    server.terminate();
-}
 
 #[test]
 fn plain_server_passes_every_required_case() {
@@ -92,7 +56,10 @@ fn failed_strict_cases_are_warnings_in_the_text() {
 
 #[test]
 fn plain_server_with_inline_urgent_data_passes_every_case() {
-    check_passes(&servers::start(Fault::None), 0);
+    let address = servers::start(Fault::None);
+    let (status, report) = report("check", &address, &["--strict", "--jobs=8"]);
+    assert_eq!(cases_with(&report, "fail"), []);
+    assert_eq!((status, cases_with(&report, "ok").len()), (0, 29));
 }
 
 /// The kernel accepts connections and bytes, and no one reads them.

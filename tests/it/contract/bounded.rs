@@ -41,23 +41,6 @@ fn clients_that_never_read_hold_at_most_two_buffers() {
     }
 }
 
-/// A full buffer pauses a connection; it does not end it.
-#[test]
-fn stuck_connection_continues_when_its_client_reads() {
-    let server = TestServer::echo();
-    let bytes = random_bytes(2, 40 << 20);
-    let (client, mut sent) = stuck_clients(&server, 1, &bytes).remove(0);
-    let mut read = 0;
-    while read < 8 << 20 {
-        client.expect(&bytes[read..read + 100_000]);
-        read += 100_000;
-        sent = client.fill(&bytes, sent);
-    }
-    client.shutdown_write();
-    client.expect(&bytes[read..sent]);
-    client.expect_eof();
-}
-
 #[cfg(all(target_os = "linux", feature = "cli"))]
 mod program {
     use std::fs;

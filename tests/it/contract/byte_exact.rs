@@ -1,121 +1,82 @@
 //! Each connection gets back exactly the bytes it sent, in order, and nothing else.
+//!
+//! The program passes every case of `echoserver check --strict`, with buffers smaller and larger than its messages, one
+//! worker and several, over TCP and a Unix-domain socket. The suite `conformance` shows that the cases detect faults.
+#![cfg(all(unix, feature = "cli"))]
 
-use std::io::{ErrorKind, Read};
-use std::num::NonZeroUsize;
+use crate::harness::{Process, cases_with, report, total};
 
-use echoserver::Config;
+/// Cases that send few bytes. A server with a buffer of one byte makes two system calls for each.
+const SMALL: [&str; 8] = [
+    "every-byte-value",
+    "byte-by-byte",
+    "commands",
+    "never-speaks-first",
+    "half-close-at-once",
+    "half-close-after-all-is-read",
+    "connect-and-leave",
+    "churn",
+];
 
-use crate::harness::{Client, TestServer, config, random_bytes, wait_until};
+/// How many cases there are, and how many of them need TCP.
+const ALL: usize = 29;
+const TCP_ONLY: usize = 2;
+
+/// Runs the cases `only`, or all, on a server with these buffers and workers, and checks that it has lost nothing.
+fn check_passes(buffer_size: &str, workers: &str, only: &[&str]) {
+    let options = ["--buffer-size", buffer_size, "--workers", workers];
+    let server = Process::serve(&options);
+    check_address(&server.address().to_string(), only, 0);
+    check_counters(server);
+}
+
+fn check_address(address: &str, only: &[&str], skipped: usize) {
+    let only: Vec<_> = only.iter().map(|case| format!("--only={case}")).collect();
+    let mut arguments = vec!["--strict", "--jobs=8"];
+    arguments.extend(only.iter().map(String::as_str));
+    let (status, report) = report("check", address, &arguments);
+    assert_eq!(cases_with(&report, "fail"), [], "{address}");
+    let count = if only.is_empty() { ALL } else { only.len() };
+    assert_eq!(cases_with(&report, "ok").len(), count - skipped);
+    assert_eq!(cases_with(&report, "skip").len(), skipped);
+    assert_eq!(status, 0);
+}
+
+/// The only bytes that do not come back are those of clients that reset.
+fn check_counters(server: Process) {
+    let log = server.terminate();
+    let count = |name| total(&log, name);
+    let by_clients = count("closed_peer_closed") + count("closed_reset");
+    assert_eq!(by_clients, count("closed"), "{log}");
+    assert_eq!(count("discarded_reset"), count("discarded"), "{log}");
+}
 
 #[test]
-fn sizes_around_the_buffer_size_come_back() {
-    let buffer_size = 4096;
-    let server = TestServer::echo_with(Config {
-        buffer_size,
-        ..config()
-    });
-    for size in [0, 1, 2, 3, 100, 1000] {
-        server.connect().check_echo(&random_bytes(1, size));
+fn check_passes_with_one_worker() {
+    for buffer_size in ["4096", "64K"] {
+        check_passes(buffer_size, "1", &[]);
     }
-    for multiple in [buffer_size, 2 * buffer_size, 16 * buffer_size] {
-        for size in multiple - 2..=multiple + 2 {
-            server.connect().check_echo(&random_bytes(2, size));
-        }
+}
+
+#[test]
+fn check_passes_with_four_workers() {
+    for buffer_size in ["4096", "64K", "4M"] {
+        check_passes(buffer_size, "4", &[]);
     }
 }
 
 #[test]
-fn tiny_buffers_lose_nothing() {
-    for buffer_size in [1, 2, 7] {
-        let server = TestServer::echo_with(Config {
-            buffer_size,
-            ..config()
-        });
-        server.connect().check_echo(&random_bytes(3, 10_000));
+fn check_passes_with_tiny_buffers() {
+    for (buffer_size, workers) in [("1", "1"), ("1", "4"), ("7", "1"), ("7", "4")] {
+        check_passes(buffer_size, workers, &SMALL);
     }
 }
 
 #[test]
-fn large_buffers_lose_nothing() {
-    let server = TestServer::echo_with(Config {
-        buffer_size: 4 << 20,
-        ..config()
-    });
-    server.connect().check_echo(&random_bytes(4, 20 << 20));
-}
-
-#[test]
-fn no_byte_is_interpreted() {
-    let server = TestServer::echo();
-    let client = server.connect();
-    let every_byte: Vec<u8> = (0..=255).collect();
-    for bytes in [
-        &b"quit\n"[..],
-        b"quit\r\nexit\r\nshutdown\r\n",
-        b"\0\0\0\0",
-        b"\x03\x04\x1a",
-        b"\xff\xfd\x06",
-        b"\xff\xf4\xff\xfd\x06",
-        b"\xef\xbb\xbf\xc3\x28",
-        &every_byte,
-    ] {
-        client.ping(bytes);
-    }
-    client.close();
-    assert_eq!(server.stop().accepted, 1);
-}
-
-#[test]
-fn messages_of_every_size_come_back_one_by_one() {
-    let server = TestServer::echo();
-    let client = server.connect();
-    let bytes = random_bytes(5, 1000);
-    for size in 1..bytes.len() {
-        client.ping(&bytes[..size]);
-    }
-    client.close();
-}
-
-#[test]
-fn connections_do_not_mix() {
-    let server = TestServer::echo_with(Config {
-        workers: NonZeroUsize::new(3).unwrap(),
-        ..config()
-    });
-    let clients = server.connect_many(100);
-    let bytes: Vec<_> = (0..100).map(|seed| random_bytes(seed, 10_000)).collect();
-    for round in 0..10 {
-        let part = round * 1000..(round + 1) * 1000;
-        for (client, bytes) in clients.iter().zip(&bytes) {
-            client.send(&bytes[part.clone()]);
-        }
-        for (client, bytes) in clients.iter().zip(&bytes) {
-            client.expect(&bytes[part.clone()]);
-        }
-    }
-    clients.into_iter().for_each(Client::close);
-}
-
-#[test]
-fn server_never_sends_first() {
-    let server = TestServer::echo();
-    let client = server.connect();
-    wait_until("the connection reaches its worker", || {
-        server.stats().total().assigned == 1
-    });
-    // While it serves another connection, the worker could send on this one.
-    server.connect().check_echo(b"x");
-    client.0.set_nonblocking(true).unwrap();
-    let error = (&client.0).read(&mut [0]).expect_err("nothing comes");
-    assert_eq!(error.kind(), ErrorKind::WouldBlock);
-    client.0.set_nonblocking(false).unwrap();
-    client.close();
-}
-
-#[test]
-#[cfg(all(unix, feature = "cli"))]
-fn program_echoes() {
-    let server = crate::harness::Process::serve(&["--workers=2"]);
-    Client::connect(server.address()).check_echo(&random_bytes(6, 1 << 20));
-    server.terminate();
+fn check_passes_over_a_unix_domain_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}/echo", folder.path().display());
+    let server = Process::serve(&["--workers=4", "--listen", &address]);
+    check_address(&address, &[], TCP_ONLY);
+    check_counters(server);
 }

@@ -1,8 +1,8 @@
 //! After the client's half-close, everything that it sent still comes back, however late it begins to read; then
-//! EOF.
+//! EOF. The cases of `echoserver check` that half-close and read late are run by [`byte_exact`](super::byte_exact).
 
+use std::slice;
 use std::time::Duration;
-use std::{slice, thread};
 
 use echoserver::{CloseReason, Config};
 
@@ -10,45 +10,6 @@ use crate::harness::{
     BlockedServer, Client, TestServer, address_of, bind, config, random_bytes, stuck_clients,
     wait_until_received,
 };
-
-/// Sends everything and half-closes, on each of many connections, and begins to read once the server can send
-/// no more.
-fn check_late_readers(count: usize, bytes: &[u8]) {
-    let server = TestServer::echo();
-    let connect = || Client::connect_with_receive_buffer(server.address, 64 << 10);
-    let clients: Vec<_> = (0..count).map(|_| connect()).collect();
-    thread::scope(|scope| {
-        for client in &clients {
-            scope.spawn(|| {
-                client.send(bytes);
-                client.shutdown_write();
-            });
-        }
-        server.wait_until_quiet();
-        for client in &clients {
-            client.expect(bytes);
-            client.expect_eof();
-        }
-    });
-    let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::PeerClosed), count as u64);
-    assert_eq!(total.bytes_out, (count * bytes.len()) as u64);
-}
-
-#[test]
-fn late_reader_gets_every_byte() {
-    check_late_readers(1, &random_bytes(1, 3_000_000));
-}
-
-#[test]
-fn late_reader_gets_more_than_the_kernel_buffers_hold() {
-    check_late_readers(1, &random_bytes(2, 20_000_000));
-}
-
-#[test]
-fn many_late_readers_get_every_byte() {
-    check_late_readers(50, &random_bytes(3, 3_000_000));
-}
 
 /// Data and FIN arrive in one event, after which no other comes.
 #[test]

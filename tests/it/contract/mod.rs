@@ -2,8 +2,8 @@
 //!
 //! | promise | module | tested by |
 //! | --- | --- | --- |
-//! | Byte-exact | [`byte_exact`] | sizes around the buffer size, every byte value, many connections; also the suite `conformance` |
-//! | Complete | [`complete`] | late readers, and EOF that arrives together with data |
+//! | Byte-exact | [`byte_exact`] | every case of `echoserver check`, with several buffer sizes and numbers of workers |
+//! | Complete | [`complete`] | EOF that arrives together with data, and truncated streams; late readers in [`byte_exact`] |
 //! | Bounded | [`bounded`] | clients that never read, what the server holds for them, and memory bounds in the log |
 //! | Idle is free | [`idle_is_free`] | wake-ups beside 1,000 idle connections; also the suite `allocations` |
 //! | Fair | [`fair`] | other connections and new ones during a flood, and beside endless output |

@@ -14,7 +14,9 @@ use std::{env, thread};
 
 pub(crate) use client::{Client, expect_all, ping_all, send_all, wait_until_received};
 #[cfg(feature = "cli")]
-pub(crate) use process::{BALANCED, READY, error_line, number, program, program_after, total};
+pub(crate) use process::{
+    BALANCED, READY, cases_with, error_line, number, program, program_after, report, total,
+};
 pub(crate) use process::{Process, command, run};
 pub(crate) use server::{
     BlockedServer, FnHandler, TestServer, address_of, bind, config, stuck_clients,

@@ -7,6 +7,8 @@ use std::{env, fs, thread};
 
 #[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
+#[cfg(feature = "cli")]
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::{DEADLINE, wait_for, wait_until};
@@ -87,6 +89,27 @@ pub(crate) fn run(command: &mut Command) -> Output {
     let command = std::mem::replace(command, Command::new(""));
     let mut command = assert_cmd::Command::from_std(command);
     command.timeout(DEADLINE).output().expect("it exits")
+}
+
+/// Runs `echoserver COMMAND ADDRESS --json`; returns its exit status and report.
+#[cfg(feature = "cli")]
+pub(crate) fn report(command: &str, address: &str, arguments: &[&str]) -> (i32, Value) {
+    let output = run(program().args([command, address, "--json"]).args(arguments));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.is_empty(), "{stderr}");
+    let status = output.status.code().expect("no signal");
+    let report = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    (status, report)
+}
+
+/// Returns the names and errors of the cases that ended so.
+#[cfg(feature = "cli")]
+pub(crate) fn cases_with<'a>(report: &'a Value, status: &str) -> Vec<(&'a str, &'a str)> {
+    let cases = report["cases"].as_array().expect("a list");
+    let cases = cases.iter().filter(|case| case["status"] == status);
+    let text = |value: &'a Value| value.as_str().unwrap_or_default();
+    let cases = cases.map(|case| (text(&case["name"]), text(&case["error"])));
+    cases.collect()
 }
 
 /// A running process, whose output is kept in a file.
