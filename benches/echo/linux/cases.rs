@@ -1,6 +1,5 @@
 //! What is measured: the cases, and how a sample of one is taken.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
@@ -13,7 +12,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use super::Result;
-use super::results::Results;
+use super::results::{Figures, Results, Sample};
 use super::servers::{Running, Server};
 
 /// Limit for anything outside of a measurement.
@@ -22,9 +21,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest sample of `connect`, in seconds. Closed connections hold their ports for a minute. Once half of the 28,000 ports
 /// are held, the client's kernel looks for free ones for longer than a server takes.
 const MAX_CONNECT_SECONDS: f64 = 0.3;
-
-/// What a server did under one load, by name. The names contain the unit.
-pub(crate) type Figures = BTreeMap<String, f64>;
 
 /// One load on a server: name, connections, and how a sample is taken.
 #[derive(Clone, Copy)]
@@ -122,12 +118,7 @@ impl Trial<'_> {
         let _ended = kill_process(Pid::from_child(&flood), Signal::INT);
         let flood = Report::new(&flood.wait_with_output()?)?;
         let single = Report::new(&single?)?;
-        let unanswered = (self.connections + 1) as f64 - flood.answered - single.answered;
-        let flood_rate = flood.bytes_verified / flood.seconds;
-        Ok(single.rtt_and([
-            ("flood_bytes_per_second", flood_rate),
-            ("unanswered_connections", unanswered),
-        ]))
+        Ok(single.beside(&flood, self.connections))
     }
 
     /// The memory of each of many connections that have echoed once and are idle.
@@ -226,8 +217,12 @@ impl Trial<'_> {
     }
 }
 
+/// Leaves out what was not measured, for example 0 bytes in 0 seconds: JSON has no number for it.
 fn named<const N: usize>(figures: [(&str, f64); N]) -> Figures {
-    figures.map(|(name, value)| (name.to_owned(), value)).into()
+    let measured = figures.into_iter().filter(|(_, value)| value.is_finite());
+    measured
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// What is used of the report of a load.
@@ -263,4 +258,32 @@ impl Report {
         }
         figures
     }
+    /// The figures of a load of one connection beside one that floods.
+    fn beside(&self, flood: &Self, connections: usize) -> Figures {
+        let unanswered = (connections + 1) as f64 - flood.answered - self.answered;
+        let flood_rate = flood.bytes_verified / flood.seconds;
+        self.rtt_and([
+            ("flood_bytes_per_second", flood_rate),
+            ("unanswered_connections", unanswered),
+        ])
+    }
+}
+
+/// Tests that a sample whose flood ended within its warm-up can be read back.
+pub(crate) fn test_unmeasured_flood() -> Result<()> {
+    let report = r#"{"seconds": 0, "messages": 0, "bytes_verified": 0, "answered": 200, "warm_up": {}, "errors": {},
+        "rtt_ns": {}}"#;
+    let report: Report = serde_json::from_str(report)?;
+    let sample = Sample {
+        case: "beside-200".to_owned(),
+        server: "echoserver".to_owned(),
+        round: 1,
+        figures: report.beside(&report, 200),
+        error: None,
+    };
+    let results = Results {
+        samples: vec![sample],
+        ..Results::default()
+    };
+    Results::from_json(&results.to_json()).map(drop)
 }

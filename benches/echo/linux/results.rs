@@ -1,5 +1,6 @@
 //! The samples of a run, as they are stored, and the statistics of them.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::SystemTime;
 use std::{env, fs, thread};
@@ -7,7 +8,9 @@ use std::{env, fs, thread};
 use serde::{Deserialize, Serialize};
 
 use super::Result;
-use super::cases::Figures;
+
+/// What a server did under one load, by name. The names contain the unit.
+pub(crate) type Figures = BTreeMap<String, f64>;
 
 /// One run, as JSON in `benches/results/`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -94,7 +97,11 @@ impl Results {
     pub(crate) fn newest(directory: &str) -> Result<Self> {
         let files = fs::read_dir(directory)?.flatten();
         let newest = files.map(|entry| entry.path()).max().ok_or("no results")?;
-        Ok(serde_json::from_str(&fs::read_to_string(newest)?)?)
+        Self::from_json(&fs::read_to_string(newest)?)
+    }
+
+    pub(crate) fn from_json(json: &str) -> Result<Self> {
+        Ok(serde_json::from_str(json)?)
     }
 
     /// As JSON, a sample on a line.
