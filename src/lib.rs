@@ -8,11 +8,9 @@
 //!
 //! 1. [Writing a server](#writing-a-server)
 //! 2. [Limits of a handler](#limits-of-a-handler)
-//! 3. [The path of a connection and of a byte](#the-path-of-a-connection-and-of-a-byte)
-//! 4. [Modules](#modules)
-//! 5. [The reactor, module by module](#the-reactor-module-by-module)
-//! 6. [The rules of an event loop](#the-rules-of-an-event-loop)
-//! 7. [Portability](#portability)
+//! 3. [The map](#the-map)
+//! 4. [The rules of the event loop](#the-rules-of-the-event-loop)
+//! 5. [Portability](#portability)
 //!
 //! # Writing a server
 //!
@@ -188,7 +186,7 @@
 //! * **A panic closes only its own connection**; data that it shares must tolerate that. (With
 //!   `panic = "abort"` a panic ends the process.)
 //!
-//! # The path of a connection and of a byte
+//! # The map
 //!
 //! ```text
 //!            the thread that calls run                 worker-0, worker-1, ...
@@ -201,159 +199,98 @@
 //!           +------------------------------------------------------------------+
 //! ```
 //!
-//! A connection stays with its worker, and so do its bytes. If the socket accepts the output at once, one
-//! function call receives, processes and sends, without an allocation. An echo swaps the storage of the
-//! two buffers and copies nothing. A call to drive a connection ends as *idle* (wait for an event), *runnable*
-//! (the budget is used: the connection moves to the back of the run queue, and the next poll does not sleep) or
-//! *closed*, with a [`CloseReason`] that is counted.
+//! A connection stays with its worker, and so do its bytes. If the socket accepts the output at once, one function call
+//! receives, processes and sends, without an allocation. An echo swaps the storage of the two buffers and copies
+//! nothing.
 //!
-//! # Modules
+//! A module imports only modules below it in this table.
 //!
-//! | module | contains | must not depend on |
-//! | --- | --- | --- |
-//! | `server` | [`Config`], binding, ownership of every thread, shutdown | bytes |
-//! | `server::acceptor` | accepting, pauses without capacity, the backlog at shutdown | bytes, protocols |
-//! | `server::dispatcher` | one bounded queue per worker, round-robin dispatch, notification | sockets |
-//! | `server::control` | the two signals between threads: capacity and shutdown | sockets, bytes |
-//! | `server::worker` | the event loop of one thread, one tick at a time | bytes, protocols |
-//! | `server::new_connection` | [`NewConnection`], what a new handler is made from | connections |
-//! | `server::table` | a worker's connections: table, run queue, deadlines | polls, threads, clocks |
-//! | `server::timers` | when to look at a deadline | connections |
-//! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups | connections |
-//! | `connection` | one connection as a state machine: stream, buffers, handler | polls, threads, clocks |
-//! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage | sockets |
-//! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] | sockets |
-//! | `notify` | the flag that coalesces notifications | any other module |
-//! | `net` | addresses, listeners, streams and polls of the operating system | servers, connections |
-//! | `work_queue` | [`WorkQueue`]: threads that share jobs | sockets |
-//! | `stats` | counters with one writer each | any other module but `system` |
-//! | `system` | what the server asks of the operating system; `net` and the simulation answer | any other module but `peer` |
-//! | `peer` | [`Peer`], the client of a connection | any other module |
-//! | `error` | the text of errors | any other module |
+//! | module | contains |
+//! | --- | --- |
+//! | `bin/echoserver` | the program: command line, log, signals, metrics, and the commands `check` and `load` |
+//! | `testing` | a simulated operating system, for the tests of this crate and of handlers |
+//! | `server` | [`Config`], [`Server`], [`Handle`]: binding, ownership of every thread, shutdown |
+//! | `server::worker` | the event loop of one thread: sleep in the poll, read the clock, handle the events |
+//! | `server::table` | the connections of a worker: table, run queue, deadlines, and how long the worker may sleep |
+//! | `server::timers` | when to look at a deadline |
+//! | `server::acceptor` | accepts in batches; pauses at a limit and after errors; the backlog at shutdown |
+//! | `server::dispatcher` | one bounded queue per worker, filled round-robin, and its notification |
+//! | `server::control` | two signals to the acceptor: capacity and shutdown |
+//! | `server::new_connection` | [`NewConnection`], from which a handler is made |
+//! | `net` | addresses, listeners, streams and polls of the operating system |
+//! | `work_queue` | [`WorkQueue`]: threads that share jobs |
+//! | `connection` | one connection as a state machine: stream, buffers, handler |
+//! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] |
+//! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups |
+//! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage |
+//! | `notify` | the flag that coalesces notifications |
+//! | `stats` | counters with one writer each |
+//! | `system` | what the server asks of the operating system; `net` and `testing` answer |
+//! | `peer` | [`Peer`], the client of a connection |
+//! | `error` | the text of errors |
 //!
-//! `connection` and the modules below it perform no polling and read no clock: streams, readiness and
-//! time are arguments. A simulated kernel can therefore drive exactly the code that serves sockets.
+//! `connection` and its modules, `server::table` and `server::timers` do not poll and read no clock: streams, readiness
+//! and time are arguments. A simulated kernel therefore drives exactly the code that serves sockets.
 //!
-//! # The reactor, module by module
+//! A *reactor* waits for many event sources in one place and calls the code that handles each event. This server has one
+//! for accepting and one per worker, each a thread with a poll of its own, as in memcached. Round-robin needs no
+//! measurement of load. In nginx each worker accepts by itself. An alternative is one reactor and a thread pool that
+//! takes ready connections from it: it shares the state of every connection between threads and needs locks on the path
+//! of each byte.
 //!
-//! A *reactor* waits for many event sources in one place and calls the code that handles each event.
-//! This server has one for accepting and one per worker, each a thread with a poll of its own:
+//! In one tick, a worker drives the connections whose budget was used in the last tick, then those with an event, then a
+//! bounded number of those that were woken, then new ones. The result is *idle* (wait for an event), *runnable* (the budget
+//! is used: the connection moves to the back of the run queue, and the next poll does not sleep) or *closed*, with a
+//! [`CloseReason`] that is counted.
 //!
-//! 1. **The acceptor** waits for its listeners. It accepts clients in batches and dispatches them to the
-//!    workers round-robin, which needs no measurement of load. At a limit (connections, descriptors) it pauses, and clients
-//!    wait in the kernel's backlog.
-//! 2. **The dispatcher** hands the socket over. Each worker has a bounded queue. A worker that sleeps in
-//!    its poll cannot also wait on a channel, so a waker raises an event in that poll.
-//! 3. **The worker** repeats one tick: sleep in the poll, read the clock, handle the events. It
-//!    registers a connection's socket once, for all events, edge-triggered, and never changes the
-//!    registration.
-//! 4. **The table** drives connections whose budget was used in the last tick, then those with an event,
-//!    then a bounded number of those that were woken, then new ones. It also decides how long the worker
-//!    may sleep: not at all while a connection is runnable, and otherwise until the next deadline.
-//! 5. **A connection** transfers bytes until a call would block. An event means only that a call may
-//!    succeed; state changes follow from the results of system calls.
-//! 6. **The handler** is the only part that interprets bytes.
+//! Tests are in `tests.rs` beside a module, and in `tests/`, whose README describes their layers. `benches/` and
+//! `packaging/` have a README as well.
 //!
-//! memcached's threads have this structure. In nginx each worker accepts by itself. An alternative is one
-//! reactor and a thread pool that takes ready connections from it: it shares the state of every connection
-//! between threads and needs locks on the path of each byte.
+//! # The rules of the event loop
 //!
-//! # The rules of an event loop
+//! Each rule comes from a real bug. A test that fails without a rule names it.
 //!
-//! Each rule comes from a real bug. The tests listed with a rule fail without it.
-//!
-//! 1. **An event is a hint; the result of a system call is a fact.** The end of a stream is a read of
-//!    zero bytes, not a bit in an event: unread data may precede it. Events can be late, duplicate or
-//!    spurious.
-//!    Tests: [`testing`](../src/echoserver/testing.rs.html): `simulation_of_echo`;
-//!    [`connection`](../src/echoserver/connection.rs.html): `eof_waits_for_pending_output`.
-//! 2. **No edge announces what is already there.** Readiness is kept until a call would block. A
-//!    connection that stops earlier, because its budget is used, is put into the run queue.
-//!    Tests: [`connection`](../src/echoserver/connection.rs.html):
-//!    `full_read_is_followed_by_another_read`; `tests/it/contract/fair.rs`:
-//!    `flood_does_not_starve_other_connections`;
-//!    [`server::table`](../src/echoserver/server/table.rs.html):
-//!    `connection_with_used_budget_moves_to_the_back`.
-//! 3. **A short read of TCP proves that the receive queue is empty, except at EOF and at the urgent mark.**
-//!    EOF arrives in one event with the last data, and every read stops at the urgent mark. After an event
-//!    with either, reading continues until it would block. In all other cases the second `recv` of each
-//!    message, which would only return `EAGAIN`, is saved. Urgent bytes stay in the stream
-//!    (`SO_OOBINLINE`).
-//!    Tests: `tests/it/contract/complete.rs`: `eof_that_arrives_with_data_is_handled`;
-//!    `tests/it/contract/isolated.rs`: `urgent_bytes_and_bytes_after_them_come_back`;
-//!    [`connection`](../src/echoserver/connection.rs.html):
-//!    `short_read_is_not_trusted_after_eof_or_urgent_data`,
-//!    `a_message_costs_one_read_and_one_write`.
-//! 4. **After the client's EOF, send all pending output before closing the socket**, however late the
-//!    client starts to read.
-//!    Tests: `tests/it/contract/complete.rs`: `late_reader_gets_more_than_the_kernel_buffers_hold`;
-//!    [`connection`](../src/echoserver/connection.rs.html): `eof_waits_for_pending_output`.
-//! 5. **Write at once, register interest once.** Waiting for an event before each write costs a poll,
-//!    and changing the interest around each write costs a system call.
-//!    Tests: `tests/it/program/resources.rs`: `stuck_connection_changes_no_interest`,
-//!    `message_costs_three_system_calls`.
-//! 6. **Retry after `EINTR`; `EPIPE` and `ECONNRESET` end this connection only**, without a log entry
-//!    above debug level.
-//!    Tests: [`connection`](../src/echoserver/connection.rs.html): `interrupted_calls_are_retried`;
-//!    `tests/it/contract/isolated.rs`: `reset_closes_only_its_connection`;
-//!    `tests/it/contract/robust.rs`: `sigpipe_is_ignored`.
-//! 7. **A token can be stale within a batch of events.** The connection may have been closed earlier in
-//!    the batch, so its token must not be reused before the batch is complete. New connections are
-//!    registered after the events.
-//!    Tests: [`server::table`](../src/echoserver/server/table.rs.html):
-//!    `event_with_a_stale_token_is_ignored`; [`testing`](../src/echoserver/testing.rs.html):
-//!    `simulation_of_echo`.
-//! 8. **Push first, then wake. On a wake-up, clear the flag, then empty the queue.** Wake-ups coalesce:
-//!    one per worker and batch is enough. Dropping a waker removes its event from the poll, so it lives as
-//!    long as the loop.
-//!    Tests: [`server::dispatcher`](../src/echoserver/server/dispatcher.rs.html):
-//!    `item_is_in_the_queue_before_the_notification`,
-//!    `item_pushed_while_the_queue_is_emptied_notifies_again`, `batch_notifies_each_worker_once`,
-//!    `drop_closes_the_queues_without_losing_items`;
-//!    [`connection::waker`](../src/echoserver/connection/waker.rs.html):
-//!    `wake_up_after_a_look_into_the_queue_notifies_again`.
-//! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the
-//!    server ends a connection, it shuts its write half down, discards input until EOF or a deadline,
-//!    and then closes. When it must abandon output, it resets on purpose (`SO_LINGER` 0), so that the
-//!    client can tell a truncated stream from a complete one.
-//!    Tests: `tests/it/contract/isolated.rs`: `output_before_a_close_reaches_the_client`,
-//!    `client_that_never_closes_its_half_is_closed_after_a_timeout`; `tests/it/contract/complete.rs`:
-//!    `truncated_stream_is_a_reset`.
-//! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once, but
-//!     16 consecutive errors pause accepting. Lack of descriptors or memory pauses accepting, with growing
-//!     backoff, until a connection closes or a timer expires. With an edge-triggered listener the risk is
-//!     a lost wake-up, not a busy loop.
-//!     Tests: [`server::acceptor`](../src/echoserver/server/acceptor.rs.html):
-//!     `transient_errors_are_retried_at_once`, `persistent_transient_error_backs_off`,
-//!     `accept_pauses_without_descriptors_and_backs_off`, `closed_connection_ends_the_pause_at_once`;
-//!     `tests/it/contract/out_of_descriptors.rs`: `accept_pauses_without_descriptors`.
+//! 1. **An event is a hint; the result of a system call is a fact.** The end of a stream is a read of zero bytes, not a
+//!    bit in an event: unread data may precede it. Events can be late, duplicate or spurious.
+//! 2. **No edge announces what is already there.** Readiness is kept until a call would block. A connection that stops
+//!    earlier, because its budget is used, is put into the run queue.
+//! 3. **A short read of TCP proves that the receive queue is empty, except at EOF and at the urgent mark.** EOF arrives in
+//!    one event with the last data, and every read stops at the urgent mark. After an event with either, reading
+//!    continues until it would block. In all other cases the second `recv` of each message, which would only return
+//!    `EAGAIN`, is saved. Urgent bytes stay in the stream (`SO_OOBINLINE`).
+//! 4. **After the client's EOF, send all pending output before closing the socket**, however late the client starts to
+//!    read.
+//! 5. **Write at once, register interest once.** Waiting for an event before each write costs a poll, and changing the
+//!    interest around each write costs a system call.
+//! 6. **Retry after `EINTR`; `EPIPE` and `ECONNRESET` end this connection only**, without a log entry above debug level.
+//! 7. **A token can be stale within a batch of events.** The connection may have been closed earlier in the batch, so its
+//!    token must not be reused before the batch is complete. New connections are registered after the events.
+//! 8. **Push first, then wake. On a wake-up, clear the flag, then empty the queue.** Wake-ups coalesce: one per worker and
+//!    batch is enough. Dropping a waker removes its event from the poll, so it lives as long as the loop.
+//! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the server ends a
+//!    connection, it shuts its write half down, discards input until EOF or a deadline, and then closes. When it must
+//!    abandon output, it resets on purpose (`SO_LINGER` 0), so that the client can tell a truncated stream from a
+//!    complete one.
+//! 10. **No `accept` error stops the server.** An error that concerns one client is retried at once, but 16 consecutive
+//!     errors pause accepting. Lack of descriptors or memory pauses accepting, with growing backoff, until a connection
+//!     closes or a timer expires. With an edge-triggered listener the risk is a lost wake-up, not a busy loop.
 //! 11. **On Linux, accepted sockets inherit options from the listener**, so `TCP_NODELAY`, keepalive and
 //!     `TCP_NOTSENT_LOWAT` are set once, on the listener.
-//!     Tests: `tests/it/program/resources.rs`: `connection_costs_at_most_eight_system_calls`.
-//! 12. **Take many events per poll.** With a small array, busy connections wait for a place in it.
-//!     Before a deadline expires, handle the events that the kernel already knows of: the process may have
-//!     been stopped, or one batch may not hold them all.
-//!     Tests: `tests/it/contract/idle_is_free.rs`:
-//!     `many_ready_connections_are_served_after_one_wakeup`;
-//!     [`server::worker`](../src/echoserver/server/worker.rs.html):
-//!     `events_known_to_the_kernel_are_handled_before_a_connection_expires`.
-//! 13. **Read the clock per tick** (at its start, and at its end for the length of the longest one), not per
-//!     message, and schedule nothing per message: progress moves a deadline, but sets no timer.
-//!     Tests: [`server::table`](../src/echoserver/server/table.rs.html):
-//!     `deadlines_are_an_eighth_of_the_timeout_apart`, `progress_sets_no_timer`;
-//!     `tests/it/contract/idle_is_free.rs`: `idle_timeout_causes_no_early_wakeups`.
+//! 12. **Take many events per poll.** With a small array, busy connections wait for a place in it. Before a deadline
+//!     expires, handle the events that the kernel already knows of: the process may have been stopped, or one batch may
+//!     not hold them all.
+//! 13. **Read the clock per tick** (at its start, and at its end for the length of the longest one), not per message, and
+//!     schedule nothing per message: progress moves a deadline, but sets no timer.
 //!
 //! # Portability
 //!
-//! The server is tested and measured on Linux. For macOS and Windows it is type-checked
-//! (`.ci/cross-check`); there socket I/O uses only mio and socket2. Platform-specific parts are gated:
+//! The server is tested and measured on Linux. For macOS and Windows it is type-checked (`.ci/cross-check`); there socket
+//! I/O uses only mio and socket2. Platform-specific parts are gated:
 //!
-//! * Unix: `Address::UnixPath`. Linux and Android: `Address::UnixAbstract`, Unix-domain sockets without
-//!   a file.
-//! * Linux and Android: `recv` and `send` without libc's wrappers, and events for urgent data, which
-//!   allow a short read to be trusted. On other systems every read continues until it would block.
-//! * The program handles signals, notifies a service manager and raises its descriptor limit on Unix
-//!   only.
+//! * Unix: `Address::UnixPath`. Linux: `Address::UnixAbstract`, Unix-domain sockets without a file.
+//! * Linux: `recv` and `send` without libc's wrappers, and events for urgent data, which allow a short read to be
+//!   trusted. On other systems every read continues until it would block.
+//! * The program handles signals, notifies a service manager and raises its descriptor limit on Unix only.
 //!
 //! The minimum supported Rust version is 1.88.
 #[cfg(doctest)]

@@ -195,6 +195,7 @@ fn close_with_bye(event: Event, context: &mut Context<'_>) -> Action {
     Action::Close
 }
 
+/// Rule 3 of the event loop.
 #[test]
 fn a_message_costs_one_read_and_one_write() {
     let mut harness = Harness::new(Echo);
@@ -217,6 +218,7 @@ fn without_readiness_no_call_is_made_and_no_buffer_is_held() {
     assert!(harness.connection.buffers.is_none());
 }
 
+/// Rule 2 of the event loop.
 #[test]
 fn full_read_is_followed_by_another_read() {
     let mut harness = Harness::new(Echo);
@@ -229,6 +231,7 @@ fn full_read_is_followed_by_another_read() {
     assert_eq!(harness.run(&[]), Status::Idle);
 }
 
+/// Rule 3 of the event loop.
 #[test]
 fn short_read_is_not_trusted_after_eof_or_urgent_data() {
     let mut harness = Harness::new(Echo);
@@ -271,6 +274,7 @@ fn pending_output_blocks_reads_and_retries() {
     );
 }
 
+/// Rules 1 and 4 of the event loop.
 #[test]
 fn eof_waits_for_pending_output() {
     let mut harness = Harness::new(handler(|_, context| {
@@ -293,6 +297,7 @@ fn eof_waits_for_pending_output() {
     );
 }
 
+/// Rule 6 of the event loop.
 #[test]
 fn interrupted_calls_are_retried() {
     let mut harness = Harness::new(Echo);

@@ -45,6 +45,7 @@ fn failure_names_the_command_and_shows_the_bytes() {
     }
 }
 
+/// Rules 1 and 7 of the event loop.
 #[test]
 fn simulation_of_echo() {
     simulate(|| Echo, &[], |input, _| input.to_vec(), SCHEDULES);

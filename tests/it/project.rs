@@ -1,5 +1,4 @@
-//! Rules about the sources: which tests the documentation names, what the core imports, and how small the library
-//! builds.
+//! Rules about the sources: the layers, which rules have a test, what the core imports, and how small the library builds.
 
 mod layers;
 
@@ -37,42 +36,49 @@ fn identifiers(text: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-/// Each rule of the event loop names the tests that fail without it, and their files.
+/// A test names the rules of the event loop that it fails without, in a line of its documentation.
 #[test]
-fn tests_named_in_the_docs_exist() {
+fn each_rule_of_the_event_loop_is_tested() {
     let docs = read(&root().join("src/lib.rs"));
-    let section = docs.split("# The rules of an event loop\n").nth(1);
+    let section = docs.split("# The rules of the event loop\n").nth(1);
     let section = section.and_then(|rest| rest.split("\n//! # ").next());
-    let section = section.expect("the section exists");
+    let lines = section.expect("the section exists").lines();
+    let rules = lines.filter_map(|line| {
+        line.strip_prefix("//! ")?
+            .split_once(". **")?
+            .0
+            .parse()
+            .ok()
+    });
+    let rules: Vec<u32> = rules.collect();
+    assert!(rules.len() > 12, "{rules:?}");
 
     let files = [sources(&root().join("src")), sources(&root().join("tests"))].concat();
-    let code: String = files.iter().map(|path| read(path)).collect();
-    let functions: BTreeSet<_> = code
-        .split("fn ")
-        .skip(1)
-        .filter_map(|rest| rest.split_once('(').map(|(name, _)| name))
-        .collect();
-    let words = section
-        .split_whitespace()
-        .flat_map(|word| word.split(['(', ')', '[', ']', '`']));
-    let (paths, others): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with("tests/"));
-    for path in paths {
-        assert!(root().join(path).is_file(), "there is no file {path}");
+    let tested = files.iter().flat_map(|path| tested_rules(&read(path)));
+    let tested: BTreeSet<_> = tested.collect();
+    assert_eq!(
+        rules,
+        Vec::from_iter(tested),
+        "rules, and rules that tests name"
+    );
+}
+
+/// Returns the numbers in lines such as "Rules 1 and 4 of the event loop." in the documentation of tests.
+fn tested_rules(source: &str) -> Vec<u32> {
+    let mut rules = Vec::new();
+    let mut lines = source.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let rest = line.strip_prefix("/// Rule");
+        if let Some(text) = rest.and_then(|rest| rest.strip_suffix(" of the event loop.")) {
+            let is_test = lines.by_ref().take_while(|line| !line.starts_with("fn "));
+            assert!(
+                is_test.into_iter().any(|line| line == "#[test]"),
+                "not a test: {line}"
+            );
+            rules.extend(identifiers(text).filter_map(|word| word.parse::<u32>().ok()));
+        }
     }
-    // No other name in lower case that the rules mention has two underscores.
-    let is_test = |word: &&str| {
-        let is_constant = word.contains(|letter: char| letter.is_ascii_uppercase());
-        word.matches('_').count() > 1 && !is_constant
-    };
-    let named: Vec<_> = others
-        .into_iter()
-        .flat_map(identifiers)
-        .filter(is_test)
-        .collect();
-    assert!(named.len() > 13, "each rule names a test: {named:?}");
-    for name in named {
-        assert!(functions.contains(name), "there is no test {name}");
-    }
+    rules
 }
 
 /// The connection and its table can be driven by a simulated kernel, because they depend on no socket, thread or clock.

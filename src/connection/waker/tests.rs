@@ -26,6 +26,7 @@ fn connection_has_at_most_one_wake_up_in_the_queue() {
     assert!(receiver.take().is_none());
 }
 
+/// Rule 8 of the event loop.
 #[test]
 fn wake_up_after_a_look_into_the_queue_notifies_again() {
     let (queue, receiver, notified) = counting_queue();

@@ -214,6 +214,7 @@ fn accepts_until_a_listener_would_block_then_waits_for_an_edge() {
     assert_eq!(harness.stats().accept_errors, 0);
 }
 
+/// Rule 10 of the event loop.
 #[test]
 fn accept_pauses_without_descriptors_and_backs_off() {
     let mut harness = Harness::new(1, 10, 10);
@@ -263,6 +264,7 @@ fn error_without_a_waiting_client_is_no_pause() {
     assert_eq!(harness.dispatched(), [1, 2]);
 }
 
+/// Rule 10 of the event loop.
 #[test]
 fn closed_connection_ends_the_pause_at_once() {
     let mut harness = Harness::new(1, 10, 10);
@@ -292,6 +294,7 @@ fn unknown_errors_back_off() {
     }
 }
 
+/// Rule 10 of the event loop.
 #[test]
 #[cfg(target_os = "linux")]
 fn transient_errors_are_retried_at_once() {
@@ -307,6 +310,7 @@ fn transient_errors_are_retried_at_once() {
     }
 }
 
+/// Rule 10 of the event loop.
 #[test]
 fn aborted_connections_of_other_systems_are_retried_at_once() {
     for kind in [ErrorKind::NotConnected, ErrorKind::InvalidInput] {

@@ -75,6 +75,7 @@ fn dead_workers_are_skipped() {
     assert_eq!(dispatcher.try_dispatch(4), Err(4));
 }
 
+/// Rule 8 of the event loop.
 #[test]
 fn batch_notifies_each_worker_once() {
     let ((mut dispatcher, mut receivers), wakers) = workers(3, 8);
@@ -93,6 +94,7 @@ fn batch_notifies_each_worker_once() {
     assert_eq!(wakers[0].count(), 2, "notified again after it has looked");
 }
 
+/// Rule 8 of the event loop.
 #[test]
 fn item_pushed_while_the_queue_is_emptied_notifies_again() {
     let ((mut dispatcher, mut receivers), wakers) = workers(1, 8);
@@ -116,6 +118,7 @@ fn item_pushed_while_the_queue_is_emptied_notifies_again() {
     );
 }
 
+/// Rule 8 of the event loop.
 #[test]
 fn item_is_in_the_queue_before_the_notification() {
     #[derive(Default)]
@@ -146,6 +149,7 @@ fn take_is_bounded() {
     assert_eq!(receivers[0].take(2).collect::<Vec<_>>(), [2]);
 }
 
+/// Rule 8 of the event loop.
 #[test]
 fn drop_closes_the_queues_without_losing_items() {
     let ((mut dispatcher, mut receivers), wakers) = workers(2, 8);

@@ -204,6 +204,7 @@ fn echoes(timeouts: Timeouts, clients: &str) -> Harness<Echo> {
     harness
 }
 
+/// Rule 2 of the event loop.
 #[test]
 fn connection_with_used_budget_moves_to_the_back() {
     let mut harness = echoes(TIMEOUTS, "abc");
@@ -277,6 +278,7 @@ fn only_expired_connections_are_closed() {
     assert_eq!(harness.calls("abort"), []);
 }
 
+/// Rule 13 of the event loop.
 #[test]
 fn deadlines_are_an_eighth_of_the_timeout_apart() {
     let mut harness = Harness::new(with_idle_timeout(800));
@@ -293,6 +295,7 @@ fn deadlines_are_an_eighth_of_the_timeout_apart() {
     assert_eq!(wake_ups, 4, "two for the deadlines, two for lingering");
 }
 
+/// Rule 13 of the event loop.
 #[test]
 fn progress_sets_no_timer() {
     let mut harness = echoes(with_idle_timeout(800), "a");
@@ -454,6 +457,7 @@ fn the_table_grows_by_a_quarter() {
     );
 }
 
+/// Rule 7 of the event loop.
 #[test]
 fn event_with_a_stale_token_is_ignored() {
     let mut harness = echoes(TIMEOUTS, "a");

@@ -182,6 +182,7 @@ impl Harness {
     }
 }
 
+/// Rule 12 of the event loop.
 #[test]
 fn events_known_to_the_kernel_are_handled_before_a_connection_expires() {
     let mut harness = Harness::new();

@@ -12,6 +12,7 @@ use crate::harness::{
 };
 
 /// Data and FIN arrive in one event, after which no other comes.
+/// Rule 3 of the event loop.
 #[test]
 fn eof_that_arrives_with_data_is_handled() {
     let buffer_size = 4096;
@@ -52,6 +53,7 @@ fn eof_that_arrives_with_data_is_handled_in_a_batch() {
 }
 
 /// A truncated stream must not look complete.
+/// Rule 9 of the event loop.
 #[test]
 fn truncated_stream_is_a_reset() {
     let server = TestServer::echo_with(Config {

@@ -54,6 +54,7 @@ fn slowest_ping(clients: &[Client]) -> Duration {
     slowest
 }
 
+/// Rule 2 of the event loop.
 #[test]
 fn flood_does_not_starve_other_connections() {
     let server = TestServer::echo();

@@ -30,6 +30,7 @@ fn idle_connections_cause_no_wakeups() {
     check_wakeups(config());
 }
 
+/// Rule 13 of the event loop.
 #[test]
 fn idle_timeout_causes_no_early_wakeups() {
     check_wakeups(Config {
@@ -47,6 +48,7 @@ fn busy_polling_wakes_for_events_only() {
     });
 }
 
+/// Rule 12 of the event loop.
 #[test]
 fn many_ready_connections_are_served_after_one_wakeup() {
     let (blocked, clients) = BlockedServer::new(possible_connections(1_000));

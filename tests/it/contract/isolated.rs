@@ -104,6 +104,7 @@ fn handler_can_send_a_greeting() {
 }
 
 /// Closing a socket with unread input resets the connection, which could destroy the output.
+/// Rule 9 of the event loop.
 #[test]
 fn output_before_a_close_reaches_the_client() {
     let answer = random_bytes(1, 60_000);
@@ -135,6 +136,7 @@ fn output_before_a_close_reaches_the_client() {
     assert_eq!(total.total_discarded(), 120_000);
 }
 
+/// Rule 9 of the event loop.
 #[test]
 fn client_that_never_closes_its_half_is_closed_after_a_timeout() {
     let closes = || FnHandler::new(|_, _| Action::Close);
@@ -162,6 +164,7 @@ fn unconsumed_input_that_fills_its_buffer_closes_the_connection() {
     assert_eq!(total.total_discarded(), 199);
 }
 
+/// Rule 6 of the event loop.
 #[test]
 fn reset_closes_only_its_connection() {
     let server = TestServer::echo();
@@ -188,6 +191,7 @@ fn send_urgent(client: &Client, parts: &[Vec<u8>]) {
 }
 
 /// A read stops at the urgent mark, and no event announces the bytes after it, which are there already.
+/// Rule 3 of the event loop.
 #[test]
 fn urgent_bytes_and_bytes_after_them_come_back() {
     let parts: Vec<_> = (0..10).map(|seed| random_bytes(seed, 100)).collect();

@@ -191,6 +191,7 @@ mod program {
     }
 
     /// If the descriptor limit is lowered below the connection limit, accepts fail.
+    /// Rule 10 of the event loop.
     #[test]
     fn accept_pauses_without_descriptors() {
         let server = Process::serve(&["--workers=1", "--max-connections=200"]);

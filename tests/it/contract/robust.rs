@@ -39,6 +39,7 @@ fn stop_and_continue_lose_nothing() {
     server.terminate();
 }
 
+/// Rule 6 of the event loop.
 #[test]
 fn sigpipe_is_ignored() {
     let server = Process::serve(&[]);

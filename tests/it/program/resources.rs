@@ -110,6 +110,7 @@ fn connect_fifty(server: &Process) -> Vec<Client> {
 }
 
 /// A wait, a read and a write.
+/// Rule 5 of the event loop.
 #[test]
 fn message_costs_three_system_calls() {
     if !can_trace() {
@@ -159,6 +160,7 @@ fn messages_of_many_connections_share_a_wait() {
 }
 
 /// Connect, echo and close: the calls of all threads.
+/// Rule 11 of the event loop.
 #[test]
 fn connection_costs_at_most_eight_system_calls() {
     if !can_trace() {
@@ -189,6 +191,7 @@ fn connection_costs_at_most_eight_system_calls() {
 }
 
 /// Interest is registered once, and does not change when a connection gets stuck and continues.
+/// Rule 5 of the event loop.
 #[test]
 fn stuck_connection_changes_no_interest() {
     if !can_trace() {

@@ -78,6 +78,47 @@ fn top_level_modules_import_in_one_direction() {
     );
 }
 
+/// The map in `src/lib.rs` lists every module, and each above those that it imports.
+#[test]
+fn modules_import_only_what_the_map_lists_below_them() {
+    let docs = read(&root().join("src/lib.rs"));
+    let section = docs.split("\n//! # The map\n").nth(1).expect("a heading");
+    let section = section.split("\n//! # ").next().expect("more comes");
+    let rows = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | `")?.split_once('`'));
+    let rows: Vec<_> = rows.map(|(module, _)| module.replace("::", "/")).collect();
+    for row in &rows {
+        let is_its = |file: &String| module_of(file, LIBRARY).join("/").starts_with(row);
+        assert!(files().iter().any(is_its), "there is no module {row}");
+    }
+    // The longest name that fits is the module's own; the roots of the crates have none.
+    let place = |file: &str| {
+        let path = file.strip_prefix(LIBRARY)?.strip_suffix(".rs")?;
+        let fits = |row: &String| {
+            path.strip_prefix(row.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let fitting = rows.iter().enumerate().filter(|(_, row)| fits(row));
+        fitting
+            .max_by_key(|(_, row)| row.len())
+            .map(|(place, _)| place)
+    };
+    for (file, imported) in imports_between_files() {
+        if file == "src/lib.rs" {
+            continue;
+        }
+        let own = place(&file).unwrap_or_else(|| panic!("{file} is not in the map"));
+        for other in imported {
+            let is_below = place(&other).is_none_or(|place| place >= own);
+            assert!(
+                is_below,
+                "{file} imports {other}, which the map lists above it"
+            );
+        }
+    }
+}
+
 const LIBRARY: &str = "src/";
 const PROGRAM: &str = "src/bin/echoserver/";
 
