@@ -14,6 +14,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use echoserver::{Address, Config};
 use log::LevelFilter;
 
+use crate::error::escape_control;
 use crate::pages::GeneratedFile;
 use crate::serve::greeting::Greeting;
 use crate::serve::logging::Format;
@@ -373,15 +374,6 @@ pub(crate) fn one_line(mut error: clap::Error) -> String {
         .chain(notes)
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// Escapes control characters, which would end the line.
-pub(crate) fn escape_control(text: &str) -> String {
-    let escape = |character: char| match character.is_control() {
-        true => character.escape_default().to_string(),
-        false => character.to_string(),
-    };
-    text.chars().map(escape).collect()
 }
 
 fn escaped_text((kind, value): (ContextKind, &ContextValue)) -> (ContextKind, ContextValue) {

@@ -8,6 +8,11 @@ mod pages;
 mod payload;
 mod serve;
 mod target;
+/// Files that the program shares with the library.
+#[path = "../.."]
+mod shared {
+    pub(crate) mod error;
+}
 
 use std::env;
 use std::fmt::Display;
@@ -15,8 +20,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::Command;
+use crate::error::error_text;
 use crate::serve::Environment;
 use crate::serve::logging::{Log, Style};
+use crate::shared::error;
 
 /// Exit statuses other than 0.
 const FAILURE: u8 = 1;
@@ -70,7 +77,7 @@ pub(crate) struct Failure(u8, Option<String>);
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self(FAILURE, Some(target::error_text(&error)))
+        Self(FAILURE, Some(error_text(&error)))
     }
 }
 

@@ -26,6 +26,7 @@ use log::Level;
 use self::logging::{FINISH_TIMEOUT, Log, TARGET};
 use self::service::Inherited;
 use crate::cli::Options;
+use crate::error::with_context;
 
 /// What bounds the kernel's socket buffers of a TCP connection.
 const SOCKET_BUFFERS: &str = if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -200,11 +201,6 @@ fn log_opened(connection: &NewConnection<'_>) {
     {
         log::trace!(target: TARGET, peer:% = connection.peer(), local:%; "opened");
     }
-}
-
-/// Returns an error of the same kind whose message starts with `context`.
-fn with_context(error: &io::Error, context: &str) -> io::Error {
-    io::Error::new(error.kind(), format!("{context}: {error}"))
 }
 
 /// A thread that is stopped and joined on drop.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use echoserver::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::error::error_text;
+
 /// Exit status if no connection to the server can be made.
 pub(crate) const UNREACHABLE: u8 = 3;
 
@@ -42,7 +44,10 @@ impl Target {
         };
         match connect() {
             Ok(address) => Ok(Self { name, address }),
-            Err(error) => Err(format!("cannot connect to {name}: {}", error_text(&error))),
+            Err(error) => Err(format!(
+                "cannot connect to {name}: {}",
+                client_error(&error)
+            )),
         }
     }
 
@@ -108,20 +113,14 @@ pub(crate) fn connect(
     Ok(socket)
 }
 
-/// Returns the message of an error without the system's error number.
-pub(crate) fn error_text(error: &io::Error) -> String {
+/// Returns what an error of a connection means for a client.
+pub(crate) fn client_error(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => "timed out".to_owned(),
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "a reset".to_owned(),
         ErrorKind::AddrNotAvailable => {
             "no local port is free: closed connections hold them for a minute".to_owned()
         }
-        _ => {
-            let text = error.to_string();
-            let text = text.split(" (os error").next().unwrap_or(&text);
-            let mut letters = text.chars();
-            let first = letters.next().map(|first| first.to_ascii_lowercase());
-            first.into_iter().chain(letters).collect()
-        }
+        _ => error_text(error),
     }
 }

@@ -13,7 +13,7 @@ use socket2::{SockAddr, Socket};
 use super::Pace;
 use crate::figures::Count;
 use crate::payload::Payload;
-use crate::target::{self, error_text};
+use crate::target::{self, client_error};
 
 /// The timeout of a socket's calls, which are repeated while a case may wait.
 const TICK: Duration = Duration::from_millis(100);
@@ -80,7 +80,7 @@ impl Endpoint<'_> {
             match call() {
                 Ok(value) => return Ok(value),
                 Err(error) if !is_timeout(&error) => {
-                    return Err(io::Error::new(error.kind(), error_text(&error)));
+                    return Err(io::Error::new(error.kind(), client_error(&error)));
                 }
                 Err(_) if left > TICK => left -= TICK,
                 Err(error) => {
@@ -141,7 +141,7 @@ impl Client<'_> {
     /// Shuts down one half: the server sees EOF after [`Shutdown::Write`], and nothing after [`Shutdown::Read`].
     pub(crate) fn shut_down(&self, half: Shutdown) -> CaseResult {
         let done = self.socket.shutdown(half);
-        done.map_err(|error| format!("cannot half-close: {}", error_text(&error)))
+        done.map_err(|error| format!("cannot half-close: {}", client_error(&error)))
     }
 
     /// Closes the connection with a reset.

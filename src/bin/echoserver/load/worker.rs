@@ -17,7 +17,7 @@ use crate::load::Options;
 use crate::load::flow::{Flow, Schedule};
 use crate::load::tally::{Tally, record};
 use crate::payload::Payload;
-use crate::target::{self, error_text};
+use crate::target::{self, client_error};
 
 /// Most bytes in one call. A message of up to 64 KiB is sent in one.
 const MAX_SEND: usize = 64 << 10;
@@ -107,7 +107,7 @@ fn share(total: u64, index: usize, count: usize) -> u64 {
 }
 
 fn cannot_connect(error: &io::Error) -> String {
-    format!("cannot connect: {}", error_text(error))
+    format!("cannot connect: {}", client_error(error))
 }
 
 impl<'a> Worker<'a> {
@@ -452,7 +452,7 @@ fn is_interrupted(error: &io::Error) -> Result<bool, String> {
     match error.kind() {
         ErrorKind::Interrupted => Ok(true),
         ErrorKind::WouldBlock => Ok(false),
-        _ => Err(format!("connection failed: {}", error_text(error))),
+        _ => Err(format!("connection failed: {}", client_error(error))),
     }
 }
 

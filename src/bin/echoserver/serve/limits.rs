@@ -4,7 +4,7 @@ use std::io;
 
 use crate::cli::Options;
 #[cfg(unix)]
-use crate::serve::with_context;
+use crate::error::with_context;
 
 /// Descriptors reserved for files that a process opens occasionally.
 #[cfg(unix)]

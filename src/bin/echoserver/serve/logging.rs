@@ -23,7 +23,7 @@ use env_filter::{Filter, FilteredLog};
 use log::kv::{self, Key, Source, Value, VisitSource};
 use log::{Level, LevelFilter, Metadata, Record};
 
-use crate::cli::escape_control;
+use crate::error::escape_control;
 
 /// The log target of records about the whole process.
 pub(crate) const TARGET: &str = "echoserver";

@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime};
 use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewConnection, Server};
 
 use self::exposition::Exposition;
+use crate::error::with_context;
 use crate::serve::logging::Log;
-use crate::serve::{BackgroundThread, logging, with_context};
+use crate::serve::{BackgroundThread, logging};
 
 /// Limit for the request line and headers of a request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;

@@ -41,7 +41,7 @@ mod unix {
     use socket2::SockRef;
 
     use super::{Server, io};
-    use crate::serve::with_context;
+    use crate::error::with_context;
 
     /// Listening sockets inherited from the service manager (`LISTEN_FDS`).
     pub(crate) struct Inherited(Vec<Listener>);
