@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use self::cases::{CASES, Case, STRICT};
 use self::client::{Endpoint, side_by_side};
-use crate::figures::parse_time;
-use crate::target::{self, Target, UNREACHABLE};
-use crate::{FAILURE, Failure, print};
+use crate::output::{FAILURE, Failure, UNREACHABLE, print};
+use crate::target::{self, Target};
+use crate::values::parse_time;
 
 /// Test an echo server: which bytes, closes, resets and bursts it gets wrong
 #[derive(Debug, Args)]

@@ -22,10 +22,9 @@ use signal_hook::flag;
 
 use self::tally::Tally;
 use self::worker::{Plan, Worker};
-use crate::cli::parse_buffer_size;
-use crate::figures::parse_time;
-use crate::target::{self, Target, UNREACHABLE};
-use crate::{FAILURE, Failure, print};
+use crate::output::{FAILURE, Failure, UNREACHABLE, print};
+use crate::target::{self, Target};
+use crate::values::{parse_buffer_size, parse_rate, parse_time, parse_time_or_0};
 
 /// Size of a message, unless the user gives one.
 const MESSAGE: usize = 64;
@@ -100,18 +99,6 @@ pub(crate) struct Options {
     /// Print one JSON object at the end, with the whole histogram, instead of text
     #[arg(long)]
     json: bool,
-}
-
-fn parse_time_or_0(text: &str) -> Result<Duration, String> {
-    match text.trim_matches('0') {
-        "" | "." | "s" if !text.is_empty() => Ok(Duration::ZERO),
-        _ => parse_time(text),
-    }
-}
-
-fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| (1e-6..=1e7).contains(rate));
-    rate.ok_or_else(|| "expected messages per second such as 1, 0.1 or 50000".to_owned())
 }
 
 impl Options {

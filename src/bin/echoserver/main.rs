@@ -4,10 +4,12 @@ mod check;
 mod cli;
 mod figures;
 mod load;
+mod output;
 mod pages;
 mod payload;
 mod serve;
 mod target;
+mod values;
 /// Files that the program shares with the library.
 #[path = "../.."]
 mod shared {
@@ -19,15 +21,13 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::cli::Command;
-use crate::error::error_text;
+use clap::CommandFactory;
+
+use crate::cli::{Command, CommandLine};
+use crate::output::{FAILURE, Failure, USAGE, print};
 use crate::serve::Environment;
 use crate::serve::logging::{Log, Style};
 use crate::shared::error;
-
-/// Exit statuses other than 0.
-const FAILURE: u8 = 1;
-const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let options = match cli::parse() {
@@ -42,7 +42,10 @@ fn main() -> ExitCode {
     let command = match (&options.command, options.generate) {
         (Some(Command::Check(options)), _) => Some(check::run(options)),
         (Some(Command::Load(options)), _) => Some(load::run(options)),
-        (None, Some(file)) => Some(file.text().and_then(|text| print(&text))),
+        (None, Some(file)) => Some(
+            file.text(CommandLine::command())
+                .and_then(|text| print(&text)),
+        ),
         (None, None) => None,
     };
     match command {
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
         Ok(environment) => environment,
         Err(error) => return fail(FAILURE, error),
     };
-    let log = match Log::start(options.log_level(), options.log_format) {
+    let log = match Log::start(options.serve.log_level(), options.serve.log_format) {
         Ok(log) => log,
         Err(error) => return fail(FAILURE, format_args!("cannot start the log: {error}")),
     };
@@ -65,34 +68,9 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
 
-    match serve::run(&options, &log, environment) {
+    match serve::run(&options.serve, &log, environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILURE),
-    }
-}
-
-/// Why a command failed: its exit status, and an error unless the output already contains it.
-#[derive(Debug)]
-pub(crate) struct Failure(u8, Option<String>);
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self(FAILURE, Some(error_text(&error)))
-    }
-}
-
-/// Prints to stdout. A closed stdout is not an error.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let error = format!("cannot write to stdout: {error}");
-            Err(Failure(FAILURE, Some(error)))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use clap::{CommandFactory, ValueEnum};
+use clap::{Command, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::Failure;
-use crate::cli::Options;
+use crate::output::Failure;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum GeneratedFile {
@@ -20,28 +19,27 @@ pub(crate) enum GeneratedFile {
 }
 
 impl GeneratedFile {
-    /// Returns the contents of the file.
-    pub(crate) fn text(self) -> Result<String, Failure> {
+    /// Returns the contents of the file for the program, which is `command`.
+    pub(crate) fn text(self, command: Command) -> Result<String, Failure> {
         match self {
-            Self::Man => man_page(None, include_str!("pages/server.roff")),
-            Self::ManCheck => man_page(Some("check"), include_str!("pages/check.roff")),
-            Self::ManLoad => man_page(Some("load"), include_str!("pages/load.roff")),
-            Self::Bash => completions(Shell::Bash),
-            Self::Zsh => completions(Shell::Zsh),
-            Self::Fish => completions(Shell::Fish),
+            Self::Man => man_page(command, None, include_str!("pages/server.roff")),
+            Self::ManCheck => man_page(command, Some("check"), include_str!("pages/check.roff")),
+            Self::ManLoad => man_page(command, Some("load"), include_str!("pages/load.roff")),
+            Self::Bash => completions(command, Shell::Bash),
+            Self::Zsh => completions(command, Shell::Zsh),
+            Self::Fish => completions(command, Shell::Fish),
         }
     }
 }
 
-fn completions(shell: Shell) -> Result<String, Failure> {
+fn completions(mut command: Command, shell: Shell) -> Result<String, Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Options::command(), "echoserver", &mut text);
+    clap_complete::generate(shell, &mut command, "echoserver", &mut text);
     to_string(text)
 }
 
 /// Returns the man page of the server or of a command: its options, then the `sections` written by hand.
-fn man_page(name: Option<&str>, sections: &str) -> Result<String, Failure> {
-    let mut command = Options::command();
+fn man_page(mut command: Command, name: Option<&str>, sections: &str) -> Result<String, Failure> {
     command.build();
     let command = match name.and_then(|name| command.find_subcommand(name)) {
         Some(found) => found.clone(),

@@ -5,6 +5,7 @@ pub(crate) mod limits;
 pub(crate) mod logging;
 pub(crate) mod memory;
 pub(crate) mod metrics;
+mod options;
 pub(crate) mod reports;
 pub(crate) mod service;
 #[cfg(unix)]
@@ -24,8 +25,8 @@ use humantime::format_duration;
 use log::Level;
 
 use self::logging::{FINISH_TIMEOUT, Log, TARGET};
+pub(crate) use self::options::Options;
 use self::service::Inherited;
-use crate::cli::Options;
 use crate::error::with_context;
 
 /// What bounds the kernel's socket buffers of a TCP connection.

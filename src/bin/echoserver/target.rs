@@ -10,9 +10,6 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::error_text;
 
-/// Exit status if no connection to the server can be made.
-pub(crate) const UNREACHABLE: u8 = 3;
-
 /// Help text of the argument that names the server.
 pub(crate) const FORMS: &str = "Server to connect to: HOST:PORT, IP:PORT, [V6]:PORT, unix:PATH or \
     unix:@NAME; PORT or :PORT means localhost";

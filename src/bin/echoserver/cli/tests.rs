@@ -1,20 +1,26 @@
+use std::time::Duration;
+
+use echoserver::Config;
+use log::LevelFilter;
+
 use super::*;
 
-fn parse(arguments: &[&str]) -> Result<Options, String> {
+fn parse(arguments: &[&str]) -> Result<serve::Options, String> {
     let arguments = ["echoserver"].iter().chain(arguments);
-    Options::try_parse_from(arguments)
-        .and_then(Options::check)
+    CommandLine::try_parse_from(arguments)
+        .and_then(CommandLine::check)
+        .map(|command_line| command_line.serve)
         .map_err(one_line)
 }
 
 #[test]
 fn option_definitions_are_consistent() {
-    Options::command().debug_assert();
+    CommandLine::command().debug_assert();
 }
 
 #[test]
 fn every_option_has_an_environment_variable() {
-    let command = Options::command();
+    let command = CommandLine::command();
     for argument in command
         .get_arguments()
         .filter(|argument| !argument.is_hide_set())
@@ -78,21 +84,6 @@ fn keepalive_is_off_or_within_bounds() {
                  expected 0s, or a duration from 1s to 32767s"
             )
         );
-    }
-}
-
-#[test]
-fn a_lone_letter_is_a_power_of_1024() {
-    for (text, size) in [
-        ("64K", 64 << 10),
-        ("64k", 64 << 10),
-        ("1M", 1 << 20),
-        ("1g", 1 << 30),
-        ("64KiB", 64 << 10),
-        ("64kB", 64_000),
-        ("4096", 4096),
-    ] {
-        assert_eq!(parse_buffer_size(text), Ok(size), "{text}");
     }
 }
 

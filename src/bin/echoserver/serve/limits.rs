@@ -2,9 +2,9 @@
 
 use std::io;
 
-use crate::cli::Options;
 #[cfg(unix)]
 use crate::error::with_context;
+use crate::serve::options::Options;
 
 /// Descriptors reserved for files that a process opens occasionally.
 #[cfg(unix)]
