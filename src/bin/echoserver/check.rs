@@ -17,7 +17,7 @@ use self::cases::{CASES, Case, STRICT};
 use self::client::{Endpoint, side_by_side};
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
 use crate::target::{self, Target};
-use crate::values::parse_time;
+use crate::values;
 
 /// Test an echo server: which bytes, closes, resets and bursts it gets wrong
 #[derive(Debug, Args)]
@@ -40,12 +40,13 @@ pub(crate) struct Options {
 
     /// How long the server may do nothing before a case fails; halved after each case that waits in
     /// vain, down to a tenth
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    #[arg(value_parser = values::time(Duration::from_millis(1)))]
     patience: Duration,
 
     /// Cases that run at the same time
     #[arg(long, value_name = "N", default_value_t = 1)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(value_parser = values::count::<u16>(1..=100))]
     jobs: u16,
 
     /// Print one JSON object at the end instead of lines of text

@@ -25,7 +25,7 @@ use crate::{check, load, serve};
     propagate_version = true
 )]
 #[command(after_help = "\
-    Times need a unit: 500ms, 30s, 5m. Sizes may have one: 4096, 64K, 1MiB.\n\
+    Times are seconds, or have a unit: 5, 500ms, 1m30s. Sizes may have one: 4096, 64K, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
     Signals: SIGTERM, SIGINT or SIGHUP drains and exits 0; a second one exits at once.\n\
     Man pages: --generate man, man-check or man-load. Completions: --generate bash, zsh or fish.")]

@@ -24,20 +24,21 @@ use self::tally::Tally;
 use self::worker::{Plan, Worker};
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
 use crate::target::{self, Target};
-use crate::values::{parse_buffer_size, parse_rate, parse_time, parse_time_or_0};
+use crate::values;
 
 /// Size of a message, unless the user gives one.
 const MESSAGE: usize = 64;
 const FLOOD_MESSAGE: usize = 64 << 10;
 /// Length of a run, unless the user gives one or a number of messages.
 const DURATION: Duration = Duration::from_secs(10);
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Measure an echo server: throughput and round-trip times, with every byte verified
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 #[command(after_help = "\
-    Times are seconds, or have a unit: 10, 0.5, 500ms, 5m. RTT is the round-trip time of a message,\n\
+    Times are seconds, or have a unit: 5, 0.5, 500ms, 1m30s. RTT is the round-trip time of a message,\n\
     from its first byte sent to its last byte received; with --rate, from when it was due.\n\
     Ctrl-C ends the run with the summary.\n\
     Exit status: 0 success, 1 a wrong byte, a failed connection or no answer, 2 bad usage,\n\
@@ -48,20 +49,20 @@ pub(crate) struct Options {
 
     /// Number of connections, at most the number of messages
     #[arg(short, long, value_name = "N", default_value_t = 1)]
-    #[arg(help_heading = "Load", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(help_heading = "Load", value_parser = values::count::<u32>(1..=1_000_000))]
     connections: u32,
 
     /// Size of a message [default: 64, or 64KiB with --flood]
-    #[arg(short, long, value_name = "SIZE", help_heading = "Load", value_parser = parse_buffer_size)]
+    #[arg(short, long, value_name = "SIZE", help_heading = "Load", value_parser = values::size)]
     size: Option<usize>,
 
     /// Maximum unanswered messages per connection [default: 1; no limit with --rate]
     #[arg(long, value_name = "N", help_heading = "Load")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(value_parser = values::count::<u64>(1..=1_000_000))]
     in_flight: Option<u64>,
 
     /// Send this many messages per second in all, whether or not earlier ones have come back
-    #[arg(long, value_name = "N", help_heading = "Load", value_parser = parse_rate)]
+    #[arg(long, value_name = "N", help_heading = "Load", value_parser = values::rate)]
     rate: Option<f64>,
 
     /// Send without waiting for replies
@@ -74,25 +75,25 @@ pub(crate) struct Options {
 
     /// Threads that send
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(value_parser = values::count::<u16>(1..=1024))]
     threads: u16,
 
     /// How long to send; 0 means until Ctrl-C [default: 10, or until all of --messages are done]
-    #[arg(short, long, value_name = "TIME", help_heading = "Length", value_parser = parse_time_or_0)]
+    #[arg(short, long, value_name = "TIME", help_heading = "Length", value_parser = values::time(Duration::ZERO))]
     duration: Option<Duration>,
 
     /// Messages in all; a failed connection is then not opened again
     #[arg(short = 'n', long, value_name = "N", help_heading = "Length")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..u64::MAX))]
+    #[arg(value_parser = values::count::<u64>(1..=usize::MAX))]
     messages: Option<u64>,
 
     /// How long to send before the measurement starts
-    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = parse_time_or_0)]
+    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = values::time(Duration::ZERO))]
     #[arg(default_value = "0", conflicts_with = "messages")]
     warm_up: Duration,
 
     /// Fail a connection that returns no byte for this long
-    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = values::time(MIN_TIMEOUT))]
     #[arg(default_value = "10")]
     timeout: Duration,
 

@@ -1,103 +1,101 @@
-//! Parsers of the values of options. Their errors say what is expected.
+//! Parsers of the values of options: one grammar for times, one for sizes, one for counts. Their errors state the
+//! bounds.
 
-use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use echoserver::Config;
+use humantime::format_duration;
 
-/// Bounds of `TCP_KEEPIDLE` in Linux.
-const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
-const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
+/// Of any time, so that it can be added to the time of day.
+pub(crate) const MAX_TIME: Duration = Duration::from_secs(100 * 31_557_600);
 
-pub(crate) fn parse_workers(text: &str) -> Result<NonZeroUsize, String> {
-    let bounds = || format!("expected a number from 1 to {}", Config::MAX_WORKERS);
-    let workers = text.parse().map_err(|_| bounds())?;
-    NonZeroUsize::new(workers)
-        .filter(|workers| workers.get() <= Config::MAX_WORKERS)
-        .ok_or_else(bounds)
-}
+/// The bounds of `TCP_KEEPIDLE` in Linux.
+const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
 
-pub(crate) fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse()
-        .map_err(|_| "expected a number of at least 1".to_owned())
-}
+const MAX_MODE: u32 = 0o777;
 
-pub(crate) fn parse_buffer_size(text: &str) -> Result<usize, String> {
-    // A lone letter means a power of 1024, as in other servers; `ByteSize` takes it for a power of 1000.
-    let unit = if text.ends_with(|letter: char| "kmgKMG".contains(letter)) {
-        "iB"
-    } else {
-        ""
-    };
-    let size: ByteSize = format!("{text}{unit}")
-        .parse()
-        .map_err(|_| "expected a size such as 65536, 64K or 1MiB")?;
-    let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
-    match size {
-        1..=Config::MAX_BUFFER_SIZE => Ok(size),
-        _ => Err("expected a size from 1B to 1GiB".to_owned()),
+/// The bounds of a rate, in messages per second.
+const RATE: RangeInclusive<f64> = 1e-6..=1e7;
+
+/// Returns a parser of decimal numbers.
+pub(crate) fn count<T: TryFrom<usize> + 'static>(
+    bounds: RangeInclusive<usize>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        // Without a sign.
+        let digits = Some(text).filter(|text| is_made_of(text, "0123456789"));
+        let number = digits.and_then(|text| text.parse().ok());
+        number
+            .filter(|number| bounds.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| {
+                format!(
+                    "expected a number from {} to {}",
+                    bounds.start(),
+                    bounds.end()
+                )
+            })
     }
 }
 
-pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777);
-    mode.ok_or_else(|| "expected octal permissions such as 0660".to_owned())
+/// Parses a number of bytes, or a number with a unit. A lone letter means a power of 1024, as in other servers.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    // `ByteSize` takes a lone letter for a power of 1000.
+    let has_letter = text.ends_with(|letter: char| "kmgKMG".contains(letter));
+    let unit = if has_letter { "iB" } else { "" };
+    let size = format!("{text}{unit}").parse().ok();
+    size.and_then(|size: ByteSize| usize::try_from(size.as_u64()).ok())
+        .filter(|size| (1..=Config::MAX_BUFFER_SIZE).contains(size))
+        .ok_or_else(|| "expected a size from 1B to 1GiB, such as 4096, 64K or 1MiB".to_owned())
 }
 
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("expected a duration such as 500ms, 30s or 5m: {error}"))
-}
-
-pub(crate) fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text)?;
-    let bounds = "expected a duration of at least 1ms".to_owned();
-    Some(interval)
-        .filter(|interval| *interval >= Duration::from_millis(1))
-        .ok_or(bounds)
-}
-
-/// Parses the idle time of TCP keepalive, within the bounds of the kernel. Zero turns it off.
-pub(crate) fn parse_keepalive(text: &str) -> Result<Duration, String> {
-    let time = parse_duration(text)?;
-    let bounds = MIN_KEEPALIVE..=MAX_KEEPALIVE;
-    Some(time)
-        .filter(|time| time.is_zero() || bounds.contains(time))
-        .ok_or_else(|| {
-            let (min, max) = bounds.into_inner();
-            format!("expected 0s, or a duration from {min:?} to {max:?}")
-        })
-}
-
-/// Parses a duration: a number of seconds, or one with a unit.
-pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
-    const EXPECTED: &str = "expected a time such as 10, 0.5, 500ms or 5m";
-    let duration = match text.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| EXPECTED)?,
-        Err(_) => humantime::parse_duration(text).map_err(|_| EXPECTED)?,
-    };
-    match (MIN_TIME..=MAX_TIME).contains(&duration) {
-        true => Ok(duration),
-        false => Err("expected a time from 1ms to 1000 days".to_owned()),
+/// Returns a parser of times of at least `min`: a number of seconds, or numbers with units.
+pub(crate) fn time(min: Duration) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+    move |text| {
+        let time = parse_time(text).filter(|time| (min..=MAX_TIME).contains(time));
+        time.ok_or_else(|| expected_time("", &(min..=MAX_TIME)))
     }
 }
 
-const MIN_TIME: Duration = Duration::from_millis(1);
-const MAX_TIME: Duration = Duration::from_secs(1_000 * 86_400);
-
-pub(crate) fn parse_time_or_0(text: &str) -> Result<Duration, String> {
-    match text.trim_matches('0') {
-        "" | "." | "s" if !text.is_empty() => Ok(Duration::ZERO),
-        _ => parse_time(text),
-    }
+/// Parses the idle time of TCP keepalive. Zero turns it off.
+pub(crate) fn keepalive(text: &str) -> Result<Duration, String> {
+    let time = parse_time(text).filter(|time| time.is_zero() || KEEPALIVE.contains(time));
+    time.ok_or_else(|| expected_time("0, or ", &KEEPALIVE))
 }
 
-pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| (1e-6..=1e7).contains(rate));
-    rate.ok_or_else(|| "expected messages per second such as 1, 0.1 or 50000".to_owned())
+fn parse_time(text: &str) -> Option<Duration> {
+    if is_made_of(text, "0123456789.") {
+        return Duration::try_from_secs_f64(text.parse().ok()?).ok();
+    }
+    humantime::parse_duration(text).ok()
+}
+
+fn expected_time(other: &str, bounds: &RangeInclusive<Duration>) -> String {
+    let [min, max] = [*bounds.start(), *bounds.end()].map(format_duration);
+    format!("expected {other}a time from {min} to {max}, such as 5, 0.5, 500ms or 1m30s")
+}
+
+/// Parses the permissions of a file.
+pub(crate) fn mode(text: &str) -> Result<u32, String> {
+    let digits = Some(text).filter(|text| is_made_of(text, "01234567"));
+    let mode = digits.and_then(|text| u32::from_str_radix(text, 8).ok());
+    mode.filter(|mode| *mode <= MAX_MODE)
+        .ok_or_else(|| format!("expected octal permissions up to {MAX_MODE:04o}, such as 0660"))
+}
+
+/// Parses a number of messages per second.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| RATE.contains(rate));
+    rate.ok_or_else(|| {
+        let (min, max) = RATE.into_inner();
+        format!("expected messages per second from {min} to {max}, such as 0.1 or 50000")
+    })
+}
+
+fn is_made_of(text: &str, letters: &str) -> bool {
+    text.chars().all(|letter| letters.contains(letter))
 }
 
 #[cfg(test)]

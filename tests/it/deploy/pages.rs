@@ -53,7 +53,7 @@ fn man_pages_render_without_warnings() {
         (
             "man-check",
             "echoserver-check",
-            "--patience <SECONDS> [default: 5]",
+            "--patience <TIME> [default: 5s]",
         ),
         (
             "man-load",

@@ -66,25 +66,13 @@ fn option_values_reach_the_config() {
 }
 
 #[test]
-fn keepalive_is_off_or_within_bounds() {
+fn keepalive_reaches_the_config() {
     let keepalive =
         |arguments: &[&str]| parse(arguments).map(|options| options.config(1, false).tcp_keepalive);
-    let seconds = |count| Ok(Some(Duration::from_secs(count)));
-    assert_eq!(keepalive(&[]), seconds(300));
     assert_eq!(keepalive(&[]), Ok(Config::default().tcp_keepalive));
-    assert_eq!(keepalive(&["--tcp-keepalive=0s"]), Ok(None));
-    assert_eq!(keepalive(&["--tcp-keepalive=1s"]), seconds(1));
-    assert_eq!(keepalive(&["--tcp-keepalive=32767s"]), seconds(32_767));
-    for value in ["1ms", "999ms", "32767s1ms", "32768s", "10h"] {
-        let error = keepalive(&["--tcp-keepalive", value]).unwrap_err();
-        assert_eq!(
-            error,
-            format!(
-                "invalid value '{value}' for '--tcp-keepalive <TIME>': \
-                 expected 0s, or a duration from 1s to 32767s"
-            )
-        );
-    }
+    assert_eq!(keepalive(&["--tcp-keepalive=0"]), Ok(None));
+    let second = Some(Duration::from_secs(1));
+    assert_eq!(keepalive(&["--tcp-keepalive=1"]), Ok(second));
 }
 
 #[test]

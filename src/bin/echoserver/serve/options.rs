@@ -9,10 +9,7 @@ use log::LevelFilter;
 
 use crate::serve::greeting::Greeting;
 use crate::serve::logging::Format;
-use crate::values::{
-    parse_buffer_size, parse_count, parse_duration, parse_interval, parse_keepalive, parse_mode,
-    parse_workers,
-};
+use crate::values;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -26,13 +23,13 @@ pub(crate) struct Options {
     /// Maximum connections that wait in the kernel to be accepted
     #[arg(long, value_name = "N", help_heading = "Network")]
     #[arg(env = "ECHOSERVER_BACKLOG", default_value_t = 4096)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    #[arg(value_parser = values::count::<u32>(1..=i32::MAX as usize))]
     backlog: u32,
 
     /// Permissions of the files of Unix-domain sockets, --metrics included, in octal, for example
     /// 0660 [default: from the umask]
     #[arg(long, value_name = "MODE", help_heading = "Network")]
-    #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = parse_mode)]
+    #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = values::mode)]
     pub(crate) unix_mode: Option<u32>,
 
     /// Text to send once when a client connects, with {hostname}, {peer}, {local} (the address that the
@@ -43,48 +40,48 @@ pub(crate) struct Options {
 
     /// Worker threads, 1 to 1024 [default: number of CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_WORKERS", value_parser = parse_workers)]
+    #[arg(env = "ECHOSERVER_WORKERS", value_parser = values::count::<NonZeroUsize>(1..=Config::MAX_WORKERS))]
     workers: Option<NonZeroUsize>,
 
     /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog
     /// [default: as many as the descriptor limit allows]
     #[arg(short = 'c', long, value_name = "N", help_heading = "Resources")]
     #[arg(env = "ECHOSERVER_MAX_CONNECTIONS")]
-    #[arg(value_parser = parse_count)]
+    #[arg(value_parser = values::count::<NonZeroUsize>(1..=usize::MAX))]
     pub(crate) max_connections: Option<NonZeroUsize>,
 
     /// Buffer limit for each connection and direction
     #[arg(long, value_name = "SIZE", help_heading = "Resources")]
     #[arg(env = "ECHOSERVER_BUFFER_SIZE", default_value = "64KiB")]
-    #[arg(value_parser = parse_buffer_size)]
+    #[arg(value_parser = values::size)]
     buffer_size: usize,
 
     /// How long a worker polls before it sleeps, for example 50us; lowers latency at the cost of up
     /// to one CPU per worker [default: off]
     #[arg(long, value_name = "TIME", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_BUSY_POLL", value_parser = parse_duration)]
+    #[arg(env = "ECHOSERVER_BUSY_POLL", value_parser = values::time(Duration::ZERO))]
     busy_poll: Option<Duration>,
 
     /// Close a connection that transfers no byte for this long; 0s means never [default: never]
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_IDLE_TIMEOUT", value_parser = parse_duration)]
+    #[arg(env = "ECHOSERVER_IDLE_TIMEOUT", value_parser = values::time(Duration::ZERO))]
     idle_timeout: Option<Duration>,
 
     /// Probe a client that has sent no packet for this long, and close the connection after 6 probes
     /// without an answer, 10 s apart; 0s means never
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_TCP_KEEPALIVE", default_value = "5m", value_parser = parse_keepalive)]
+    #[arg(env = "ECHOSERVER_TCP_KEEPALIVE", default_value = "5m", value_parser = values::keepalive)]
     tcp_keepalive: Duration,
 
     /// How long to report "not ready" after a signal, and still accept, before the graceful shutdown
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_DRAIN_DELAY", default_value = "0s", value_parser = parse_duration)]
+    #[arg(env = "ECHOSERVER_DRAIN_DELAY", default_value = "0s", value_parser = values::time(Duration::ZERO))]
     pub(crate) drain_delay: Duration,
 
     /// Time limit for a graceful shutdown; connections that are not done are then closed, and reset if
     /// bytes are lost
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
+    #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = values::time(Duration::ZERO))]
     drain_timeout: Duration,
 
     /// Address for HTTP: /metrics for Prometheus, /healthz, /livez and /readyz for load balancers
@@ -113,7 +110,7 @@ pub(crate) struct Options {
 
     /// Log counters at this interval; SIGUSR1 logs them immediately [default: only at exit]
     #[arg(long, value_name = "TIME", help_heading = "Logging and metrics")]
-    #[arg(env = "ECHOSERVER_STATS_INTERVAL", value_parser = parse_interval)]
+    #[arg(env = "ECHOSERVER_STATS_INTERVAL", value_parser = values::time(Duration::from_millis(1)))]
     pub(crate) stats_interval: Option<Duration>,
 }
 
