@@ -16,67 +16,43 @@ mod shared {
     pub(crate) mod error;
 }
 
-use std::env;
-use std::fmt::Display;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 
 use crate::cli::{Command, CommandLine};
-use crate::output::{FAILURE, Failure, USAGE, print};
-use crate::serve::Environment;
-use crate::serve::logging::{Log, Style};
+use crate::output::{Failure, USAGE, print};
+use crate::serve::logging::{self, Format};
 use crate::shared::error;
 
 fn main() -> ExitCode {
-    let options = match cli::parse() {
-        Ok(options) => options,
-        Err(error) if error.use_stderr() => return fail(USAGE, cli::one_line(error)),
+    match cli::parse() {
+        Ok(command_line) => match run(command_line) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failure(status, error)) => fail(status, error.as_deref()),
+        },
+        Err(error) if error.use_stderr() => fail(USAGE, Some(&cli::one_line(error))),
         Err(help_or_version) => {
             // A closed stdout is not a failure.
             let _closed = help_or_version.print();
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
-    };
-    let command = match (&options.command, options.generate) {
-        (Some(Command::Check(options)), _) => Some(check::run(options)),
-        (Some(Command::Load(options)), _) => Some(load::run(options)),
-        (None, Some(file)) => Some(
-            file.text(CommandLine::command())
-                .and_then(|text| print(&text)),
-        ),
-        (None, None) => None,
-    };
-    match command {
-        Some(Ok(())) => return ExitCode::SUCCESS,
-        Some(Err(Failure(status, Some(error)))) => return fail(status, error),
-        Some(Err(Failure(status, None))) => return ExitCode::from(status),
-        None => {}
-    }
-
-    let environment = match Environment::take() {
-        Ok(environment) => environment,
-        Err(error) => return fail(FAILURE, error),
-    };
-    let log = match Log::start(options.serve.log_level(), options.serve.log_format) {
-        Ok(log) => log,
-        Err(error) => return fail(FAILURE, format_args!("cannot start the log: {error}")),
-    };
-
-    for warning in cli::misspelled_variables(env::vars_os().map(|(name, _)| name)) {
-        log::warn!("{warning}");
-    }
-
-    match serve::run(&options.serve, &log, environment) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(FAILURE),
     }
 }
 
-/// Prints an error and returns its exit status. For errors before the log thread runs.
-fn fail(status: u8, error: impl Display) -> ExitCode {
-    let line = Style::new(cli::log_format()).error(&error);
-    let _closed = io::stderr().write_all(line.as_bytes());
+fn run(command_line: CommandLine) -> Result<(), Failure> {
+    match (command_line.command, command_line.generate) {
+        (Some(Command::Check(options)), _) => check::run(&options),
+        (Some(Command::Load(options)), _) => load::run(&options),
+        (None, Some(file)) => print(&file.text(CommandLine::command())?),
+        (None, None) => serve::run(&command_line.serve),
+    }
+}
+
+/// Returns the exit status of a failure, after it has printed its error.
+fn fail(status: u8, error: Option<&str>) -> ExitCode {
+    if let Some(error) = error {
+        logging::print_error(Format::Text, error);
+    }
     ExitCode::from(status)
 }

@@ -1,4 +1,4 @@
-//! What a command leaves behind: an exit status, and text on stdout.
+//! What a command leaves behind: an exit status, text on stdout, or an error of one line.
 
 use std::io::{self, Write};
 
@@ -20,6 +20,18 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Cuts a part out of a text that has more than `limit` characters, such as one with a value of 100 kB.
+pub(crate) fn shorten(text: &str, limit: usize) -> String {
+    let length = text.chars().count();
+    if length <= limit {
+        return text.to_owned();
+    }
+    let kept = limit / 2;
+    let start = text.chars().take(kept);
+    let end = text.chars().skip(length - kept);
+    start.chain("...".chars()).chain(end).collect()
+}
+
 /// Prints to stdout. A closed stdout is not an error.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout();
@@ -34,3 +46,6 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,7 @@ use self::logging::{FINISH_TIMEOUT, Log, TARGET};
 pub(crate) use self::options::Options;
 use self::service::Inherited;
 use crate::error::with_context;
+use crate::output::{FAILURE, Failure};
 
 /// What bounds the kernel's socket buffers of a TCP connection.
 const SOCKET_BUFFERS: &str = if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -37,7 +38,7 @@ const SOCKET_BUFFERS: &str = if cfg!(any(target_os = "linux", target_os = "andro
 };
 
 /// What the process takes from its environment before it opens anything else, and before any thread starts.
-pub(crate) struct Environment {
+struct Environment {
     inherited: Inherited,
     #[cfg(unix)]
     signals: signals::Signals,
@@ -45,7 +46,7 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// Takes the inherited sockets, and registers the signals. A signal from then on leads to a shutdown.
-    pub(crate) fn take() -> io::Result<Self> {
+    fn take() -> io::Result<Self> {
         Ok(Self {
             inherited: Inherited::take()?,
             #[cfg(unix)]
@@ -55,17 +56,29 @@ impl Environment {
     }
 }
 
-/// Serves until a signal shuts the server down. Then reports an error, and waits for the log.
-pub(crate) fn run(options: &Options, log: &Log, environment: Environment) -> io::Result<()> {
+/// Serves until a signal shuts the server down. Reports an error itself.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let started = Environment::take().and_then(|environment| {
+        let log = Log::start(options.log_level(), options.log_format)
+            .map_err(|error| with_context(&error, "cannot start the log"))?;
+        Ok((environment, log))
+    });
+    let (environment, log) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            logging::print_error(options.log_format, &error.to_string());
+            return Err(Failure(FAILURE, None));
+        }
+    };
     let mut signals = None;
-    let result = serve(options, log, environment, &mut signals);
+    let result = serve(options, &log, environment, &mut signals);
     if let Err(error) = &result {
         log.error(error);
     }
     log.finish(FINISH_TIMEOUT);
     // Until now a second signal could end the process.
     drop(signals);
-    result
+    result.map_err(|_| Failure(FAILURE, None))
 }
 
 /// Serves until a signal shuts the server down, then checks that the counters balance. Sets the thread that

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use assert_cmd::assert::OutputAssertExt;
 
-use crate::harness::{Process, program, program_after, run};
+use crate::harness::{Process, error_line, program, program_after, run};
 
 /// The command line of the help of the server, and of each command.
 pub(crate) const HELP: [&[&str]; 3] = [&["--help"], &["check", "--help"], &["load", "--help"]];
@@ -41,6 +41,51 @@ fn help_fits_a_terminal() {
             assert!(line.len() <= 100 && line.trim_end() == line, "{line:?}");
         }
         assert!(help.lines().count() <= 60, "{help}");
+    }
+}
+
+/// A value can have 128 KiB on Linux. What the error says about it is complete.
+#[test]
+fn long_value_is_not_repeated_in_an_error() {
+    let long = "x".repeat(100_000);
+    let host = format!("{long}:5555");
+    let refused = "expected a number from 1 to 1024 (from ECHOSERVER_WORKERS)";
+    for (command, status, start, end) in [
+        (
+            program().env("ECHOSERVER_WORKERS", &long),
+            2,
+            "invalid value 'xxx",
+            refused,
+        ),
+        (
+            program().arg(format!("--listen={long}/:1")),
+            2,
+            "invalid value 'xxx",
+            "is not a host name",
+        ),
+        (
+            program().arg(format!("--{long}")),
+            2,
+            "unexpected argument '--xxx",
+            "' found",
+        ),
+        (program().arg(&long), 2, "unrecognized subcommand 'xxx", "'"),
+        (
+            program().arg(format!("--listen={host}")),
+            1,
+            "cannot listen on xxx",
+            "",
+        ),
+        (
+            program().args(["check", &host]),
+            3,
+            "cannot connect to xxx",
+            "",
+        ),
+    ] {
+        let error = error_line(command, status);
+        assert!(error.len() < 1_100, "{} bytes", error.len());
+        assert!(error.starts_with(start) && error.ends_with(end), "{error}");
     }
 }
 

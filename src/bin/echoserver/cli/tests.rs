@@ -76,34 +76,6 @@ fn keepalive_reaches_the_config() {
 }
 
 #[test]
-fn variables_that_resemble_an_option_are_reported() {
-    let warnings = |names: &[&str]| misspelled_variables(names.iter().map(OsString::from));
-    for (name, option) in [
-        ("ECHOSERVER_WORKER", "ECHOSERVER_WORKERS"),
-        ("ECHOSERVER_BACKLOGS", "ECHOSERVER_BACKLOG"),
-        ("ECHOSERVER_MAX_CONNECTION", "ECHOSERVER_MAX_CONNECTIONS"),
-        ("ECHOSERVER_BUFFERSIZE", "ECHOSERVER_BUFFER_SIZE"),
-    ] {
-        let warning = format!("the variable {name} is unknown; did you mean {option}?");
-        assert_eq!(warnings(&[name]), [warning]);
-    }
-    let of_kubernetes = [
-        "ECHOSERVER_PORT",
-        "ECHOSERVER_PORT_5555_TCP",
-        "ECHOSERVER_PORT_5555_TCP_ADDR",
-        "ECHOSERVER_PORT_5555_TCP_PORT",
-        "ECHOSERVER_PORT_5555_TCP_PROTO",
-        "ECHOSERVER_SERVICE_HOST",
-        "ECHOSERVER_SERVICE_PORT",
-        "ECHOSERVER_SERVICE_PORT_ECHO",
-        "ECHOSERVER_SERVICE_PORT_METRICS",
-        "ECHOSERVER_WORKERS",
-        "OTHER_WORKER",
-    ];
-    assert_eq!(warnings(&of_kubernetes), [""; 0]);
-}
-
-#[test]
 fn verbose_and_quiet_adjust_the_log_level() {
     for (arguments, level) in [
         (&["-qqqqq"][..], Some(LevelFilter::Off)),

@@ -24,9 +24,13 @@ use log::kv::{self, Key, Source, Value, VisitSource};
 use log::{Level, LevelFilter, Metadata, Record};
 
 use crate::error::escape_control;
+use crate::output::shorten;
 
 /// The log target of records about the whole process.
 pub(crate) const TARGET: &str = "echoserver";
+
+/// The most characters of an error that ends the process.
+const MAX_ERROR: usize = 1000;
 
 /// Limit for queued lines, in bytes: room for about 7,000 lines, because a drain logs many at once.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
@@ -108,10 +112,10 @@ impl Style {
 
     /// Returns the line of an error that ends the process.
     pub(crate) fn error(self, error: &dyn Display) -> String {
+        let error = shorten(&error.to_string(), MAX_ERROR);
         if self.format == Format::Text {
             let prefix = if self.is_journal { "<3>" } else { "" };
-            let error = escape_control(&error.to_string());
-            return format!("{prefix}{TARGET}: {error}\n");
+            return format!("{prefix}{TARGET}: {}\n", escape_control(&error));
         }
         let mut record = Record::builder();
         record.level(Level::Error).target(TARGET);
@@ -129,6 +133,12 @@ impl Style {
         let message = format!("{count} log lines were {problem}");
         self.line(&record.args(format_args!("{message}")).build())
     }
+}
+
+/// Prints an error that ends the process before the log thread runs.
+pub(crate) fn print_error(format: Format, error: &str) {
+    let line = Style::new(format).error(&error);
+    let _closed = io::stderr().write_all(line.as_bytes());
 }
 
 /// Returns whether stderr is a stream to the journal, which systemd names by device and inode.
