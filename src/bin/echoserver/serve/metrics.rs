@@ -76,9 +76,7 @@ pub(crate) fn start(http_server: Server, observed: Observed) -> io::Result<Backg
             logging::set_server("metrics");
             HttpHandler {
                 endpoint: &endpoint,
-                response: Vec::new(),
-                sent: 0,
-                close: false,
+                unsent: Vec::new(),
             }
         };
         if let Err(error) = http_server.run(new_handler) {
@@ -88,15 +86,11 @@ pub(crate) fn start(http_server: Server, observed: Observed) -> io::Result<Backg
     BackgroundThread::spawn("metrics", serve, move || handle.shut_down())
 }
 
-/// Serves HTTP/1.1 on one connection, as far as scrapers and health checks need it.
+/// Answers one request of HTTP/1.1, and closes the connection.
 struct HttpHandler<'a> {
     endpoint: &'a Endpoint,
-    /// The current response, which may be larger than the output buffer.
-    response: Vec<u8>,
-    /// The length of the part of `response` that has been written to the output.
-    sent: usize,
-    /// Close the connection after `response`.
-    close: bool,
+    /// The part of the response that has not been written to the output.
+    unsent: Vec<u8>,
 }
 
 impl Handler for HttpHandler<'_> {
@@ -106,96 +100,51 @@ impl Handler for HttpHandler<'_> {
             Event::Timer => return Action::Close,
             _ => {}
         }
-        loop {
-            // A write takes what fits and returns no error.
-            let rest = &self.response[self.sent..];
-            self.sent += context.output.write(rest).unwrap_or(0);
-            if self.sent < self.response.len() {
-                return Action::Flush;
-            }
-            if self.close {
-                return Action::Close;
-            }
+        if self.unsent.is_empty() {
             let input = &mut context.input;
             let is_full = input.len() == input.capacity();
-            let Some((request, length)) = parse_request(input.data(), is_full) else {
+            let Some(request) = parse_request(input.data(), is_full) else {
                 return Action::Continue;
             };
-            input.consume(length);
-            (self.response, self.close) = self.endpoint.respond(request);
-            self.sent = 0;
-            // For the next request.
-            context.set_timer(Some(REQUEST_TIMEOUT));
+            input.consume(input.len());
+            self.unsent = self.endpoint.respond(request);
+        }
+        // A write takes what fits and returns no error.
+        let written = context.output.write(&self.unsent).unwrap_or(0);
+        self.unsent.drain(..written);
+        if self.unsent.is_empty() {
+            Action::Close
+        } else {
+            Action::Flush
         }
     }
 }
 
-/// A parsed request.
-enum Request {
-    Get {
-        path: String,
-        /// The method is HEAD.
-        head: bool,
-        /// Close the connection after the response.
-        close: bool,
-    },
-    UnsupportedMethod,
-    TooLarge,
-    Malformed,
+struct Request {
+    path: String,
+    /// The method is HEAD.
+    is_head: bool,
 }
 
-/// Parses the request at the start of `bytes`; returns it and its length once it is complete.
-fn parse_request(bytes: &[u8], buffer_full: bool) -> Option<(Request, usize)> {
+/// Parses the request at the start of `bytes` once its head is complete. An error is a status and its headers.
+fn parse_request(bytes: &[u8], buffer_full: bool) -> Option<Result<Request, &'static str>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
-    let length = match request.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => length,
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) if !buffer_full => return None,
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-            return Some((Request::TooLarge, bytes.len()));
+            return Some(Err("431 Request Header Fields Too Large"));
         }
-        Err(_) => return Some((Request::Malformed, bytes.len())),
-    };
-    let (Some(method), Some(path), Some(version)) = (request.method, request.path, request.version)
-    else {
-        return Some((Request::Malformed, length));
-    };
-    let connection_has = |option: &str| {
-        request
-            .headers
-            .iter()
-            .filter(|header| header.name.eq_ignore_ascii_case("connection"))
-            .flat_map(|header| header.value.split(|&byte| byte == b','))
-            .any(|token| token.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
-    };
-    // A request body is not read, so the end of the request is unknown: close the connection.
-    let has_body = request.headers.iter().any(|header| {
-        header.name.eq_ignore_ascii_case("transfer-encoding")
-            || (header.name.eq_ignore_ascii_case("content-length") && header.value != b"0")
-    });
-    let close =
-        has_body || connection_has("close") || (version == 0 && !connection_has("keep-alive"));
-    let request = match method {
-        "GET" | "HEAD" => Request::Get {
-            path: path_of(path).to_owned(),
-            head: method == "HEAD",
-            close,
-        },
-        _ => Request::UnsupportedMethod,
-    };
-    Some((request, length))
-}
-
-/// Returns the path of a request's target, which has the form `/path?query` or `http://host/path?query`.
-fn path_of(target: &str) -> &str {
-    let path = match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains('/') => rest
-            .find(['/', '?', '#'])
-            .map_or("", |start| &rest[start..]),
-        _ => target,
-    };
-    let path = path.split(['?', '#']).next().unwrap_or(path);
-    if path.is_empty() { "/" } else { path }
+        Err(_) => return Some(Err("400 Bad Request")),
+    }
+    let is_head = request.method == Some("HEAD");
+    if !is_head && request.method != Some("GET") {
+        return Some(Err("405 Method Not Allowed\r\nAllow: GET, HEAD"));
+    }
+    let path = request.path.unwrap_or_default().split(['?', '#']).next();
+    let path = path.unwrap_or_default().to_owned();
+    Some(Ok(Request { path, is_head }))
 }
 
 /// The state shared by all connections of the endpoint.
@@ -219,19 +168,19 @@ impl Increasing {
 }
 
 impl Endpoint {
-    /// Returns the response to `request`, and whether to close the connection after it.
-    fn respond(&self, request: Request) -> (Vec<u8>, bool) {
-        let error = |status| (response(status, TEXT, "", false, true), true);
-        match request {
-            Request::Get { path, head, close } => {
-                let (status, content_type, body) = self.get(&path);
-                let response = response(status, content_type, &body, head, close);
-                (response, close)
-            }
-            Request::UnsupportedMethod => error("405 Method Not Allowed\r\nAllow: GET, HEAD"),
-            Request::TooLarge => error("431 Request Header Fields Too Large"),
-            Request::Malformed => error("400 Bad Request"),
-        }
+    /// Returns the response to `request`. That to HEAD has the length of the body, but no body.
+    fn respond(&self, request: Result<Request, &'static str>) -> Vec<u8> {
+        let is_head = request.as_ref().is_ok_and(|request| request.is_head);
+        let (status, content_type, body) = match request {
+            Ok(request) => self.get(&request.path),
+            Err(status) => (status, TEXT, String::new()),
+        };
+        let (length, body) = (body.len(), if is_head { "" } else { &body });
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
+             Connection: close\r\n\r\n{body}"
+        )
+        .into_bytes()
     }
 
     /// Returns the status, content type and body for `path`.
@@ -273,17 +222,6 @@ impl Endpoint {
         process::add(&mut metrics, self.start);
         metrics.0
     }
-}
-
-/// Formats a response. For a HEAD request, `head` omits the body but keeps its length.
-fn response(status: &str, content_type: &str, body: &str, head: bool, close: bool) -> Vec<u8> {
-    let (length, body) = (body.len(), if head { "" } else { body });
-    let connection = if close { "close" } else { "keep-alive" };
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
-         Connection: {connection}\r\n\r\n{body}"
-    )
-    .into_bytes()
 }
 
 #[cfg(test)]

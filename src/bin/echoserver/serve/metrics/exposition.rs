@@ -7,35 +7,26 @@ use echoserver::{CloseReason, Stats, WorkerStats};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The type of a metric.
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    Counter,
-    Gauge,
-}
-
 /// Metrics as text.
 #[derive(Default)]
 pub(super) struct Exposition(pub(super) String);
 
 impl Exposition {
     /// Adds one metric without labels.
-    pub(super) fn value(&mut self, kind: Kind, name: &str, help: &str, value: impl Display) {
-        self.family(kind, name, help, [(String::new(), value)]);
+    pub(super) fn value(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, help, [(String::new(), value)]);
     }
 
-    /// Adds one metric with several sets of labels. A label's value needs no escapes.
+    /// Adds one metric with several sets of labels, whose values need no escapes. The name of a counter ends with
+    /// `_total`.
     fn family<V: Display>(
         &mut self,
-        kind: Kind,
         name: &str,
         help: &str,
         series: impl IntoIterator<Item = (String, V)>,
     ) {
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
+        let is_counter = name.ends_with("_total");
+        let kind = if is_counter { "counter" } else { "gauge" };
         let text = &mut self.0;
         // A write to a string does not fail.
         let _infallible = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -50,9 +41,8 @@ impl Exposition {
         help: &str,
         values: impl IntoIterator<Item = (&'static str, u64)>,
     ) {
-        let series = values.into_iter();
-        let series = series.map(|(reason, value)| (format!("{{reason=\"{reason}\"}}"), value));
-        self.family(Kind::Counter, name, help, series);
+        let labelled = |(reason, value)| (format!("{{reason=\"{reason}\"}}"), value);
+        self.family(name, help, values.into_iter().map(labelled));
     }
 
     fn by_close_reason(&mut self, name: &str, help: &str, values: [u64; CloseReason::ALL.len()]) {
@@ -62,39 +52,35 @@ impl Exposition {
 
     fn by_worker<V: Display>(
         &mut self,
-        kind: Kind,
         name: &str,
         help: &str,
         workers: &[WorkerStats],
         value: impl Fn(&WorkerStats) -> V,
     ) {
-        let series = workers.iter().enumerate();
-        let series =
-            series.map(|(index, worker)| (format!("{{worker=\"{index}\"}}"), value(worker)));
-        self.family(kind, name, help, series);
+        let labelled = |(index, worker)| (format!("{{worker=\"{index}\"}}"), value(worker));
+        self.family(name, help, workers.iter().enumerate().map(labelled));
     }
 
     /// Adds the connections and bytes of the whole server. At rest, accepted = open + closed, and received +
     /// generated = sent + buffered + discarded.
     pub(super) fn totals(&mut self, stats: &Stats) {
-        use Kind::{Counter, Gauge};
         let total = stats.total();
         let name = "echoserver_connections_accepted_total";
-        self.value(Counter, name, "Connections accepted.", stats.accepted);
+        self.value(name, "Connections accepted.", stats.accepted);
         let name = "echoserver_connections_open";
-        self.value(Gauge, name, "Open connections.", stats.open());
+        self.value(name, "Open connections.", stats.open());
         let name = "echoserver_connections_closed_total";
         self.by_close_reason(name, "Connections closed, by reason.", total.closed);
         let name = "echoserver_received_bytes_total";
-        self.value(Counter, name, "Bytes received.", total.bytes_in);
+        self.value(name, "Bytes received.", total.bytes_in);
         let name = "echoserver_generated_bytes_total";
         let help = "Bytes sent or to be sent that were not received, such as greetings.";
-        self.value(Counter, name, help, total.bytes_generated);
+        self.value(name, help, total.bytes_generated);
         let name = "echoserver_sent_bytes_total";
-        self.value(Counter, name, "Bytes sent.", total.bytes_out);
+        self.value(name, "Bytes sent.", total.bytes_out);
         let name = "echoserver_buffered_bytes";
         let help = "Bytes in the buffers of open connections.";
-        self.value(Gauge, name, help, total.buffered);
+        self.value(name, help, total.buffered);
         let name = "echoserver_discarded_bytes_total";
         let help = "Bytes discarded when their connection was closed, by reason.";
         self.by_close_reason(name, help, total.discarded);
@@ -102,43 +88,41 @@ impl Exposition {
 
     /// Adds the state of the acceptor.
     pub(super) fn acceptor(&mut self, stats: &Stats) {
-        use Kind::{Counter, Gauge};
         let name = "echoserver_accept_errors_total";
         let help = "Failed accept calls, including transient errors.";
-        self.value(Counter, name, help, stats.accept_errors);
+        self.value(name, help, stats.accept_errors);
         let name = "echoserver_accept_paused";
         let help = "Whether accepting is paused: new clients wait in the backlog.";
-        self.value(Gauge, name, help, u8::from(stats.is_accept_paused));
+        self.value(name, help, u8::from(stats.is_accept_paused));
         let name = "echoserver_accept_pauses_total";
         let help = "Accept pauses: at the connection limit, without descriptors, or after errors.";
-        self.value(Counter, name, help, stats.accept_pauses);
+        self.value(name, help, stats.accept_pauses);
         let name = "echoserver_accept_paused_seconds_total";
         let help = "Time in accept pauses, including one that lasts.";
-        self.value(Counter, name, help, stats.accept_paused.as_secs_f64());
+        self.value(name, help, stats.accept_paused.as_secs_f64());
     }
 
     /// Adds what each worker does.
     pub(super) fn workers(&mut self, workers: &[WorkerStats]) {
-        use Kind::{Counter, Gauge};
         let name = "echoserver_worker_connections_assigned_total";
         let help = "Connections assigned to the worker.";
-        self.by_worker(Counter, name, help, workers, |worker| worker.assigned);
+        self.by_worker(name, help, workers, |worker| worker.assigned);
         let name = "echoserver_worker_connections_open";
         let help = "Open connections of the worker.";
-        self.by_worker(Gauge, name, help, workers, |worker| {
+        self.by_worker(name, help, workers, |worker| {
             worker.assigned.saturating_sub(worker.total_closed())
         });
         let name = "echoserver_worker_ticks_total";
         let help = "Ticks of the worker's event loop, each with one wait for events.";
-        self.by_worker(Counter, name, help, workers, |worker| worker.ticks);
+        self.by_worker(name, help, workers, |worker| worker.ticks);
         let name = "echoserver_worker_longest_tick_seconds";
         let help = "Longest tick since the start: how long other connections have waited at most.";
-        self.by_worker(Gauge, name, help, workers, |worker| {
+        self.by_worker(name, help, workers, |worker| {
             worker.longest_tick.as_secs_f64()
         });
         let name = "echoserver_worker_yields_total";
         let help = "Times a connection used its budget and yielded.";
-        self.by_worker(Counter, name, help, workers, |worker| worker.yields);
+        self.by_worker(name, help, workers, |worker| worker.yields);
     }
 
     /// Adds the lines that are missing in the log.
@@ -153,9 +137,9 @@ impl Exposition {
     pub(super) fn constants(&mut self, max_connections: usize) {
         let name = "echoserver_max_connections";
         let help = "Maximum concurrent connections.";
-        self.value(Kind::Gauge, name, help, max_connections);
+        self.value(name, help, max_connections);
         let labels = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
         let help = "The version of the program.";
-        self.family(Kind::Gauge, "echoserver_build_info", help, [(labels, 1)]);
+        self.family("echoserver_build_info", help, [(labels, 1)]);
     }
 }

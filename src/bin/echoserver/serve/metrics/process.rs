@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::exposition::{Exposition, Kind};
+use super::exposition::Exposition;
 
 /// Clock ticks per second in /proc, a constant of Linux' interface.
 const TICKS_PER_SECOND: u64 = 100;
@@ -39,33 +39,32 @@ impl ProcessState {
 
 /// Adds the metrics of this process, which started at `start`.
 pub(super) fn add(metrics: &mut Exposition, start: SystemTime) {
-    use Kind::{Counter, Gauge};
     let read = |file: &str| fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
     let Some(state) = ProcessState::parse(&read("stat"), &read("status")) else {
         return;
     };
     let name = "process_cpu_seconds_total";
     let help = "User and system CPU time.";
-    metrics.value(Counter, name, help, state.cpu.as_secs_f64());
+    metrics.value(name, help, state.cpu.as_secs_f64());
     let name = "process_virtual_memory_bytes";
-    metrics.value(Gauge, name, "Virtual memory size.", state.virtual_bytes);
+    metrics.value(name, "Virtual memory size.", state.virtual_bytes);
     let name = "process_resident_memory_bytes";
-    metrics.value(Gauge, name, "Resident memory size.", state.resident_bytes);
-    metrics.value(Gauge, "process_threads", "Threads.", state.threads);
+    metrics.value(name, "Resident memory size.", state.resident_bytes);
+    metrics.value("process_threads", "Threads.", state.threads);
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
         // Without that of the directory itself.
         let count = descriptors.count().saturating_sub(1);
-        metrics.value(Gauge, "process_open_fds", "Open file descriptors.", count);
+        metrics.value("process_open_fds", "Open file descriptors.", count);
     }
     #[cfg(unix)]
     if let Ok((soft, _hard)) = rlimit::getrlimit(rlimit::Resource::NOFILE) {
         let help = "Maximum number of open file descriptors.";
-        metrics.value(Gauge, "process_max_fds", help, soft);
+        metrics.value("process_max_fds", help, soft);
     }
     if let Ok(start) = start.duration_since(UNIX_EPOCH) {
         let help = "Start time in seconds since 1970-01-01 UTC.";
         let name = "process_start_time_seconds";
-        metrics.value(Gauge, name, help, start.as_secs_f64());
+        metrics.value(name, help, start.as_secs_f64());
     }
 }
 
