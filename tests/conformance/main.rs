@@ -66,7 +66,7 @@ fn plain_server_with_inline_urgent_data_passes_every_case() {
 #[test]
 fn server_that_never_answers_fails_in_bounded_time() {
     let (_listener, address) = listen();
-    let (status, report) = report("check", &address, &["--patience=0.5", "--jobs=4"]);
+    let (status, report) = report("check", &address, &["--patience=0.5", "--jobs=8"]);
     assert_eq!(status, 1);
     let passed = cases_with(&report, "ok");
     assert!(passed.len() < 6, "{passed:?}");

@@ -4,7 +4,6 @@ mod cases;
 mod client;
 
 use std::ptr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use glob::Pattern;
 use serde_json::{Value, json};
 
 use self::cases::{CASES, Case, STRICT};
-use self::client::{Endpoint, side_by_side};
+use self::client::{TestedServer, side_by_side};
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
 use crate::target::{self, Target};
 use crate::values;
@@ -38,8 +37,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "GLOB", value_parser = parse_glob)]
     only: Vec<Pattern>,
 
-    /// How long the server may do nothing before a case fails; halved after each case that waits in
-    /// vain, down to a tenth
+    /// How long the server may do nothing before a case fails, and a fifth of how long a case may take
     #[arg(long, value_name = "TIME", default_value = "5s")]
     #[arg(value_parser = values::time(Duration::from_millis(1)))]
     patience: Duration,
@@ -109,12 +107,11 @@ fn run_cases(
     cases: &[&'static Case],
     target: &Target,
 ) -> Result<Vec<Outcome>, Failure> {
-    let pace = Mutex::new(Pace::new(options.patience));
     let next = AtomicUsize::new(0);
     let outcomes: Result<Vec<Vec<_>>, Failure> = side_by_side(options.jobs.into(), |_| {
         let mut outcomes = Vec::new();
         while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
-            let outcome = run_case(case, target, &pace, options.strict);
+            let outcome = run_case(case, target, options);
             if !options.json {
                 let (name, error) = (case.name(), outcome.error.as_deref().unwrap_or_default());
                 let line = format!(
@@ -133,74 +130,24 @@ fn run_cases(
     Ok(outcomes)
 }
 
-fn run_case(case: &'static Case, target: &Target, pace: &Mutex<Pace>, strict: bool) -> Outcome {
-    let lock = || pace.lock().expect("no case runs while it is locked");
-    let then = *lock();
-    let server = Endpoint {
+fn run_case(case: &'static Case, target: &Target, options: &Options) -> Outcome {
+    let server = TestedServer {
         address: &target.address,
-        pace: then,
+        patience: options.patience,
         start: Instant::now(),
     };
-    let result = match then.slow_cases {
-        _ if case.needs_tcp() && !target.is_tcp() => None,
-        MAX_SLOW_CASES.. => Some(Err(format!(
-            "not run: {MAX_SLOW_CASES} cases in a row took too long"
-        ))),
-        _ => {
-            let result = (case.run)(&server);
-            lock().adapt(then, result.is_ok(), server.start.elapsed());
-            Some(result)
-        }
-    };
+    let can_run = target.is_tcp() || !case.needs_tcp();
+    let result = can_run.then(|| (case.run)(&server));
     Outcome {
         case,
         status: match &result {
             None => "skip",
             Some(Ok(())) => "ok",
-            Some(Err(_)) if case.class == STRICT && !strict => "warn",
+            Some(Err(_)) if case.class == STRICT && !options.strict => "warn",
             Some(Err(_)) => "FAIL",
         },
         seconds: server.start.elapsed().as_secs_f64(),
         error: result.and_then(Result::err),
-    }
-}
-
-/// After this many cases in a row that took too long, the others are not run.
-const MAX_SLOW_CASES: u32 = 5;
-
-/// How long cases wait. A server that is broken in many ways would otherwise take minutes.
-#[derive(Clone, Copy, Debug)]
-struct Pace {
-    /// For the server to do anything.
-    patience: Duration,
-    /// For a whole case.
-    limit: Duration,
-    min_patience: Duration,
-    /// Cases in a row that took as long as their limit.
-    slow_cases: u32,
-}
-
-impl Pace {
-    fn new(patience: Duration) -> Self {
-        Self {
-            patience,
-            limit: patience * 5,
-            min_patience: patience / 10,
-            slow_cases: 0,
-        }
-    }
-
-    /// Adapts to a case that took `elapsed`, and ran at the pace `then`.
-    fn adapt(&mut self, then: Self, passed: bool, elapsed: Duration) {
-        if passed || elapsed < then.limit {
-            self.slow_cases = 0;
-        } else {
-            self.slow_cases += 1;
-            self.limit = self.limit.min(then.limit / 2).max(self.min_patience * 4);
-        }
-        if !passed && elapsed >= then.patience {
-            self.patience = self.patience.min(then.patience / 2).max(self.min_patience);
-        }
     }
 }
 
@@ -242,6 +189,3 @@ fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<()
         _ => Err(Failure(FAILURE, None)),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use super::client::{CaseResult, Client, Endpoint, data, quoted, side_by_side};
+use super::client::{CaseResult, Client, TestedServer, data, quoted, side_by_side};
 use crate::figures::Count;
 
 /// The class of a case that always counts: a stream comes back, whatever other clients do.
@@ -18,7 +18,7 @@ pub(crate) struct Case {
     /// The function's name.
     function: &'static str,
     pub(crate) description: &'static str,
-    pub(crate) run: fn(&Endpoint) -> CaseResult,
+    pub(crate) run: fn(&TestedServer) -> CaseResult,
 }
 
 impl Case {
@@ -77,14 +77,14 @@ cases! {
 
 // Data of every shape and size.
 
-fn every_byte_value(server: &Endpoint) -> CaseResult {
+fn every_byte_value(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     let all: Vec<u8> = (0..=u8::MAX).collect();
     all.iter().try_for_each(|byte| client.echo(&[*byte]))?;
     client.echo(&all)
 }
 
-fn every_size(server: &Endpoint) -> CaseResult {
+fn every_size(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     around_powers_of_2(1..=20).try_for_each(|size| {
         let echoed = client.echo(&data(size, size));
@@ -97,12 +97,12 @@ fn around_powers_of_2(powers: RangeInclusive<u32>) -> impl Iterator<Item = usize
 }
 
 /// Many event loops stop after what one read returns.
-fn burst(server: &Endpoint) -> CaseResult {
+fn burst(server: &TestedServer) -> CaseResult {
     let mut lengths = [20_000, 70_000, 200_000].into_iter();
     lengths.try_for_each(|length| server.connect()?.echo(&data(1, length)))
 }
 
-fn byte_by_byte(server: &Endpoint) -> CaseResult {
+fn byte_by_byte(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(2, 20_000);
     client.both(
@@ -111,7 +111,7 @@ fn byte_by_byte(server: &Endpoint) -> CaseResult {
     )
 }
 
-fn pieces_of_every_size(server: &Endpoint) -> CaseResult {
+fn pieces_of_every_size(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(3, 2_000_000);
     let send = || {
@@ -125,12 +125,12 @@ fn pieces_of_every_size(server: &Endpoint) -> CaseResult {
     client.both_to_eof(send, || client.expect(&bytes))
 }
 
-fn bulk(server: &Endpoint) -> CaseResult {
+fn bulk(server: &TestedServer) -> CaseResult {
     server.connect()?.exchange(&data(4, 20_000_000))
 }
 
 /// No byte means anything to an echo server.
-fn commands(server: &Endpoint) -> CaseResult {
+fn commands(server: &TestedServer) -> CaseResult {
     let telnet = b"\xff\xf4\xff\xfd\x06 \xff\xfb\x01";
     let words: [&[u8]; 12] = [
         b"quit\n",
@@ -155,7 +155,7 @@ fn commands(server: &Endpoint) -> CaseResult {
     })
 }
 
-fn never_speaks_first(server: &Endpoint) -> CaseResult {
+fn never_speaks_first(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     client.expect_silence()?;
     client.echo(b"now")?;
@@ -165,11 +165,11 @@ fn never_speaks_first(server: &Endpoint) -> CaseResult {
 
 // Half-close, in every order.
 
-fn half_close_at_once(server: &Endpoint) -> CaseResult {
+fn half_close_at_once(server: &TestedServer) -> CaseResult {
     server.connect()?.finish()
 }
 
-fn half_close_after_all_is_read(server: &Endpoint) -> CaseResult {
+fn half_close_after_all_is_read(server: &TestedServer) -> CaseResult {
     for length in [1, 4_096, 16_384, 65_536] {
         let client = server.connect()?;
         client.echo(&data(7, length))?;
@@ -179,14 +179,14 @@ fn half_close_after_all_is_read(server: &Endpoint) -> CaseResult {
 }
 
 /// Data and FIN may reach the server in one event.
-fn half_close_with_the_data(server: &Endpoint) -> CaseResult {
+fn half_close_with_the_data(server: &TestedServer) -> CaseResult {
     (0..300).try_for_each(|round| {
         let bytes = data(round, 1 + round * 331 % 40_000);
         server.connect()?.exchange(&bytes)
     })
 }
 
-fn half_close_at_buffer_boundaries(server: &Endpoint) -> CaseResult {
+fn half_close_at_buffer_boundaries(server: &TestedServer) -> CaseResult {
     let mut lengths = around_powers_of_2(9..=18);
     lengths.try_for_each(|length| server.connect()?.exchange(&data(8, length)))
 }
@@ -197,25 +197,25 @@ fn read_late(client: &Client, bytes: &[u8]) -> CaseResult {
     client.both_to_eof(|| client.send(&bytes[sent..]), || client.expect_late(bytes))
 }
 
-fn half_close_then_read_late(server: &Endpoint) -> CaseResult {
+fn half_close_then_read_late(server: &TestedServer) -> CaseResult {
     read_late(&server.connect()?, &data(9, 3_000_000))?;
     read_late(&server.connect()?, &data(10, 20_000_000))
 }
 
 /// With a small window most of the answer is still in the server when the half-close reaches it.
-fn half_close_then_read_late_with_a_small_window(server: &Endpoint) -> CaseResult {
+fn half_close_then_read_late_with_a_small_window(server: &TestedServer) -> CaseResult {
     let mut lengths = [100_000, 400_000, 1_000_000].into_iter();
     lengths.try_for_each(|length| read_late(&server.connect_with_window(4_096)?, &data(11, length)))
 }
 
-fn half_close_by_fifty_late_readers(server: &Endpoint) -> CaseResult {
+fn half_close_by_fifty_late_readers(server: &TestedServer) -> CaseResult {
     side_by_side(50, |index| {
         read_late(&server.connect()?, &data(index, 400_000))
     })
 }
 
 /// The client does not read the answer, and closes both halves in turn.
-fn half_close_of_the_reading_side_first(server: &Endpoint) -> CaseResult {
+fn half_close_of_the_reading_side_first(server: &TestedServer) -> CaseResult {
     let neighbour = server.connect()?;
     for length in [0, 1, 10_000] {
         let client = server.connect()?;
@@ -229,7 +229,7 @@ fn half_close_of_the_reading_side_first(server: &Endpoint) -> CaseResult {
 
 // Late and slow readers.
 
-fn late_reader(server: &Endpoint) -> CaseResult {
+fn late_reader(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(13, 12_000_000);
     let sent = client.send_until_stuck(&bytes)?;
@@ -240,7 +240,7 @@ fn late_reader(server: &Endpoint) -> CaseResult {
     client.echo(b"and goes on")
 }
 
-fn slow_reader(server: &Endpoint) -> CaseResult {
+fn slow_reader(server: &TestedServer) -> CaseResult {
     let client = server.connect_with_window(2_048)?;
     let bytes = data(14, 300_000);
     client.both_to_eof(
@@ -250,7 +250,7 @@ fn slow_reader(server: &Endpoint) -> CaseResult {
 }
 
 /// A server without a limit can be made to use any amount of memory.
-fn backpressure(server: &Endpoint) -> CaseResult {
+fn backpressure(server: &TestedServer) -> CaseResult {
     let client = server.connect_with_window(65_536)?;
     let bytes = data(15, 64 << 20);
     let sent = client.send_until_stuck(&bytes)?;
@@ -268,7 +268,7 @@ fn backpressure(server: &Endpoint) -> CaseResult {
 // Urgent data.
 
 /// A read stops at the urgent mark, and no event reports the bytes after it.
-fn urgent_data_with_bytes_after_it(server: &Endpoint) -> CaseResult {
+fn urgent_data_with_bytes_after_it(server: &TestedServer) -> CaseResult {
     (0..100).try_for_each(|round| {
         let client = server.connect()?;
         let (before, after) = (vec![b'b'; round * 37], vec![b'a'; 1 + round * 53]);
@@ -286,7 +286,7 @@ fn urgent_data_with_bytes_after_it(server: &Endpoint) -> CaseResult {
     })
 }
 
-fn urgent_data_in_a_stream(server: &Endpoint) -> CaseResult {
+fn urgent_data_in_a_stream(server: &TestedServer) -> CaseResult {
     let client = server.connect()?;
     let bytes = data(16, 500_000);
     let send = |piece: &[u8]| {
@@ -302,7 +302,7 @@ fn urgent_data_in_a_stream(server: &Endpoint) -> CaseResult {
 
 // Resets, and clients that leave.
 
-fn resets_at_any_point(server: &Endpoint) -> CaseResult {
+fn resets_at_any_point(server: &TestedServer) -> CaseResult {
     let neighbour = server.connect()?;
     let bytes = data(17, 1_000_000);
     for length in [0, 1, 100, 20_000, 1_000_000] {
@@ -326,7 +326,7 @@ fn resets_at_any_point(server: &Endpoint) -> CaseResult {
 }
 
 /// What the server still writes to such a client causes a reset, and SIGPIPE.
-fn close_with_unread_answers(server: &Endpoint) -> CaseResult {
+fn close_with_unread_answers(server: &TestedServer) -> CaseResult {
     let neighbour = server.connect()?;
     let context = |error| format!("after clients that closed without reading: {error}");
     for _ in 0..60 {
@@ -336,7 +336,7 @@ fn close_with_unread_answers(server: &Endpoint) -> CaseResult {
     neighbour.echo(b"still here")
 }
 
-fn connect_and_leave(server: &Endpoint) -> CaseResult {
+fn connect_and_leave(server: &TestedServer) -> CaseResult {
     for round in 0..600 {
         let client = server.connect()?;
         if round % 3 == 0 {
@@ -346,7 +346,7 @@ fn connect_and_leave(server: &Endpoint) -> CaseResult {
     server.connect()?.exchange(b"still here")
 }
 
-fn churn(server: &Endpoint) -> CaseResult {
+fn churn(server: &TestedServer) -> CaseResult {
     side_by_side(4, |index| {
         (0..200).try_for_each(|round| {
             let client = server.connect()?;
@@ -361,7 +361,7 @@ fn churn(server: &Endpoint) -> CaseResult {
 
 // Crowds and floods.
 
-fn crowd(server: &Endpoint) -> CaseResult {
+fn crowd(server: &TestedServer) -> CaseResult {
     const CROWD: usize = 300;
     let crowd = (0..CROWD).map(|_| server.connect());
     let crowd = crowd.collect::<CaseResult<Vec<Client>>>()?;
@@ -379,14 +379,14 @@ fn crowd(server: &Endpoint) -> CaseResult {
     talk().map_err(|error| format!("among {CROWD} open connections: {error}"))
 }
 
-fn crowd_in_bulk(server: &Endpoint) -> CaseResult {
+fn crowd_in_bulk(server: &TestedServer) -> CaseResult {
     side_by_side(40, |index| {
         server.connect()?.exchange(&data(index, 500_000))
     })
 }
 
 /// Connections that flood must not starve another one.
-fn flood_beside_a_ping(server: &Endpoint) -> CaseResult {
+fn flood_beside_a_ping(server: &TestedServer) -> CaseResult {
     let over = AtomicBool::new(false);
     let bytes = data(19, 1 << 20);
     side_by_side(7, |index| {
@@ -403,7 +403,7 @@ fn flood_beside_a_ping(server: &Endpoint) -> CaseResult {
     })
 }
 
-fn never_readers_beside_a_ping(server: &Endpoint) -> CaseResult {
+fn never_readers_beside_a_ping(server: &TestedServer) -> CaseResult {
     let bytes = data(20, 64 << 20);
     let clients: CaseResult<Vec<Client>> = side_by_side(10, |_| {
         let client = server.connect_with_window(16_384)?;
@@ -415,7 +415,7 @@ fn never_readers_beside_a_ping(server: &Endpoint) -> CaseResult {
 }
 
 /// Echoes 100 small messages on a connection of their own.
-fn ping(server: &Endpoint, beside: &str) -> CaseResult {
+fn ping(server: &TestedServer, beside: &str) -> CaseResult {
     let client = server.connect()?;
     let pinged = (0..100).try_for_each(|round| client.echo(&data(round, 64)));
     pinged.map_err(|error| format!("a ping beside {beside}: {error}"))

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
 
-use super::Pace;
 use crate::figures::Count;
 use crate::payload::Payload;
 use crate::target::{self, client_error};
@@ -27,18 +26,22 @@ const LATE: Duration = Duration::from_millis(1_200);
 /// Writes may wait longer than reads: until the reader of a late case has begun.
 const WRITE_FACTOR: u32 = 3;
 
+/// A case may take this many times as long as the server may do nothing.
+const LIMIT_FACTOR: u32 = 5;
+
 pub(crate) type CaseResult<T = ()> = Result<T, String>;
 
 /// The server, as one case sees it.
 #[derive(Debug)]
-pub(crate) struct Endpoint<'a> {
+pub(crate) struct TestedServer<'a> {
     pub(crate) address: &'a SockAddr,
-    pub(crate) pace: Pace,
+    /// How long it may do nothing.
+    pub(crate) patience: Duration,
     /// When the case has begun.
     pub(crate) start: Instant,
 }
 
-impl Endpoint<'_> {
+impl TestedServer<'_> {
     pub(crate) fn connect(&self) -> CaseResult<Client<'_>> {
         self.connect_with_window(None)
     }
@@ -48,7 +51,7 @@ impl Endpoint<'_> {
         &self,
         bytes: impl Into<Option<usize>>,
     ) -> CaseResult<Client<'_>> {
-        let (patience, window) = (self.pace.patience, bytes.into());
+        let (patience, window) = (self.patience, bytes.into());
         let connect = || {
             let socket = target::connect(self.address, patience, |socket| {
                 window.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
@@ -57,7 +60,7 @@ impl Endpoint<'_> {
             socket.set_write_timeout(Some(TICK))?;
             Ok(Client {
                 socket,
-                endpoint: self,
+                server: self,
             })
         };
         // The call itself waits, and is not repeated.
@@ -76,7 +79,8 @@ impl Endpoint<'_> {
     ) -> io::Result<T> {
         // Counts ticks: a process that is stopped by SIGSTOP uses up one, however long it is stopped.
         let mut left = patience;
-        while self.start.elapsed() < self.pace.limit {
+        let limit = self.patience * LIMIT_FACTOR;
+        while self.start.elapsed() < limit {
             match call() {
                 Ok(value) => return Ok(value),
                 Err(error) if !is_timeout(&error) => {
@@ -89,7 +93,7 @@ impl Endpoint<'_> {
                 }
             }
         }
-        let text = format!("the case was not done after {:?}", self.pace.limit);
+        let text = format!("the case was not done after {limit:?}");
         Err(io::Error::other(text))
     }
 }
@@ -97,13 +101,13 @@ impl Endpoint<'_> {
 #[derive(Debug)]
 pub(crate) struct Client<'a> {
     socket: Socket,
-    endpoint: &'a Endpoint<'a>,
+    server: &'a TestedServer<'a>,
 }
 
 impl Client<'_> {
     /// Sends all of `bytes`.
     pub(crate) fn send(&self, bytes: &[u8]) -> CaseResult {
-        let patience = self.endpoint.pace.patience * WRITE_FACTOR;
+        let patience = self.server.patience * WRITE_FACTOR;
         self.send_within(patience, bytes).map_err(|(sent, end)| {
             let (sent, all) = (Count(sent), Count(bytes.len()));
             format!("{sent} of {all} bytes were sent, then {end}")
@@ -124,7 +128,7 @@ impl Client<'_> {
         let mut sent = 0;
         while sent < bytes.len() {
             let write = || (&self.socket).write(&bytes[sent..]);
-            let written = self.endpoint.attempt(patience, write);
+            let written = self.server.attempt(patience, write);
             sent += written.map_err(|error| (sent, error))?;
         }
         Ok(())
@@ -132,9 +136,9 @@ impl Client<'_> {
 
     /// Sends one urgent byte.
     pub(crate) fn send_urgent(&self, byte: u8) -> CaseResult {
-        let patience = self.endpoint.pace.patience * WRITE_FACTOR;
+        let patience = self.server.patience * WRITE_FACTOR;
         let send = || self.socket.send_out_of_band(&[byte]).map(drop);
-        let done = self.endpoint.attempt(patience, send);
+        let done = self.server.attempt(patience, send);
         done.map_err(|error| format!("cannot send an urgent byte: {error}"))
     }
 
@@ -153,7 +157,7 @@ impl Client<'_> {
     /// Returns the next bytes, as many as fit into `buffer`. EOF is an error too.
     fn read<'b>(&self, patience: Duration, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         let read = || (&self.socket).read(buffer);
-        match self.endpoint.attempt(patience, read)? {
+        match self.server.attempt(patience, read)? {
             0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "EOF")),
             length => Ok(&buffer[..length]),
         }
@@ -172,7 +176,7 @@ impl Client<'_> {
         while received < expected.len() {
             let rest = &expected[received..];
             let room = size.min(rest.len());
-            let read = self.read(self.endpoint.pace.patience, &mut buffer[..room]);
+            let read = self.read(self.server.patience, &mut buffer[..room]);
             let part = read.map_err(|end| {
                 format!("{} of {all} bytes came back, then {end}", Count(received))
             })?;
@@ -190,13 +194,13 @@ impl Client<'_> {
 
     /// The same, after a sender on another thread has had time to get stuck or to send all.
     pub(crate) fn expect_late(&self, expected: &[u8]) -> CaseResult {
-        thread::sleep(LATE.min(self.endpoint.pace.patience));
+        thread::sleep(LATE.min(self.server.patience));
         self.expect(expected)
     }
 
     /// Expects that the server closes the connection cleanly and sends nothing more.
     pub(crate) fn expect_eof(&self) -> CaseResult {
-        match self.read(self.endpoint.pace.patience, &mut [0; 64]) {
+        match self.read(self.server.patience, &mut [0; 64]) {
             Ok(more) => Err(format!("{} came back, but was never sent", quoted(more))),
             Err(end) if end.kind() == ErrorKind::UnexpectedEof => Ok(()),
             Err(end) => Err(format!("everything came back, then {end} instead of EOF")),
