@@ -21,10 +21,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use echoserver::{Config, Echo, NewConnection, Server};
-use humantime::format_duration;
 use log::Level;
 
-use self::logging::{FINISH_TIMEOUT, Log, TARGET};
+use self::logging::{FINISH_TIMEOUT, Log, TARGET, log_stats};
 pub(crate) use self::options::Options;
 use self::service::Inherited;
 use crate::error::with_context;
@@ -105,7 +104,7 @@ fn serve(
     let bind_metrics = |address| metrics::bind(address, options.unix_mode);
     let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
     // Everything is bound: what is logged as listening stays so.
-    log_config(&server, &config, log);
+    log_config(&server, &config);
 
     // The threads started here are stopped and joined when this function returns.
     let start_metrics = |http_server| {
@@ -118,7 +117,7 @@ fn serve(
         metrics::start(http_server, observed)
     };
     let _metrics = http_server.map(start_metrics).transpose()?;
-    let start_reports = |interval| reports::start(interval, server.handle(), log.clone());
+    let start_reports = |interval| reports::start(interval, server.handle());
     let reports = options.stats_interval.map(start_reports).transpose()?;
     // Its receiver has ended if the signals cannot be read.
     #[cfg(unix)]
@@ -146,7 +145,7 @@ fn serve(
     // The lines about the end are the last.
     drop(reports);
     log.end();
-    log.stats(Level::Info, "ended", &stats);
+    log_stats(Level::Info, "ended", &stats);
     if let Some(problem) = stats.check_final_balance() {
         let error = format!("counters do not balance: {problem}");
         log::error!(target: TARGET, "{error}");
@@ -156,54 +155,37 @@ fn serve(
     Ok(())
 }
 
-/// Logs the configuration in effect.
-fn log_config(server: &Server, config: &Config, log: &Log) {
+/// Logs the configuration in effect. What is 0 is off.
+fn log_config(server: &Server, config: &Config) {
     for address in server.addresses() {
         log::info!(target: TARGET, "listening on {address}");
     }
-    let or_off = |duration: Option<Duration>| {
-        duration.map_or_else(
-            || "off".to_owned(),
-            |duration| format_duration(duration).to_string(),
-        )
-    };
-    let buffer_size = ByteSize(config.buffer_size as u64);
-    let text = format!(
-        "workers: {}, max connections: {}, buffer size: {buffer_size}, backlog: {}, \
-         idle timeout: {}, TCP keepalive: {}, drain timeout: {}, busy poll: {}",
-        config.workers,
-        config.max_connections,
-        config.backlog,
-        or_off(config.idle_timeout),
-        or_off(config.tcp_keepalive),
-        format_duration(config.drain_timeout),
-        or_off(Some(config.busy_poll).filter(|duration| !duration.is_zero())),
+    let millis = |time: Option<Duration>| time.unwrap_or_default().as_millis() as u64;
+    let (max_memory, spare) = (config.max_memory(), config.max_spare_memory());
+    log::info!(
+        target: TARGET,
+        workers = config.workers.get(),
+        max_connections = config.max_connections,
+        buffer_size = config.buffer_size,
+        backlog = config.backlog,
+        idle_timeout_ms = millis(config.idle_timeout),
+        tcp_keepalive_ms = millis(config.tcp_keepalive),
+        drain_timeout_ms = millis(Some(config.drain_timeout)),
+        busy_poll_us = config.busy_poll.as_micros() as u64,
+        max_buffer_bytes = max_memory,
+        spare_buffer_bytes = spare;
+        "configuration"
     );
-    // 0 means off.
-    let millis = |duration: Option<Duration>| duration.unwrap_or_default().as_millis() as u64;
-    let fields = [
-        ("workers", config.workers.get() as u64),
-        ("max_connections", config.max_connections as u64),
-        ("buffer_size", config.buffer_size as u64),
-        ("backlog", u64::from(config.backlog)),
-        ("idle_timeout_ms", millis(config.idle_timeout)),
-        ("tcp_keepalive_ms", millis(config.tcp_keepalive)),
-        ("drain_timeout_ms", millis(Some(config.drain_timeout))),
-        ("busy_poll_us", config.busy_poll.as_micros() as u64),
-    ];
-    log.numbers(&text, &fields);
-    let spare = config.max_spare_memory();
-    let connections = config.max_memory().saturating_sub(spare);
-    let text = format!(
+    let of_connection = max_memory.saturating_sub(spare) / config.max_connections as u64;
+    log::info!(
+        target: TARGET,
         "buffer memory: at most {} ({} connections x {}, plus {} spare); \
          the kernel's socket buffers are not included{SOCKET_BUFFERS}",
-        ByteSize(config.max_memory()),
+        ByteSize(max_memory),
         config.max_connections,
-        ByteSize(connections / config.max_connections as u64),
+        ByteSize(of_connection),
         ByteSize(spare),
     );
-    let fields = [("max_bytes", config.max_memory()), ("spare_bytes", spare)];
-    log.numbers(&text, &fields);
     memory::warn_if_insufficient(config);
 }
 

@@ -19,7 +19,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level::signal_name;
 
-use crate::serve::logging::Log;
+use crate::serve::logging::{Log, log_stats};
 use crate::serve::{BackgroundThread, service};
 
 /// A repeat of the same signal within this time is the same request: `timeout` signals a process first, and
@@ -167,7 +167,7 @@ impl SignalThread {
         self.receive_server();
         if signal == SIGUSR1 {
             if let Some(server) = &self.server {
-                self.log.stats(Level::Info, "stats", &server.stats());
+                log_stats(Level::Info, "stats", &server.stats());
             }
             return;
         }
@@ -190,7 +190,7 @@ impl SignalThread {
         }
         let message = format!("second {name}: exiting without draining");
         match &self.server {
-            Some(server) => self.log.stats(Level::Warn, &message, &server.stats()),
+            Some(server) => log_stats(Level::Warn, &message, &server.stats()),
             None => log::warn!("{message}"),
         }
         self.log.finish(FINISH_TIMEOUT);

@@ -126,11 +126,11 @@ impl Exposition {
     }
 
     /// Adds the lines that are missing in the log.
-    pub(super) fn log(&mut self, lost_lines: [(&'static str, u64); 2]) {
+    pub(super) fn log(&mut self, lost_lines: u64) {
         let name = "echoserver_log_lines_lost_total";
         let help =
             "Lines missing in the log: stderr was not read in time, or could not be written.";
-        self.by_reason(name, help, lost_lines);
+        self.value(name, help, lost_lines);
     }
 
     /// Adds what does not change while the server runs.

@@ -1,0 +1,223 @@
+//! The queue of the log, and the thread that writes its lines.
+//!
+//! The queue is bounded in bytes. When it is full, lines are dropped. Their number is logged later, and so is that of lines
+//! that could not be written.
+
+use std::borrow::Cow;
+use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+
+use super::format::{Style, stderr_metadata};
+use crate::error::error_text;
+
+/// Limit for queued lines, in bytes: room for about 7,000 lines, because a drain logs many at once.
+const MAX_QUEUED_BYTES: usize = 1 << 20;
+
+/// How long [`Queue::finish`] waits while a pipe or a terminal takes no byte: it may have no reader.
+const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How soon to try again if stderr is non-blocking and full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+enum Message {
+    Line(String),
+    Flush(Sender<()>),
+}
+
+/// The sending end of the queue.
+#[derive(Clone)]
+pub(super) struct Queue {
+    messages: Sender<Message>,
+    state: Arc<State>,
+}
+
+/// What both ends of the queue know.
+#[derive(Default)]
+struct State {
+    queued_bytes: AtomicUsize,
+    written_bytes: AtomicU64,
+    /// Lines that found the queue full, or could not be written completely.
+    lost_lines: AtomicU64,
+    /// The server has ended: only the last few lines follow, and none is dropped.
+    is_ending: AtomicBool,
+}
+
+impl Queue {
+    /// Starts the thread that writes lines to `output`.
+    pub(super) fn start(output: impl Write + Send + 'static, style: Style) -> io::Result<Self> {
+        let (queue, messages) = Self::new();
+        let mut writer = Writer::new(output, style, Arc::clone(&queue.state));
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || writer.run(&messages))?;
+        Ok(queue)
+    }
+
+    /// Creates a queue, and returns its sending and its receiving end.
+    fn new() -> (Self, Receiver<Message>) {
+        // The sender enforces the bound, which is in bytes.
+        let (messages, receiver) = unbounded();
+        let state = Arc::default();
+        (Self { messages, state }, receiver)
+    }
+
+    pub(super) fn lost_lines(&self) -> u64 {
+        self.state.lost_lines.load(Relaxed)
+    }
+
+    /// Drops no more lines.
+    pub(super) fn end(&self) {
+        self.state.is_ending.store(true, Relaxed);
+    }
+
+    /// Queues a line, even if the queue is full.
+    pub(super) fn send(&self, line: String) {
+        self.state.queued_bytes.fetch_add(line.len(), Relaxed);
+        // The receiver lives as long as the process.
+        let _sent = self.messages.send(Message::Line(line));
+    }
+
+    /// Queues a line, or drops it if the queue is full.
+    fn push(&self, line: String) {
+        // Concurrent threads can exceed the bound by one line each.
+        let has_room = self.state.queued_bytes.load(Relaxed) + line.len() <= MAX_QUEUED_BYTES;
+        if has_room || self.state.is_ending.load(Relaxed) {
+            self.send(line);
+        } else {
+            self.state.lost_lines.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Waits until all queued lines are written, for as long as stderr takes bytes and at most for `limit`.
+    pub(super) fn finish(&self, limit: Duration) {
+        // A write to a regular file ends, however slow the disk is.
+        let is_file = stderr_metadata().is_some_and(|stderr| stderr.is_file());
+        let stall = if is_file {
+            limit
+        } else {
+            STALL_TIMEOUT.min(limit)
+        };
+        let (done, written) = bounded(1);
+        // The receiver lives as long as the process.
+        let _sent = self.messages.send(Message::Flush(done));
+        let deadline = Instant::now() + limit;
+        loop {
+            let before = self.state.written_bytes.load(Relaxed);
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let timed_out = written.recv_timeout(stall.min(rest)) == Err(RecvTimeoutError::Timeout);
+            let stalled = self.state.written_bytes.load(Relaxed) == before;
+            if !timed_out || stalled || Instant::now() >= deadline {
+                return;
+            }
+        }
+    }
+}
+
+/// Each write is one line. env_logger holds a lock meanwhile: a write does not block, log or panic.
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(String::from_utf8_lossy(line).into_owned());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The thread that writes queued lines.
+struct Writer<W> {
+    output: W,
+    style: Style,
+    state: Arc<State>,
+    /// The output ends with a part of a line.
+    is_partial: bool,
+    /// The lost lines that the output already reports.
+    reported: u64,
+    /// The error of the last write that failed since.
+    error: Option<io::Error>,
+}
+
+impl<W: Write> Writer<W> {
+    fn new(output: W, style: Style, state: Arc<State>) -> Self {
+        Self {
+            output,
+            style,
+            state,
+            is_partial: false,
+            reported: 0,
+            error: None,
+        }
+    }
+
+    fn run(&mut self, messages: &Receiver<Message>) {
+        for message in messages {
+            match message {
+                Message::Line(line) => {
+                    let written = self.write(&line);
+                    self.state.queued_bytes.fetch_sub(line.len(), Relaxed);
+                    match written {
+                        Ok(()) => self.report_lost_lines(),
+                        Err(error) => {
+                            self.state.lost_lines.fetch_add(1, Relaxed);
+                            self.error = Some(error);
+                        }
+                    }
+                }
+                Message::Flush(done) => {
+                    self.report_lost_lines();
+                    let _unless_timed_out = done.try_send(());
+                }
+            }
+        }
+    }
+
+    /// Writes a line. It ends a part of a line that was written before.
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        let line = if self.is_partial {
+            Cow::Owned(format!("\n{line}"))
+        } else {
+            Cow::Borrowed(line)
+        };
+        let mut rest = line.as_bytes();
+        while !rest.is_empty() {
+            match self.output.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.state.written_bytes.fetch_add(count as u64, Relaxed);
+                    self.is_partial = rest[count - 1] != b'\n';
+                    rest = &rest[count..];
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Another process has made the pipe or terminal non-blocking.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    thread::sleep(RETRY_INTERVAL);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports the lines that were lost since the last report, unless that fails as well.
+    fn report_lost_lines(&mut self) {
+        let lost = self.state.lost_lines.load(Relaxed);
+        let reason = match &self.error {
+            _ if lost == self.reported => return,
+            Some(error) => error_text(error),
+            None => "stderr was not read in time".to_owned(),
+        };
+        let line = self.style.lost_lines(lost - self.reported, &reason);
+        if self.write(&line).is_ok() {
+            (self.reported, self.error) = (lost, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
