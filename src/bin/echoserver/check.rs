@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use self::cases::{CASES, Case, STRICT};
 use self::client::{TestedServer, side_by_side};
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
+use crate::platform;
 use crate::target::{self, Target};
 use crate::values;
 
@@ -93,8 +94,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         return print(&lines.collect::<String>());
     };
     // With a low limit, some cases report that they cannot connect.
-    #[cfg(unix)]
-    let _limit = rlimit::increase_nofile_limit(u64::MAX);
+    let _limit = platform::raise_descriptor_limit();
     let target = Target::find(address, options.patience)
         .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
 

@@ -23,6 +23,7 @@ use signal_hook::flag;
 use self::tally::Tally;
 use self::worker::{Plan, Worker};
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
+use crate::platform;
 use crate::target::{self, Target};
 use crate::values;
 
@@ -133,8 +134,7 @@ impl Options {
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     // With a low limit, connections fail with an error that says so.
-    #[cfg(unix)]
-    let _limit = rlimit::increase_nofile_limit(u64::MAX);
+    let _limit = platform::raise_descriptor_limit();
     let target = Target::find(&options.address, options.timeout)
         .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
     let plan = options.plan(&target);

@@ -7,6 +7,9 @@ mod load;
 mod output;
 mod pages;
 mod payload;
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(not(unix), path = "other.rs")]
+mod platform;
 mod serve;
 mod target;
 mod values;

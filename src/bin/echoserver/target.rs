@@ -9,6 +9,7 @@ use echoserver::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::error_text;
+use crate::platform;
 
 /// Help text of the argument that names the server.
 pub(crate) const FORMS: &str = "Server to connect to: HOST:PORT, IP:PORT, [V6]:PORT, unix:PATH or \
@@ -81,13 +82,9 @@ fn resolve(address: &Address) -> io::Result<Vec<SockAddr>> {
                 .map(|ip| SocketAddr::from((ip, *port)).into())
                 .into())
         }
-        #[cfg(unix)]
-        Address::UnixPath(path) => SockAddr::unix(path).map(|address| vec![address]),
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        Address::UnixAbstract(name) => {
-            SockAddr::unix(format!("\0{name}")).map(|address| vec![address])
-        }
-        other => Err(io::Error::other(format!("{other} is not supported"))),
+        other => platform::unix_address(other)
+            .unwrap_or_else(|| Err(io::Error::other(format!("{other} is not supported"))))
+            .map(|address| vec![address]),
     }
 }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use echoserver::Config;
+use echoserver::{Address, Config};
 use log::LevelFilter;
 
 use super::*;
@@ -44,11 +44,8 @@ fn option_values_reach_the_config() {
         "--drain-timeout=1m",
     ])
     .unwrap();
-    let config = options.config(3, false);
-    assert_eq!(
-        (config.workers.get(), config.max_connections, config.backlog),
-        (7, 3, 9)
-    );
+    let config = options.config(false);
+    assert_eq!((config.workers.get(), config.backlog), (7, 9));
     assert_eq!(
         config.listen,
         [Address::AnyInterface(7), "127.0.0.1:0".parse().unwrap()]
@@ -59,7 +56,7 @@ fn option_values_reach_the_config() {
     assert_eq!(
         parse(&["--idle-timeout=0s"])
             .unwrap()
-            .config(1, true)
+            .config(true)
             .idle_timeout,
         None
     );
@@ -68,7 +65,7 @@ fn option_values_reach_the_config() {
 #[test]
 fn keepalive_reaches_the_config() {
     let keepalive =
-        |arguments: &[&str]| parse(arguments).map(|options| options.config(1, false).tcp_keepalive);
+        |arguments: &[&str]| parse(arguments).map(|options| options.config(false).tcp_keepalive);
     assert_eq!(keepalive(&[]), Ok(Config::default().tcp_keepalive));
     assert_eq!(keepalive(&["--tcp-keepalive=0"]), Ok(None));
     let second = Some(Duration::from_secs(1));

@@ -31,7 +31,7 @@ const MAX_OPENING: usize = 64;
 /// How long a failed connection stays closed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// On Linux, a short read or write proves that the next one would block, and a later change raises an event.
-const SHORT_MEANS_BLOCKED: bool = cfg!(any(target_os = "linux", target_os = "android"));
+const SHORT_MEANS_BLOCKED: bool = cfg!(target_os = "linux");
 
 /// What all threads do: the options, and what follows from them.
 #[derive(Debug)]

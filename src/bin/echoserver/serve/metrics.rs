@@ -16,8 +16,9 @@ use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewCo
 
 use self::exposition::Exposition;
 use crate::error::with_context;
+use crate::serve::background::BackgroundThread;
+use crate::serve::logging;
 use crate::serve::logging::Log;
-use crate::serve::{BackgroundThread, logging};
 
 /// Limit for the request line and headers of a request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;

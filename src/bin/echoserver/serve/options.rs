@@ -116,10 +116,9 @@ pub(crate) struct Options {
 
 impl Options {
     /// Returns the server's configuration. If sockets are `inherited`, it has no default address.
-    pub(crate) fn config(&self, max_connections: usize, inherited: bool) -> Config {
+    pub(crate) fn config(&self, inherited: bool) -> Config {
         let mut config = Config {
-            max_connections,
-            workers: self.workers(),
+            workers: self.workers.unwrap_or(Config::default().workers),
             buffer_size: self.buffer_size,
             backlog: self.backlog,
             unix_mode: self.unix_mode,
@@ -133,10 +132,6 @@ impl Options {
             config.listen.clone_from(&self.listen);
         }
         config
-    }
-
-    pub(crate) fn workers(&self) -> NonZeroUsize {
-        self.workers.unwrap_or(Config::default().workers)
     }
 
     /// Returns the log level, which takes precedence over `RUST_LOG`.

@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use super::{Format, SERVER, TARGET};
 use crate::error::escape_control;
 use crate::output::shorten;
+use crate::platform;
 
 /// The most characters of an error that ends the process.
 const MAX_ERROR: usize = 1000;
@@ -33,7 +34,7 @@ impl Style {
         let is_dumb = env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
         Self {
             format,
-            is_journal: is_journal(),
+            is_journal: platform::is_journal(),
             is_coloured: no_color.is_empty() && !is_dumb && io::stderr().is_terminal(),
         }
     }
@@ -181,32 +182,4 @@ fn visit(
 
     let visited = record.key_values().visit(&mut Visitor(write));
     visited.map_err(|_| fmt::Error)
-}
-
-/// Returns whether stderr is a stream to the journal, which systemd names by device and inode.
-#[cfg(unix)]
-fn is_journal() -> bool {
-    use std::os::unix::fs::MetadataExt;
-
-    let stream = env::var("JOURNAL_STREAM").unwrap_or_default();
-    let stderr = stderr_metadata();
-    stderr.is_some_and(|stderr| format!("{}:{}", stderr.dev(), stderr.ino()) == stream)
-}
-
-#[cfg(unix)]
-pub(super) fn stderr_metadata() -> Option<std::fs::Metadata> {
-    use std::os::fd::AsFd;
-
-    let stderr = io::stderr().as_fd().try_clone_to_owned();
-    std::fs::File::from(stderr.ok()?).metadata().ok()
-}
-
-#[cfg(not(unix))]
-fn is_journal() -> bool {
-    false
-}
-
-#[cfg(not(unix))]
-pub(super) fn stderr_metadata() -> Option<std::fs::Metadata> {
-    None
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::format::{Style, stderr_metadata};
+use super::format::Style;
 use crate::error::error_text;
+use crate::platform;
 
 /// Limit for queued lines, in bytes: room for about 7,000 lines, because a drain logs many at once.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
@@ -96,8 +97,7 @@ impl Queue {
     /// Waits until all queued lines are written, for as long as stderr takes bytes and at most for `limit`.
     pub(super) fn finish(&self, limit: Duration) {
         // A write to a regular file ends, however slow the disk is.
-        let is_file = stderr_metadata().is_some_and(|stderr| stderr.is_file());
-        let stall = if is_file {
+        let stall = if platform::is_stderr_file() {
             limit
         } else {
             STALL_TIMEOUT.min(limit)

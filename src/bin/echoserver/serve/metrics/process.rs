@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::exposition::Exposition;
+use crate::platform;
 
 /// Clock ticks per second in /proc, a constant of Linux' interface.
 const TICKS_PER_SECOND: u64 = 100;
@@ -56,10 +57,9 @@ pub(super) fn add(metrics: &mut Exposition, start: SystemTime) {
         let count = descriptors.count().saturating_sub(1);
         metrics.value("process_open_fds", "Open file descriptors.", count);
     }
-    #[cfg(unix)]
-    if let Ok((soft, _hard)) = rlimit::getrlimit(rlimit::Resource::NOFILE) {
+    if let Some(limit) = platform::descriptor_limit() {
         let help = "Maximum number of open file descriptors.";
-        metrics.value("process_max_fds", help, soft);
+        metrics.value("process_max_fds", help, limit);
     }
     if let Ok(start) = start.duration_since(UNIX_EPOCH) {
         let help = "Start time in seconds since 1970-01-01 UTC.";
