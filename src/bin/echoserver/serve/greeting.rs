@@ -29,16 +29,28 @@ impl FromStr for Greeting {
         if text.len() > MAX_LENGTH {
             return Err(format!("a greeting has at most {MAX_LENGTH} bytes"));
         }
+        let hostname = gethostname::gethostname().to_string_lossy().into_owned();
+        let known = [
+            (r"\n", Part::Text("\n".to_owned())),
+            (r"\r", Part::Text("\r".to_owned())),
+            (r"\t", Part::Text("\t".to_owned())),
+            (r"\\", Part::Text("\\".to_owned())),
+            (r"\{", Part::Text("{".to_owned())),
+            ("{hostname}", Part::Text(hostname)),
+            ("{pid}", Part::Text(process::id().to_string())),
+            ("{peer}", Part::Peer),
+            ("{local}", Part::Local),
+        ];
         let mut parts = Vec::new();
         let mut rest = text;
-        while let Some(next) = rest.chars().next() {
-            let (part, length) = match next {
-                '\\' => parse_escape(rest)?,
-                '{' => parse_placeholder(rest)?,
-                _ => {
-                    let length = rest.find(['\\', '{']).unwrap_or(rest.len());
-                    (Part::Text(rest[..length].to_owned()), length)
+        while !rest.is_empty() {
+            let (part, length) = match rest.find(['\\', '{']).unwrap_or(rest.len()) {
+                0 => {
+                    let found = known.iter().find(|(name, _)| rest.starts_with(name));
+                    let (name, part) = found.ok_or_else(|| unknown(rest))?;
+                    (part.clone(), name.len())
                 }
+                length => (Part::Text(rest[..length].to_owned()), length),
             };
             parts.push(part);
             rest = &rest[length..];
@@ -47,35 +59,15 @@ impl FromStr for Greeting {
     }
 }
 
-/// Parses the escape at the start of `text`; returns it and its length.
-fn parse_escape(text: &str) -> Result<(Part, usize), String> {
-    let replacement = match text.as_bytes().get(1) {
-        Some(b'n') => "\n",
-        Some(b'r') => "\r",
-        Some(b't') => "\t",
-        Some(b'\\') => "\\",
-        Some(b'{') => "{",
-        _ => return Err(r"expected n, r, t, \ or { after \".to_owned()),
-    };
-    Ok((Part::Text(replacement.to_owned()), 2))
-}
-
-/// Parses the placeholder at the start of `text`; returns it and its length.
-fn parse_placeholder(text: &str) -> Result<(Part, usize), String> {
-    let length = text.find('}').map_or(text.len(), |end| end + 1);
-    let part = match &text[..length] {
-        "{hostname}" => Part::Text(gethostname::gethostname().to_string_lossy().into_owned()),
-        "{pid}" => Part::Text(process::id().to_string()),
-        "{peer}" => Part::Peer,
-        "{local}" => Part::Local,
-        other => {
-            let known = "{hostname}, {peer}, {local} or {pid}";
-            return Err(format!(
-                r"expected {known}, or \{{ for a brace, not {other:?}"
-            ));
-        }
-    };
-    Ok((part, length))
+/// Returns what is wrong with the beginning of `text`.
+fn unknown(text: &str) -> String {
+    if text.starts_with('\\') {
+        return r"expected n, r, t, \ or { after \".to_owned();
+    }
+    let name = text.split_inclusive('}').next().unwrap_or(text);
+    format!(
+        r"expected {{hostname}}, {{peer}}, {{local}} or {{pid}}, or \{{ for a brace, not {name:?}"
+    )
 }
 
 impl Greeting {

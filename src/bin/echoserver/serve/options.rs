@@ -139,15 +139,8 @@ impl Options {
         if (self.verbose, self.quiet) == (0, 0) {
             return None;
         }
-        let levels = [
-            LevelFilter::Off,
-            LevelFilter::Error,
-            LevelFilter::Warn,
-            LevelFilter::Info,
-            LevelFilter::Debug,
-            LevelFilter::Trace,
-        ];
-        let level = (3 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
-        Some(levels[level.min(levels.len() - 1)])
+        let level = (LevelFilter::Info as usize + usize::from(self.verbose))
+            .saturating_sub(usize::from(self.quiet));
+        LevelFilter::iter().nth(level).or(Some(LevelFilter::Trace))
     }
 }
