@@ -215,11 +215,14 @@ impl Endpoint {
         let mut stats = self.observed.server.stats();
         stats.accept_paused = self.accept_paused.update(stats.accept_paused);
         let mut metrics = Exposition::default();
-        metrics.totals(&stats);
-        metrics.acceptor(&stats);
-        metrics.workers(&stats.workers);
-        metrics.log(self.observed.log.lost_lines());
-        metrics.constants(self.observed.max_connections);
+        metrics.counters(&stats);
+        metrics.value(
+            "echoserver_log_lines_lost_total",
+            self.observed.log.lost_lines(),
+        );
+        metrics.value("echoserver_max_connections", self.observed.max_connections);
+        let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+        metrics.family("echoserver_build_info", [(version, 1)]);
         process::add(&mut metrics, self.start);
         metrics.0
     }

@@ -44,27 +44,20 @@ pub(super) fn add(metrics: &mut Exposition, start: SystemTime) {
     let Some(state) = ProcessState::parse(&read("stat"), &read("status")) else {
         return;
     };
-    let name = "process_cpu_seconds_total";
-    let help = "User and system CPU time.";
-    metrics.value(name, help, state.cpu.as_secs_f64());
-    let name = "process_virtual_memory_bytes";
-    metrics.value(name, "Virtual memory size.", state.virtual_bytes);
-    let name = "process_resident_memory_bytes";
-    metrics.value(name, "Resident memory size.", state.resident_bytes);
-    metrics.value("process_threads", "Threads.", state.threads);
+    metrics.value("process_cpu_seconds_total", state.cpu.as_secs_f64());
+    metrics.value("process_virtual_memory_bytes", state.virtual_bytes);
+    metrics.value("process_resident_memory_bytes", state.resident_bytes);
+    metrics.value("process_threads", state.threads);
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
         // Without that of the directory itself.
         let count = descriptors.count().saturating_sub(1);
-        metrics.value("process_open_fds", "Open file descriptors.", count);
+        metrics.value("process_open_fds", count);
     }
     if let Some(limit) = platform::descriptor_limit() {
-        let help = "Maximum number of open file descriptors.";
-        metrics.value("process_max_fds", help, limit);
+        metrics.value("process_max_fds", limit);
     }
     if let Ok(start) = start.duration_since(UNIX_EPOCH) {
-        let help = "Start time in seconds since 1970-01-01 UTC.";
-        let name = "process_start_time_seconds";
-        metrics.value(name, help, start.as_secs_f64());
+        metrics.value("process_start_time_seconds", start.as_secs_f64());
     }
 }
 
