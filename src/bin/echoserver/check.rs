@@ -60,9 +60,10 @@ pub(crate) struct Options {
 /// Parses a pattern for names, with hyphens or underscores.
 fn parse_glob(text: &str) -> Result<Pattern, String> {
     let pattern = Pattern::new(&text.replace('_', "-")).map_err(|error| error.to_string())?;
-    match CASES.iter().any(|case| pattern.matches(&case.name())) {
-        true => Ok(pattern),
-        false => Err("no case matches; see --list".to_owned()),
+    if CASES.iter().any(|case| pattern.matches(&case.name())) {
+        Ok(pattern)
+    } else {
+        Err("no case matches; see --list".to_owned())
     }
 }
 

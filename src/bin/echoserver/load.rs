@@ -3,10 +3,10 @@
 // Counts and times become figures to read: a float is wide enough for that.
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
 
+mod driver;
 mod flow;
 mod report;
 mod tally;
-mod worker;
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,8 +20,9 @@ use echoserver::Address;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use self::driver::{Driver, Plan};
 use self::tally::Tally;
-use self::worker::{Plan, Worker};
+
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
 use crate::platform;
 use crate::target::{self, Target};
@@ -147,13 +148,15 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         print(&report::head(&target, &plan))?;
     }
     let measured = generate(&plan)?;
-    print(&match options.json {
-        true => report::json(&target, &plan, &measured),
-        false => report::text(&plan, &measured),
+    print(&if options.json {
+        report::json(&target, &plan, &measured)
+    } else {
+        report::text(&plan, &measured)
     })?;
-    match measured.total.failed == 0 && measured.total.messages > 0 {
-        true => Ok(()),
-        false => Err(Failure(FAILURE, None)),
+    if measured.total.failed == 0 && measured.total.messages > 0 {
+        Ok(())
+    } else {
+        Err(Failure(FAILURE, None))
     }
 }
 
@@ -182,14 +185,14 @@ impl Measured {
 fn generate(plan: &Plan) -> Result<Measured, Failure> {
     let new_tally = |_| Mutex::new(Tally::new());
     let tallies: Vec<_> = (0..plan.threads).map(new_tally).collect();
-    let workers = tallies.iter().enumerate();
-    let workers = workers.map(|(index, tally)| Worker::new(plan, index, tally));
-    let workers = workers.collect::<io::Result<Vec<_>>>()?;
+    let drivers = (tallies.iter().enumerate())
+        .map(|(index, tally)| Driver::new(plan, index, tally))
+        .collect::<io::Result<Vec<_>>>()?;
     let (running, ended) = mpsc::channel();
     thread::scope(|scope| {
-        let workers = workers.into_iter().zip(iter::repeat(running));
-        let threads = workers.map(|(worker, running)| scope.spawn(|| worker.run(running)));
-        let threads: Vec<_> = threads.collect();
+        let threads: Vec<_> = iter::zip(drivers, iter::repeat(running))
+            .map(|(driver, running)| scope.spawn(|| driver.run(running)))
+            .collect();
         let measured = measure(plan, &tallies, &ended);
         plan.stop.store(true, Relaxed);
         for thread in threads {

@@ -65,9 +65,12 @@ impl TestedServer<'_> {
         };
         // The call itself waits, and is not repeated.
         let connected = self.attempt(Duration::ZERO, connect);
-        connected.map_err(|error| match is_timeout(&error) {
-            true => format!("cannot connect: no answer for {patience:?}"),
-            false => format!("cannot connect: {error}"),
+        connected.map_err(|error| {
+            if is_timeout(&error) {
+                format!("cannot connect: no answer for {patience:?}")
+            } else {
+                format!("cannot connect: {error}")
+            }
         })
     }
 

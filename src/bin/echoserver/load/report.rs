@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::figures::Count;
 use crate::load::Measured;
+use crate::load::driver::Plan;
 use crate::load::tally::Tally;
-use crate::load::worker::Plan;
 use crate::target::Target;
 
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
@@ -31,9 +31,10 @@ pub(crate) fn head(target: &Target, plan: &Plan) -> String {
 /// The line for one second.
 pub(crate) fn second(second: u64, tally: &Tally) -> String {
     let messages = Count(tally.messages);
-    let p99 = match tally.rtt.is_empty() {
-        true => String::new(),
-        false => format!("  p99 {:>9}", time(tally.rtt.value_at_quantile(0.99))),
+    let p99 = if tally.rtt.is_empty() {
+        String::new()
+    } else {
+        format!("  p99 {:>9}", time(tally.rtt.value_at_quantile(0.99)))
     };
     let failed = match tally.failed {
         0 => String::new(),
@@ -51,9 +52,10 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     };
     let megabytes = measured.per_second(total.bytes) / 1e6;
     let (answered, connections) = (Count(total.answered), Count(plan.connections as u64));
-    let answered = match plan.options.connect {
-        true => String::new(),
-        false => format!("{answered} of {connections} answered, "),
+    let answered = if plan.options.connect {
+        String::new()
+    } else {
+        format!("{answered} of {connections} answered, ")
     };
     let (messages_in_all, failed) = (Count(total.messages), Count(total.failed));
     let mut lines = vec![

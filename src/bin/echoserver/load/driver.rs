@@ -49,7 +49,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) opened: Barrier,
 }
 
-pub(crate) struct Worker<'a> {
+pub(crate) struct Driver<'a> {
     plan: &'a Plan<'a>,
     /// Number of this thread.
     index: usize,
@@ -70,7 +70,7 @@ pub(crate) struct Worker<'a> {
     buffer: Vec<u8>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Connection {
     flow: Flow,
     link: Option<Link>,
@@ -110,7 +110,7 @@ fn cannot_connect(error: &io::Error) -> String {
     format!("cannot connect: {}", client_error(error))
 }
 
-impl<'a> Worker<'a> {
+impl<'a> Driver<'a> {
     /// Prepares the thread with this index, without opening connections.
     pub(crate) fn new(
         plan: &'a Plan<'a>,
@@ -120,12 +120,7 @@ impl<'a> Worker<'a> {
         let max_per_stream = if plan.options.connect { 1 } else { u64::MAX };
         let connection = |_| Connection {
             flow: Flow::new(plan.size, plan.max_in_flight, max_per_stream),
-            link: None,
-            is_runnable: false,
-            is_answered: false,
-            has_failed: false,
-            idle_sweeps: 0,
-            swept_bytes: 0,
+            ..Connection::default()
         };
         let connections = share(plan.connections as u64, index, plan.threads);
         let messages = plan.options.messages.unwrap_or(u64::MAX);
@@ -221,11 +216,9 @@ impl<'a> Worker<'a> {
 
     /// Waits for events, and gives each connection that may make progress one turn.
     fn tick(&mut self, events: &mut Events, wait: Duration) -> io::Result<()> {
-        let wait = match self.runnable.is_empty() {
-            true => wait,
-            false => Duration::ZERO,
-        };
-        match self.poll.poll(events, Some(wait)) {
+        let is_idle = self.runnable.is_empty();
+        let timeout = if is_idle { wait } else { Duration::ZERO };
+        match self.poll.poll(events, Some(timeout)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
@@ -362,9 +355,10 @@ impl<'a> Worker<'a> {
             let idle = connection.idle_sweeps * self.plan.sweep_interval;
             match &connection.link {
                 Some(link) if idle > timeout => {
-                    let error = match link.is_connecting {
-                        true => format!("cannot connect: no answer for {timeout:?}"),
-                        false => format!("nothing came back for {timeout:?}"),
+                    let error = if link.is_connecting {
+                        format!("cannot connect: no answer for {timeout:?}")
+                    } else {
+                        format!("nothing came back for {timeout:?}")
                     };
                     self.fail(index, &error);
                 }
@@ -396,10 +390,8 @@ impl Connection {
         };
         let mut now = Instant::now();
         if link.is_connecting {
-            if !link
-                .is_connected()
-                .map_err(|error| cannot_connect(&error))?
-            {
+            let connected = link.is_connected();
+            if !connected.map_err(|error| cannot_connect(&error))? {
                 return Ok(());
             }
             link.is_connecting = false;
@@ -475,10 +467,10 @@ impl Link {
                 "wrong byte: byte {place} of a stream was sent as {expected:#04x} and came back as {got:#04x}"
             ));
         }
-        match offset + bytes.len() as u64 > flow.sent {
-            true => Err("wrong byte: more came back than was sent".to_owned()),
-            false => Ok(()),
+        if offset + bytes.len() as u64 > flow.sent {
+            return Err("wrong byte: more came back than was sent".to_owned());
         }
+        Ok(())
     }
 }
 
