@@ -22,7 +22,7 @@ use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level;
-use socket2::{SockAddr, SockRef};
+use socket2::SockAddr;
 
 use crate::error::with_context;
 
@@ -79,10 +79,10 @@ pub(crate) fn descriptor_limit() -> Option<u64> {
 
 // Sockets of the service manager.
 
-/// Listening sockets inherited from the service manager (`LISTEN_FDS`).
-pub(crate) struct Inherited(Vec<Listener>);
+/// Sockets inherited from the service manager (`LISTEN_FDS`), with their descriptors.
+pub(crate) struct Inherited(Vec<(usize, Socket)>);
 
-enum Listener {
+enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -98,7 +98,7 @@ impl Inherited {
     ///
     /// # Errors
     ///
-    /// Fails if one of them is not a listening stream socket; the error gives its number.
+    /// Fails if one of them is not a stream socket; the error gives its number.
     pub(crate) fn take() -> io::Result<Self> {
         let variable = |name| env::var(name).unwrap_or_default();
         let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
@@ -109,19 +109,24 @@ impl Inherited {
             Some(0)
         };
         let number = number.ok_or_else(|| {
-            io::Error::other(format!(
-                "LISTEN_FDS: expected a number of descriptors up to {}, not '{count}'",
-                Self::MAX_COUNT
-            ))
+            let expected = format!("expected a number of descriptors up to {}", Self::MAX_COUNT);
+            io::Error::other(format!("LISTEN_FDS: {expected}, not '{count}'"))
         })?;
         let first: usize = variable("LISTEN_FDS_FIRST_FD").parse().unwrap_or(3);
         let mut sockets = ListenFd::from_env();
         let take = |index| {
             let descriptor = first + index;
-            take_listener(&mut sockets, index, descriptor).map_err(|problem| {
-                let context = "cannot listen on inherited descriptor";
-                io::Error::other(format!("{context} {descriptor}: {problem}"))
-            })
+            let socket = if fs::symlink_metadata(format!("/dev/fd/{descriptor}")).is_err() {
+                return Err(cannot_listen(descriptor, &io::Error::other("not open")));
+            } else if let Ok(Some(tcp)) = sockets.take_tcp_listener(index) {
+                Socket::Tcp(tcp)
+            } else if let Ok(Some(unix)) = sockets.take_unix_listener(index) {
+                Socket::Unix(unix)
+            } else {
+                let error = io::Error::other("not a TCP or Unix-domain stream socket");
+                return Err(cannot_listen(descriptor, &error));
+            };
+            Ok((descriptor, socket))
         };
         (0..number).map(take).collect::<io::Result<_>>().map(Self)
     }
@@ -130,53 +135,22 @@ impl Inherited {
         self.0.is_empty()
     }
 
-    /// Adds the sockets to the listeners of `server`.
+    /// Adds the sockets to the listeners of `server`, which checks that they are listening.
     pub(crate) fn adopt_into(self, server: &mut Server) -> io::Result<()> {
-        for listener in self.0 {
-            match listener {
-                Listener::Tcp(listener) => server.adopt_tcp(listener),
-                Listener::Unix(listener) => server.adopt_unix(listener),
+        for (descriptor, socket) in self.0 {
+            match socket {
+                Socket::Tcp(listener) => server.adopt_tcp(listener),
+                Socket::Unix(listener) => server.adopt_unix(listener),
             }
-            .map_err(|error| with_context(&error, "cannot listen on an inherited socket"))?;
+            .map_err(|error| cannot_listen(descriptor, &error))?;
         }
         Ok(())
     }
 }
 
-/// Takes the socket with this index and `descriptor`, or returns why it is no listener.
-fn take_listener(
-    sockets: &mut ListenFd,
-    index: usize,
-    descriptor: usize,
-) -> Result<Listener, &'static str> {
-    if fs::symlink_metadata(format!("/dev/fd/{descriptor}")).is_err() {
-        return Err("not open");
-    }
-    let (listener, is_listening) = if let Ok(Some(tcp)) = sockets.take_tcp_listener(index) {
-        let is_listening = is_listening(&SockRef::from(&tcp));
-        (Listener::Tcp(tcp), is_listening)
-    } else if let Ok(Some(unix)) = sockets.take_unix_listener(index) {
-        let is_listening = is_listening(&SockRef::from(&unix));
-        (Listener::Unix(unix), is_listening)
-    } else {
-        return Err("not a TCP or Unix-domain stream socket");
-    };
-    if is_listening {
-        Ok(listener)
-    } else {
-        Err("the socket is not listening")
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn is_listening(socket: &SockRef<'_>) -> bool {
-    socket.is_listener().unwrap_or(false)
-}
-
-/// Other systems do not tell.
-#[cfg(not(target_os = "linux"))]
-fn is_listening(_socket: &SockRef<'_>) -> bool {
-    true
+fn cannot_listen(descriptor: usize, error: &io::Error) -> io::Error {
+    let context = format!("cannot listen on inherited descriptor {descriptor}");
+    with_context(error, &context)
 }
 
 /// Sends a message to the service manager, if there is one (`NOTIFY_SOCKET`).

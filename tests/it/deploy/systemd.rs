@@ -81,8 +81,8 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let file = fs::File::open("/dev/null").unwrap();
     for (descriptor, problem) in [
-        (OwnedFd::from(bound), "the socket is not listening"),
-        (connected.into(), "the socket is not listening"),
+        (OwnedFd::from(bound), "the TCP socket is not listening"),
+        (connected.into(), "the Unix-domain socket is not listening"),
         (datagrams.into(), other),
         (file.into(), other),
     ] {
