@@ -11,7 +11,6 @@ mod service;
 mod signals;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -22,7 +21,7 @@ use self::background::BackgroundThread;
 use self::greeting::Greeting;
 use self::logging::{FINISH_TIMEOUT, Log, TARGET, log_stats};
 pub(crate) use self::options::Options;
-use self::signals::SignalHandling;
+use self::signals::SignalLink;
 use crate::error::with_context;
 use crate::output::{FAILURE, Failure};
 use crate::platform::{Inherited, Signals};
@@ -37,11 +36,11 @@ const SOCKET_BUFFERS: &str = if cfg!(target_os = "linux") {
 /// Serves until a signal shuts the server down. Reports an error itself.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let prepared = prepare(options);
-    let (inherited, signals, log) = prepared.map_err(|error| {
+    let (inherited, signals, link, log) = prepared.map_err(|error| {
         logging::print_error(options.log_format, &error.to_string());
         Failure(FAILURE, None)
     })?;
-    let result = Running::start(options, inherited, &signals, &log)
+    let result = Running::start(options, inherited, link, &log)
         .and_then(|running| running.serve(options.greeting.as_ref(), &log));
     if let Err(error) = &result {
         log.error(error);
@@ -54,14 +53,16 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
 /// Takes the inherited sockets before any other file is opened, and registers the signals before any thread starts. A
 /// signal from then on leads to a shutdown.
-fn prepare(options: &Options) -> io::Result<(Inherited, SignalHandling, Log)> {
+fn prepare(
+    options: &Options,
+) -> io::Result<(Inherited, Option<BackgroundThread>, SignalLink, Log)> {
     let inherited = Inherited::take()?;
     let signals =
         Signals::register().map_err(|error| with_context(&error, "cannot handle signals"))?;
-    let log = Log::start(options.log_level(), options.log_format)
+    let log = logging::start(options.log_level(), options.log_format)
         .map_err(|error| with_context(&error, "cannot start the log"))?;
-    let signals = SignalHandling::start(signals, options.drain_delay, log.clone())?;
-    Ok((inherited, signals, log))
+    let (signals, link) = signals::start(signals, options.drain_delay, log.clone())?;
+    Ok((inherited, signals, link, log))
 }
 
 /// A server that is bound, and the threads beside it, which are stopped and joined on drop.
@@ -74,7 +75,7 @@ impl Running {
     fn start(
         options: &Options,
         inherited: Inherited,
-        signals: &SignalHandling,
+        signals: SignalLink,
         log: &Log,
     ) -> io::Result<Self> {
         let mut config = options.config(!inherited.is_empty());
@@ -92,7 +93,7 @@ impl Running {
             let observed = metrics::Observed {
                 server: server.handle(),
                 max_connections: config.max_connections,
-                is_stopping: Arc::clone(&signals.is_stopping),
+                is_stopping: signals.is_stopping,
                 log: log.clone(),
             };
             threads.push(metrics::start(http_server, observed)?);

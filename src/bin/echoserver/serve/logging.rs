@@ -18,8 +18,8 @@ use echoserver::Stats;
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter, Record};
 
-pub(crate) use self::format::Style;
-use self::queue::Queue;
+use self::format::Style;
+pub(crate) use self::queue::Log;
 
 /// The log target of records about the whole process.
 pub(crate) const TARGET: &str = "echoserver";
@@ -46,49 +46,19 @@ pub(crate) fn set_server(name: &'static str) {
     SERVER.set(Some(name));
 }
 
-/// The end of the log that is not a part of each record.
-#[derive(Clone)]
-pub(crate) struct Log {
-    style: Style,
-    queue: Queue,
-}
-
-impl Log {
-    /// Starts the log thread, and logs at `level`, or else as `RUST_LOG` says. Panics are logged too.
-    pub(crate) fn start(level: Option<LevelFilter>, format: Format) -> io::Result<Self> {
-        let style = Style::new(format);
-        let queue = Queue::start(io::stderr(), style)?;
-        let mut builder = builder(style, queue.clone());
-        let rust_log = env::var_os("RUST_LOG").unwrap_or_default();
-        let filtered = set_filter(&mut builder, level, &rust_log.to_string_lossy());
-        builder.init();
-        if let Err(problem) = filtered {
-            log::warn!("RUST_LOG is not used: {problem}");
-        }
-        panic::set_hook(Box::new(log_panic));
-        Ok(Self { style, queue })
+/// Starts the log thread, and logs at `level`, or else as `RUST_LOG` says. Panics are logged too.
+pub(crate) fn start(level: Option<LevelFilter>, format: Format) -> io::Result<Log> {
+    let style = Style::new(format);
+    let log = Log::start(io::stderr(), style)?;
+    let mut builder = builder(style, log.clone());
+    let rust_log = env::var_os("RUST_LOG").unwrap_or_default();
+    let filtered = set_filter(&mut builder, level, &rust_log.to_string_lossy());
+    builder.init();
+    if let Err(problem) = filtered {
+        log::warn!("RUST_LOG is not used: {problem}");
     }
-
-    /// Returns how many lines are missing in the log.
-    pub(crate) fn lost_lines(&self) -> u64 {
-        self.queue.lost_lines()
-    }
-
-    /// Writes an error that ends the process, independent of the level. It goes through the queue, because
-    /// a direct write to stderr can block.
-    pub(crate) fn error(&self, error: &io::Error) {
-        self.queue.send(self.style.error(&error.to_string()));
-    }
-
-    /// Drops no more lines. Called when the server has ended, and only a few lines follow.
-    pub(crate) fn end(&self) {
-        self.queue.end();
-    }
-
-    /// Waits until all queued lines are written, for as long as stderr takes bytes and at most for `limit`.
-    pub(crate) fn finish(&self, limit: Duration) {
-        self.queue.finish(limit);
-    }
+    panic::set_hook(Box::new(log_panic));
+    Ok(log)
 }
 
 /// Logs the counters of a server.
@@ -108,13 +78,13 @@ pub(crate) fn print_error(format: Format, error: &str) {
     let _closed = io::stderr().write_all(line.as_bytes());
 }
 
-/// Returns a logger that hands lines to `queue`.
-fn builder(style: Style, queue: Queue) -> Builder {
+/// Returns a logger that hands lines to `log`.
+fn builder(style: Style, log: Log) -> Builder {
     let mut builder = Builder::new();
     builder
         // In one piece: the part of a line that was written before a failure would begin the next one.
         .format(move |formatter, record| formatter.write_all(style.line(record).as_bytes()))
-        .target(Target::Pipe(Box::new(queue)));
+        .target(Target::Pipe(Box::new(log)));
     builder
 }
 

@@ -30,43 +30,40 @@ const STARTUP_INTERVAL: Duration = Duration::from_millis(10);
 /// How long to wait for the log after a second signal.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The thread that handles signals, and what others exchange with it.
-pub(crate) struct SignalHandling {
-    /// Takes the handle of the server once it is bound.
+/// What the thread that handles signals exchanges with the server.
+pub(crate) struct SignalLink {
+    /// Takes the handle of the server once it is bound. Dropped without one, the startup has failed.
     pub(crate) bound: Sender<Handle>,
     /// A signal has requested a shutdown; the drain may not have begun.
     pub(crate) is_stopping: Arc<AtomicBool>,
-    _thread: Option<BackgroundThread>,
 }
 
-impl SignalHandling {
-    /// Starts the thread, if there are signals.
-    pub(crate) fn start(
-        signals: Option<Signals>,
-        drain_delay: Duration,
-        log: Log,
-    ) -> io::Result<Self> {
-        let (sender, bound) = bounded(1);
-        let is_stopping = Arc::new(AtomicBool::new(false));
-        let mut handler = SignalHandler {
-            bound,
-            server: None,
-            has_failed: false,
-            drain_delay,
-            is_stopping: Arc::clone(&is_stopping),
-            log,
-            request: None,
-        };
-        let spawn = |signals: Signals| {
-            let close = signals.closer();
-            BackgroundThread::spawn("signals", move || handler.run(signals), close)
-        };
-        Ok(Self {
-            bound: sender,
-            is_stopping,
-            _thread: signals.map(spawn).transpose()?,
-        })
-    }
+/// Starts a thread that handles signals, if there are any.
+pub(crate) fn start(
+    signals: Option<Signals>,
+    drain_delay: Duration,
+    log: Log,
+) -> io::Result<(Option<BackgroundThread>, SignalLink)> {
+    let (sender, bound) = bounded(1);
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    let mut handler = SignalHandler {
+        bound,
+        server: None,
+        has_failed: false,
+        drain_delay,
+        is_stopping: Arc::clone(&is_stopping),
+        log,
+        request: None,
+    };
+    let spawn = |signals: Signals| {
+        let close = signals.closer();
+        BackgroundThread::spawn("signals", move || handler.run(signals), close)
+    };
+    let link = SignalLink {
+        bound: sender,
+        is_stopping,
+    };
+    Ok((signals.map(spawn).transpose()?, link))
 }
 
 /// A shutdown that a signal has requested.

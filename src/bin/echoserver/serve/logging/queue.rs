@@ -19,7 +19,7 @@ use crate::platform;
 /// Limit for queued lines, in bytes: room for about 7,000 lines, because a drain logs many at once.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
 
-/// How long [`Queue::finish`] waits while a pipe or a terminal takes no byte: it may have no reader.
+/// How long [`Log::finish`] waits while a pipe or a terminal takes no byte: it may have no reader.
 const STALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How soon to try again if stderr is non-blocking and full.
@@ -32,7 +32,8 @@ enum Message {
 
 /// The sending end of the queue.
 #[derive(Clone)]
-pub(super) struct Queue {
+pub(crate) struct Log {
+    style: Style,
     messages: Sender<Message>,
     state: Arc<State>,
 }
@@ -48,36 +49,46 @@ struct State {
     is_ending: AtomicBool,
 }
 
-impl Queue {
+impl Log {
     /// Starts the thread that writes lines to `output`.
     pub(super) fn start(output: impl Write + Send + 'static, style: Style) -> io::Result<Self> {
-        let (queue, messages) = Self::new();
-        let mut writer = Writer::new(output, style, Arc::clone(&queue.state));
+        let (log, messages) = Self::new(style);
+        let mut writer = Writer::new(output, style, Arc::clone(&log.state));
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || writer.run(&messages))?;
-        Ok(queue)
+        Ok(log)
     }
 
     /// Creates a queue, and returns its sending and its receiving end.
-    fn new() -> (Self, Receiver<Message>) {
+    fn new(style: Style) -> (Self, Receiver<Message>) {
         // The sender enforces the bound, which is in bytes.
         let (messages, receiver) = unbounded();
-        let state = Arc::default();
-        (Self { messages, state }, receiver)
+        let log = Self {
+            style,
+            messages,
+            state: Arc::default(),
+        };
+        (log, receiver)
     }
 
-    pub(super) fn lost_lines(&self) -> u64 {
+    /// Returns how many lines are missing.
+    pub(crate) fn lost_lines(&self) -> u64 {
         self.state.lost_lines.load(Relaxed)
     }
 
-    /// Drops no more lines.
-    pub(super) fn end(&self) {
+    /// Drops no more lines. Called when the server has ended, and only a few lines follow.
+    pub(crate) fn end(&self) {
         self.state.is_ending.store(true, Relaxed);
     }
 
-    /// Queues a line, even if the queue is full.
-    pub(super) fn send(&self, line: String) {
+    /// Writes an error that ends the process, independent of the level. It goes through the queue, because
+    /// a direct write to stderr can block.
+    pub(crate) fn error(&self, error: &io::Error) {
+        self.send(self.style.error(&error.to_string()));
+    }
+
+    fn send(&self, line: String) {
         self.state.queued_bytes.fetch_add(line.len(), Relaxed);
         // The receiver lives as long as the process.
         let _sent = self.messages.send(Message::Line(line));
@@ -95,7 +106,7 @@ impl Queue {
     }
 
     /// Waits until all queued lines are written, for as long as stderr takes bytes and at most for `limit`.
-    pub(super) fn finish(&self, limit: Duration) {
+    pub(crate) fn finish(&self, limit: Duration) {
         // A write to a regular file ends, however slow the disk is.
         let stall = if platform::is_stderr_file() {
             limit
@@ -119,7 +130,7 @@ impl Queue {
 }
 
 /// Each write is one line. env_logger holds a lock meanwhile: a write does not block, log or panic.
-impl Write for Queue {
+impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(String::from_utf8_lossy(line).into_owned());
         Ok(line.len())

@@ -36,12 +36,12 @@ impl Write for Output {
 }
 
 /// A logger with its queue and its output.
-fn start(style: Style) -> (Logger, Queue, Output) {
+fn start(style: Style) -> (Logger, super::Log, Output) {
     let output = Output::default();
-    let queue = Queue::start(output.clone(), style).unwrap();
-    let mut builder = builder(style, queue.clone());
+    let log = super::Log::start(output.clone(), style).unwrap();
+    let mut builder = builder(style, log.clone());
     set_filter(&mut builder, Some(LevelFilter::Info), "").unwrap();
-    (builder.build(), queue, output)
+    (builder.build(), log, output)
 }
 
 /// Returns the lines, without the time, that `style` has for the records that `log` logs.

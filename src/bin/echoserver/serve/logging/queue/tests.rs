@@ -9,37 +9,37 @@ const TEXT: Style = Style {
 
 #[test]
 fn queue_is_bounded_in_bytes_until_the_end() {
-    let (queue, messages) = Queue::new();
+    let (log, messages) = Log::new(TEXT);
     let line = "x".repeat(150);
     for _ in 0..6_000 {
-        queue.push(line.clone());
+        log.push(line.clone());
     }
-    assert_eq!((messages.len(), queue.lost_lines()), (6_000, 0));
-    while queue.lost_lines() < 5 {
-        queue.push(line.clone());
+    assert_eq!((messages.len(), log.lost_lines()), (6_000, 0));
+    while log.lost_lines() < 5 {
+        log.push(line.clone());
     }
     let full = MAX_QUEUED_BYTES / line.len();
     assert_eq!(messages.len(), full);
-    queue.end();
-    queue.push(line.clone());
-    assert_eq!((messages.len(), queue.lost_lines()), (full + 1, 5));
+    log.end();
+    log.push(line.clone());
+    assert_eq!((messages.len(), log.lost_lines()), (full + 1, 5));
 }
 
 /// env_logger holds a lock during a write, and panics for ever if one has panicked. An error is ignored.
 #[test]
 fn write_takes_a_whole_line_even_if_the_queue_is_full_or_closed() {
-    let (mut queue, messages) = Queue::new();
+    let (mut log, messages) = Log::new(TEXT);
     let line = vec![b'x'; 1 + MAX_QUEUED_BYTES];
-    assert_eq!(queue.write(&line).unwrap(), line.len());
-    assert_eq!((messages.len(), queue.lost_lines()), (0, 1));
-    assert_eq!(queue.write(b"\xff\n").unwrap(), 2);
-    queue.flush().unwrap();
+    assert_eq!(log.write(&line).unwrap(), line.len());
+    assert_eq!((messages.len(), log.lost_lines()), (0, 1));
+    assert_eq!(log.write(b"\xff\n").unwrap(), 2);
+    log.flush().unwrap();
     let Ok(Message::Line(text)) = messages.try_recv() else {
         panic!("no line");
     };
     assert_eq!(text, "\u{fffd}\n");
     drop(messages);
-    assert_eq!(queue.write(b"more\n").unwrap(), 5);
+    assert_eq!(log.write(b"more\n").unwrap(), 5);
 }
 
 /// An output that takes only so many bytes.
@@ -66,21 +66,18 @@ impl Write for Disk {
 
 #[test]
 fn partial_line_is_ended_and_lost_lines_are_reported() {
-    let (queue, messages) = Queue::new();
+    let (log, messages) = Log::new(TEXT);
     let disk = Disk {
         text: String::new(),
         room: 9,
     };
-    let mut writer = Writer::new(disk, TEXT, Arc::clone(&queue.state));
+    let mut writer = Writer::new(disk, TEXT, Arc::clone(&log.state));
     let mut write = |lines: &[&str], room| {
         for line in lines {
-            queue.push(format!("{line}\n"));
+            log.push(format!("{line}\n"));
         }
         let (done, _written) = bounded(1);
-        queue
-            .messages
-            .send(Message::Flush(done))
-            .expect("it is open");
+        log.messages.send(Message::Flush(done)).expect("it is open");
         while let Ok(message) = messages.try_recv() {
             let (sender, one) = unbounded();
             sender.send(message).expect("it is open");
@@ -98,5 +95,5 @@ fn partial_line_is_ended_and_lost_lines_are_reported() {
     assert_eq!(lines[..3], ["first", "sec", "fifth"], "{text}");
     assert!(lines[3].ends_with("WARN  echoserver] log lines were dropped: lines=3 reason=full"));
     assert_eq!(lines.len(), 4, "{text}");
-    assert_eq!(queue.state.queued_bytes.load(Relaxed), 0);
+    assert_eq!(log.state.queued_bytes.load(Relaxed), 0);
 }
