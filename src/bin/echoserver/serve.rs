@@ -20,6 +20,7 @@ use log::Level;
 use self::background::BackgroundThread;
 use self::greeting::Greeting;
 use self::logging::{FINISH_TIMEOUT, Log, TARGET, log_stats};
+use self::metrics::Endpoint;
 pub(crate) use self::options::Options;
 use self::signals::SignalLink;
 use crate::error::with_context;
@@ -90,13 +91,9 @@ impl Running {
 
         let mut threads = Vec::new();
         if let Some(http_server) = http_server {
-            let observed = metrics::Observed {
-                server: server.handle(),
-                max_connections: config.max_connections,
-                is_stopping: signals.is_stopping,
-                log: log.clone(),
-            };
-            threads.push(metrics::start(http_server, observed)?);
+            let (is_stopping, log) = (signals.is_stopping, log.clone());
+            let endpoint = Endpoint::new(&server, config.max_connections, is_stopping, log);
+            threads.push(metrics::start(http_server, endpoint)?);
         }
         if let Some(interval) = options.stats_interval {
             let handle = server.handle();

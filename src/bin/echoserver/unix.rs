@@ -226,9 +226,10 @@ pub(crate) fn signal_name(signal: i32) -> &'static str {
 /// as ignored, and keeps the effect that it had.
 fn is_hangup_ignored() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
-    ignored.is_none_or(|set| set & 1 != 0)
+    (status.lines())
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_none_or(|set| set & 1 != 0)
 }
 
 /// Waits until a signal has put a byte into the pipe; returns whether one has.

@@ -363,8 +363,9 @@ fn churn(server: &TestedServer) -> CaseResult {
 
 fn crowd(server: &TestedServer) -> CaseResult {
     const CROWD: usize = 300;
-    let crowd = (0..CROWD).map(|_| server.connect());
-    let crowd = crowd.collect::<CaseResult<Vec<Client>>>()?;
+    let crowd: Vec<_> = (0..CROWD)
+        .map(|_| server.connect())
+        .collect::<CaseResult<_>>()?;
     let talk = || {
         for round in 0..3 {
             let message = |index: usize| data(round * CROWD + index, 100 + index);

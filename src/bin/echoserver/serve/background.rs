@@ -21,8 +21,8 @@ impl BackgroundThread {
         run: impl FnOnce() + Send + 'static,
         stop: impl FnOnce() + 'static,
     ) -> io::Result<Self> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
-        let thread = thread
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = spawned
             .map_err(|error| with_context(&error, &format!("cannot start the thread '{name}'")))?;
         Ok(Self {
             stop: Some(Box::new(stop)),

@@ -115,10 +115,10 @@ fn set_filter(
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let payload = panic.payload();
     let message = (payload.downcast_ref::<&str>().copied())
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let message = message.unwrap_or("no message");
-    let location = panic.location().map(ToString::to_string);
-    let location = location.as_deref().unwrap_or("unknown location");
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let location =
+        (panic.location()).map_or_else(|| "unknown location".to_owned(), ToString::to_string);
     log::error!(target: TARGET, "internal error: {message} (at {location})");
 }
 

@@ -7,12 +7,8 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use echoserver::Config;
 
-/// A limit of the memory that the process can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct MemoryLimit {
-    bytes: u64,
-    name: &'static str,
-}
+/// A limit of the memory that the process can have, in bytes, and its name.
+type MemoryLimit = (u64, &'static str);
 
 /// Logs a warning if the buffers of a server with this configuration may exceed the available memory.
 pub(crate) fn warn_if_insufficient(config: &Config) {
@@ -23,13 +19,12 @@ pub(crate) fn warn_if_insufficient(config: &Config) {
 
 fn warning(config: &Config, limit: Option<MemoryLimit>) -> Option<String> {
     let needed = config.max_memory();
-    let limit = limit.filter(|limit| limit.bytes < needed)?;
+    let (available, name) = limit.filter(|(bytes, _)| *bytes < needed)?;
     Some(format!(
-        "buffer memory may exceed the available memory: at most {} for {} connections, {} available ({})",
+        "buffer memory may exceed the available memory: at most {} for {} connections, {} available ({name})",
         ByteSize(needed),
         config.max_connections,
-        ByteSize(limit.bytes),
-        limit.name
+        ByteSize(available),
     ))
 }
 
@@ -38,17 +33,11 @@ fn warning(config: &Config, limit: Option<MemoryLimit>) -> Option<String> {
 /// `read` reads a file. On a system other than Linux the files do not exist, and the limit is unknown.
 fn memory_limit(read: impl Fn(&Path) -> io::Result<String>) -> Option<MemoryLimit> {
     let text = |path: &str| read(Path::new(path)).unwrap_or_default();
-    let physical = total_memory(&text("/proc/meminfo")).map(|bytes| MemoryLimit {
-        bytes,
-        name: "physical memory",
-    });
+    let physical = total_memory(&text("/proc/meminfo")).map(|bytes| (bytes, "physical memory"));
     let of_cgroups = limit_files(&text("/proc/self/cgroup"))
         .into_iter()
         .filter_map(|file| read(&file).ok()?.trim().parse().ok())
-        .map(|bytes| MemoryLimit {
-            bytes,
-            name: "memory limit of the cgroup",
-        });
+        .map(|bytes| (bytes, "memory limit of the cgroup"));
     physical.into_iter().chain(of_cgroups).min()
 }
 

@@ -33,15 +33,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// The server that the endpoint describes.
-pub(crate) struct Observed {
-    pub(crate) server: Handle,
-    pub(crate) max_connections: usize,
-    /// A signal has requested a shutdown; the drain may not have begun.
-    pub(crate) is_stopping: Arc<AtomicBool>,
-    pub(crate) log: Log,
-}
-
 /// Binds the endpoint's own server to `address`. A socket file gets the permissions `unix_mode`.
 pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Server> {
     let config = Config {
@@ -58,18 +49,12 @@ pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Serve
     Server::bind(config).map_err(|error| with_context(&error, "--metrics"))
 }
 
-/// Starts a thread that runs `http_server`, which serves the counters and the health of a server, also during
-/// its drain.
-pub(crate) fn start(http_server: Server, observed: Observed) -> io::Result<BackgroundThread> {
+/// Starts a thread that runs `http_server`, which serves what `endpoint` describes, also during a drain.
+pub(crate) fn start(http_server: Server, endpoint: Endpoint) -> io::Result<BackgroundThread> {
     for address in http_server.addresses() {
         log::info!("metrics: listening on {address}");
     }
     let handle = http_server.handle();
-    let endpoint = Endpoint {
-        observed,
-        start: SystemTime::now(),
-        accept_paused: Increasing::default(),
-    };
     let serve = move || {
         // The log records of this thread, which accepts, and of the worker.
         logging::set_server("metrics");
@@ -148,9 +133,13 @@ fn parse_request(bytes: &[u8], buffer_full: bool) -> Option<Result<Request, &'st
     Some(Ok(Request { path, is_head }))
 }
 
-/// The state shared by all connections of the endpoint.
-struct Endpoint {
-    observed: Observed,
+/// The server that is described, and the state shared by all connections of the endpoint.
+pub(crate) struct Endpoint {
+    server: Handle,
+    max_connections: usize,
+    /// A signal has requested a shutdown; the drain may not have begun.
+    is_stopping: Arc<AtomicBool>,
+    log: Log,
     /// When the process started.
     start: SystemTime,
     accept_paused: Increasing,
@@ -169,6 +158,22 @@ impl Increasing {
 }
 
 impl Endpoint {
+    pub(crate) fn new(
+        server: &Server,
+        max_connections: usize,
+        is_stopping: Arc<AtomicBool>,
+        log: Log,
+    ) -> Self {
+        Self {
+            server: server.handle(),
+            max_connections,
+            is_stopping,
+            log,
+            start: SystemTime::now(),
+            accept_paused: Increasing::default(),
+        }
+    }
+
     /// Returns the response to `request`. That to HEAD has the length of the body, but no body.
     fn respond(&self, request: Result<Request, &'static str>) -> Vec<u8> {
         let is_head = request.as_ref().is_ok_and(|request| request.is_head);
@@ -203,24 +208,16 @@ impl Endpoint {
 
     /// Whether a load balancer must send no more clients.
     fn is_draining(&self) -> bool {
-        let Observed {
-            server,
-            is_stopping,
-            ..
-        } = &self.observed;
-        is_stopping.load(Ordering::Relaxed) || server.is_shut_down()
+        self.is_stopping.load(Ordering::Relaxed) || self.server.is_shut_down()
     }
 
     fn metrics(&self) -> String {
-        let mut stats = self.observed.server.stats();
+        let mut stats = self.server.stats();
         stats.accept_paused = self.accept_paused.update(stats.accept_paused);
         let mut metrics = Exposition::default();
         metrics.counters(&stats);
-        metrics.value(
-            "echoserver_log_lines_lost_total",
-            self.observed.log.lost_lines(),
-        );
-        metrics.value("echoserver_max_connections", self.observed.max_connections);
+        metrics.value("echoserver_log_lines_lost_total", self.log.lost_lines());
+        metrics.value("echoserver_max_connections", self.max_connections);
         let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
         metrics.family("echoserver_build_info", [(version, 1)]);
         process::add(&mut metrics, self.start);

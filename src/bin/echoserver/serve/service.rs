@@ -17,8 +17,10 @@ const PINGS: u32 = 4;
 /// Notifies the service manager that the server is ready.
 pub(crate) fn notify_ready(server: &Server) {
     let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
-    let addresses = addresses.join(", ");
-    notify(&format!("READY=1\nSTATUS=serving on {addresses}\n"));
+    notify(&format!(
+        "READY=1\nSTATUS=serving on {}\n",
+        addresses.join(", ")
+    ));
 }
 
 /// Notifies the service manager that the server is going to drain.

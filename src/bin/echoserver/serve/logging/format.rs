@@ -149,8 +149,7 @@ fn write_json(record: &Record<'_>, line: &mut String) -> fmt::Result {
     }
     field("message", to_text(record.args())?.into())?;
     visit(record, |key, value| {
-        let number = value.to_i64().map(Json::from);
-        let number = number.or_else(|| value.to_f64().map(Json::from));
+        let number = (value.to_i64().map(Json::from)).or_else(|| value.to_f64().map(Json::from));
         field(
             key.as_str(),
             number.map_or_else(|| to_text(value).map(Json::from), Ok)?,

@@ -10,7 +10,7 @@ fn limit(files: &[(&str, &str)]) -> Option<(u64, &'static str)> {
         file.map(|(_, text)| (*text).to_owned())
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     };
-    memory_limit(read).map(|limit| (limit.bytes, limit.name))
+    memory_limit(read)
 }
 
 #[test]
@@ -79,12 +79,7 @@ fn warning_names_both_amounts() {
         workers: std::num::NonZeroUsize::MIN,
         ..Config::default()
     };
-    let limit = |bytes| {
-        Some(MemoryLimit {
-            bytes,
-            name: "memory limit of the cgroup",
-        })
-    };
+    let limit = |bytes| Some((bytes, "memory limit of the cgroup"));
     assert_eq!(
         warning(&config, limit(GIB / 2)).as_deref(),
         Some(

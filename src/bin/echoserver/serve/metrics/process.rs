@@ -23,8 +23,8 @@ impl ProcessState {
         // The name, in parentheses, may contain anything.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_whitespace().skip(11);
-        let mut ticks = || fields.next()?.parse::<u64>().ok();
-        let ticks = ticks()? + ticks()?;
+        let mut number_of_ticks = || fields.next()?.parse::<u64>().ok();
+        let ticks = number_of_ticks()? + number_of_ticks()?;
         let number = |name: &str| -> Option<u64> {
             let value = status.lines().find_map(|line| line.strip_prefix(name))?;
             value.trim().trim_end_matches(" kB").parse().ok()
