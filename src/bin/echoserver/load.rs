@@ -5,132 +5,27 @@
 
 mod driver;
 mod flow;
+mod plan;
 mod report;
 mod tally;
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{iter, mem, thread};
 
-use clap::Args;
-use echoserver::Address;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use self::driver::{Driver, Plan};
-use self::tally::Tally;
-
+use self::driver::Driver;
+pub(crate) use self::plan::Options;
+use self::plan::Plan;
+use self::tally::{Measured, Tally};
 use crate::output::{FAILURE, Failure, UNREACHABLE, print};
 use crate::platform;
-use crate::target::{self, Target};
-use crate::values;
-
-/// Size of a message, unless the user gives one.
-const MESSAGE: usize = 64;
-const FLOOD_MESSAGE: usize = 64 << 10;
-/// Length of a run, unless the user gives one or a number of messages.
-const DURATION: Duration = Duration::from_secs(10);
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
-const MAX_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Measure an echo server: throughput and round-trip times, with every byte verified
-#[derive(Debug, Args)]
-#[command(max_term_width = 100)]
-#[command(after_help = "\
-    Times are seconds, or have a unit: 5, 0.5, 500ms, 1m30s. RTT is the round-trip time of a message,\n\
-    from its first byte sent to its last byte received; with --rate, from when it was due.\n\
-    Ctrl-C ends the run with the summary.\n\
-    Exit status: 0 success, 1 a wrong byte, a failed connection or no answer, 2 bad usage,\n\
-    3 the server cannot be reached.")]
-pub(crate) struct Options {
-    #[arg(value_name = "HOST:PORT", help = target::FORMS)]
-    address: Address,
-
-    /// Number of connections, at most the number of messages
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
-    #[arg(help_heading = "Load", value_parser = values::count::<u32>(1..=1_000_000))]
-    connections: u32,
-
-    /// Size of a message [default: 64, or 64KiB with --flood]
-    #[arg(short, long, value_name = "SIZE", help_heading = "Load", value_parser = values::size)]
-    size: Option<usize>,
-
-    /// Maximum unanswered messages per connection [default: 1; no limit with --rate]
-    #[arg(long, value_name = "N", help_heading = "Load")]
-    #[arg(value_parser = values::count::<u64>(1..=1_000_000))]
-    in_flight: Option<u64>,
-
-    /// Send this many messages per second in all, whether or not earlier ones have come back
-    #[arg(long, value_name = "N", help_heading = "Load", value_parser = values::rate)]
-    rate: Option<f64>,
-
-    /// Send without waiting for replies
-    #[arg(long, help_heading = "Load", conflicts_with_all = ["rate", "in_flight"])]
-    flood: bool,
-
-    /// Open a connection for each message; its time is part of the RTT
-    #[arg(long, help_heading = "Load", conflicts_with_all = ["flood", "in_flight"])]
-    connect: bool,
-
-    /// Threads that send
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
-    #[arg(value_parser = values::count::<u16>(1..=1024))]
-    threads: u16,
-
-    /// How long to send; 0 means until Ctrl-C [default: 10, or until all of --messages are done]
-    #[arg(short, long, value_name = "TIME", help_heading = "Length", value_parser = values::time(Duration::ZERO))]
-    duration: Option<Duration>,
-
-    /// Messages in all; a failed connection is then not opened again
-    #[arg(short = 'n', long, value_name = "N", help_heading = "Length")]
-    #[arg(value_parser = values::count::<u64>(1..=usize::MAX))]
-    messages: Option<u64>,
-
-    /// How long to send before the measurement starts
-    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = values::time(Duration::ZERO))]
-    #[arg(default_value = "0", conflicts_with = "messages")]
-    warm_up: Duration,
-
-    /// Fail a connection that returns no byte for this long
-    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = values::time(MIN_TIMEOUT))]
-    #[arg(default_value = "10")]
-    timeout: Duration,
-
-    /// Print one JSON object at the end, with the whole histogram, instead of text
-    #[arg(long)]
-    json: bool,
-}
-
-impl Options {
-    fn plan(&self, target: &Target) -> Plan<'_> {
-        let max_messages = self.messages.unwrap_or(u64::MAX);
-        let connections = u64::from(self.connections).min(max_messages) as usize;
-        let threads = usize::from(self.threads).min(connections);
-        let default_size = if self.flood { FLOOD_MESSAGE } else { MESSAGE };
-        let has_limit = self.connect || !self.flood && self.rate.is_none();
-        let default_in_flight = if has_limit { 1 } else { u64::MAX };
-        Plan {
-            options: self,
-            address: target.address.clone(),
-            size: self.size.unwrap_or(default_size) as u64,
-            max_in_flight: self.in_flight.unwrap_or(default_in_flight),
-            threads,
-            connections,
-            sweep_interval: (self.timeout / 4).min(MAX_SWEEP_INTERVAL),
-            stop: Arc::default(),
-            opened: Barrier::new(threads + 1),
-        }
-    }
-
-    /// Returns how long to send, if there is a limit.
-    fn duration(&self) -> Option<Duration> {
-        let default = self.messages.is_none().then_some(DURATION);
-        self.duration.or(default).filter(|it| !it.is_zero())
-    }
-}
+use crate::target::Target;
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
@@ -157,27 +52,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure(FAILURE, None))
-    }
-}
-
-/// What all threads have counted.
-struct Measured {
-    /// Without the messages of the warm-up.
-    total: Tally,
-    warm_up_messages: u64,
-    warm_up_bytes: u64,
-    elapsed: Duration,
-}
-
-impl Measured {
-    /// Returns the messages that were due and have not come back, lost ones apart.
-    fn unanswered(&self) -> u64 {
-        let done = self.warm_up_messages + self.total.messages + self.total.lost;
-        self.total.due.saturating_sub(done)
-    }
-
-    fn per_second(&self, count: u64) -> f64 {
-        count as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Barrier, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -13,8 +13,8 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{SockAddr, SockRef};
 
 use crate::figures::Count;
-use crate::load::Options;
 use crate::load::flow::{Flow, Schedule};
+use crate::load::plan::Plan;
 use crate::load::tally::{Tally, record};
 use crate::payload::Payload;
 use crate::target::{self, client_error};
@@ -32,22 +32,6 @@ const MAX_OPENING: usize = 64;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// On Linux, a short read or write proves that the next one would block, and a later change raises an event.
 const SHORT_MEANS_BLOCKED: bool = cfg!(target_os = "linux");
-
-/// What all threads do: the options, and what follows from them.
-#[derive(Debug)]
-pub(crate) struct Plan<'a> {
-    pub(crate) options: &'a Options,
-    pub(crate) address: SockAddr,
-    pub(crate) size: u64,
-    pub(crate) max_in_flight: u64,
-    pub(crate) threads: usize,
-    pub(crate) connections: usize,
-    /// How often a thread looks for connections to open again or to give up, and whether it is to stop.
-    pub(crate) sweep_interval: Duration,
-    pub(crate) stop: Arc<AtomicBool>,
-    /// Passed by all threads when their connections are open.
-    pub(crate) opened: Barrier,
-}
 
 pub(crate) struct Driver<'a> {
     plan: &'a Plan<'a>,

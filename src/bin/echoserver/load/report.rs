@@ -6,9 +6,8 @@ use hdrhistogram::Histogram;
 use serde_json::json;
 
 use crate::figures::Count;
-use crate::load::Measured;
-use crate::load::driver::Plan;
-use crate::load::tally::Tally;
+use crate::load::plan::Plan;
+use crate::load::tally::{Measured, Tally};
 use crate::target::Target;
 
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];

@@ -1,7 +1,6 @@
 //! What the threads count.
 
 use std::collections::BTreeMap;
-
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -76,4 +75,25 @@ impl Tally {
 
 pub(crate) fn record(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(MAX_TIME).max(1));
+}
+
+/// What all threads have counted.
+pub(crate) struct Measured {
+    /// Without the messages of the warm-up.
+    pub(crate) total: Tally,
+    pub(crate) warm_up_messages: u64,
+    pub(crate) warm_up_bytes: u64,
+    pub(crate) elapsed: Duration,
+}
+
+impl Measured {
+    /// Returns the messages that were due and have not come back, lost ones apart.
+    pub(crate) fn unanswered(&self) -> u64 {
+        let done = self.warm_up_messages + self.total.messages + self.total.lost;
+        self.total.due.saturating_sub(done)
+    }
+
+    pub(crate) fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
 }

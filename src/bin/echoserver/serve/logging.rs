@@ -7,44 +7,21 @@
 mod format;
 mod queue;
 
-use std::cell::Cell;
 use std::env;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::time::Duration;
 
-use clap::ValueEnum;
 use echoserver::Stats;
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter, Record};
 
 use self::format::Style;
+pub(crate) use self::format::{Format, TARGET, set_server};
 pub(crate) use self::queue::Log;
-
-/// The log target of records about the whole process.
-pub(crate) const TARGET: &str = "echoserver";
 
 /// How long [`Log::finish`] waits at most after the drain.
 pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The format of log records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// Human-readable lines.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-thread_local! {
-    /// The server that this thread belongs to, unless it is the echo server.
-    static SERVER: Cell<Option<&'static str>> = const { Cell::new(None) };
-}
-
-/// Names the server that this thread belongs to. Its log records contain the name.
-pub(crate) fn set_server(name: &'static str) {
-    SERVER.set(Some(name));
-}
 
 /// Starts the log thread, and logs at `level`, or else as `RUST_LOG` says. Panics are logged too.
 pub(crate) fn start(level: Option<LevelFilter>, format: Format) -> io::Result<Log> {

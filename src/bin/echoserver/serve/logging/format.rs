@@ -1,22 +1,45 @@
 //! Formats of log records. Each is one line, also if a value cannot be formatted.
 
+use std::cell::Cell;
 use std::env;
 use std::fmt::{self, Display, Write};
 use std::io::{self, IsTerminal};
 use std::time::SystemTime;
 
+use clap::ValueEnum;
 use humantime::{format_rfc3339_millis, format_rfc3339_seconds};
 use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, Record};
 use serde_json::Value as Json;
 
-use super::{Format, SERVER, TARGET};
 use crate::error::escape_control;
 use crate::output::shorten;
 use crate::platform;
 
+/// The log target of records about the whole process.
+pub(crate) const TARGET: &str = "echoserver";
+
 /// The most characters of an error that ends the process.
 const MAX_ERROR: usize = 1000;
+
+/// The format of log records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Human-readable lines.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+thread_local! {
+    /// The server that this thread belongs to, unless it is the echo server.
+    static SERVER: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Names the server that this thread belongs to. Its log records contain the name.
+pub(crate) fn set_server(name: &'static str) {
+    SERVER.set(Some(name));
+}
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::serve::logging::Format;
+use crate::serve::logging::format::Format;
 
 const TEXT: Style = Style {
     format: Format::Text,
