@@ -130,6 +130,7 @@ pub(crate) struct WorkerCounters {
 }
 
 impl WorkerCounters {
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn closed(&self) -> u64 {
         self.closed.iter().map(Counter::get).sum()
     }

@@ -16,6 +16,7 @@ mod values;
 /// Files that the program shares with the library.
 #[path = "../.."]
 mod shared {
+    #[expect(dead_code, reason = "the library uses the rest")]
     pub(crate) mod error;
 }
 
