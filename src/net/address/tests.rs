@@ -70,7 +70,20 @@ fn invalid_hosts_are_named() {
         );
     }
     assert_eq!(error("a\nb:7"), r"invalid host 'a\nb'");
+    assert_eq!(error("a\x1bb:7"), r"invalid host 'a\u{1b}b'");
     assert_eq!(error("[::1%a\nb]:7"), r"invalid host '[::1%a\nb]'");
+}
+
+#[test]
+fn longest_name_of_a_host_is_accepted() {
+    let name = "a".repeat(MAX_NAME);
+    let address = format!("{name}:7").parse();
+    assert_eq!(address, Ok(Address::Host(name.clone(), 7)));
+    let start = &name[..100];
+    assert_eq!(
+        error(&format!("{name}a:7")),
+        format!("invalid host '{start}...'")
+    );
 }
 
 #[test]
