@@ -64,7 +64,8 @@ pub(super) fn unread(stream: &TcpStream) -> u64 {
 ///
 /// With the smallest send buffer and a limit of 1 for unsent bytes, a socket is writable only if everything is
 /// sent and at most one or two small segments (3 KB, with the kernel's overhead) are unacknowledged. A poll
-/// that finds it not writable arms the edge that reports it later.
+/// that finds it not writable arms the edge that reports it later. A Unix-domain socket refuses the limit: it
+/// delivers at once.
 pub(super) fn await_delivery(stream: &TcpStream) -> bool {
     let socket = SockRef::from(stream);
     let set = socket.set_tcp_notsent_lowat(1);

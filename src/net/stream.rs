@@ -59,21 +59,18 @@ impl Stream for Socket {
         self.stream.shutdown(Shutdown::Write)
     }
 
-    /// A Unix-domain socket delivers at once.
     fn await_delivery(&mut self) -> bool {
-        !self.is_tcp || platform::await_delivery(&self.stream)
+        platform::await_delivery(&self.stream)
     }
 
     fn unread(&self) -> u64 {
         platform::unread(&self.stream)
     }
 
-    /// A Unix-domain socket cannot be reset.
+    /// A Unix-domain socket cannot be reset, and ignores the option.
     fn abort(&mut self) {
-        if self.is_tcp {
-            // It fails only if the peer has already reset the connection.
-            let _already_reset = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
-        }
+        // It fails only if the peer has already reset the connection.
+        let _already_reset = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// A read of a Unix-domain socket also ends early at passed descriptors and credentials.

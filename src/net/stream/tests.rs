@@ -13,6 +13,17 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Returns a Unix-domain socket, and its client.
+fn unix_pair() -> (Socket, UnixStream) {
+    let (stream, client) = UnixStream::pair().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let socket = Socket {
+        stream: OwnedFd::from(stream).into(),
+        is_tcp: false,
+    };
+    (socket, client)
+}
+
 fn check_unread(mut socket: Socket, mut client: impl Write) {
     assert_eq!(socket.unread(), 0);
     client.write_all(b"12345").unwrap();
@@ -27,12 +38,7 @@ fn check_unread(mut socket: Socket, mut client: impl Write) {
 fn unread_bytes_are_counted() {
     let (socket, client) = Socket::with_client();
     check_unread(socket, client);
-    let (socket, client) = UnixStream::pair().unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let socket = Socket {
-        stream: OwnedFd::from(socket).into(),
-        is_tcp: false,
-    };
+    let (socket, client) = unix_pair();
     check_unread(socket, client);
 }
 
@@ -52,4 +58,23 @@ fn output_is_delivered_once_it_is_acknowledged() {
     let read = io::copy(&mut (&mut client).take(written), &mut io::sink());
     assert_eq!(read.unwrap(), written);
     wait_until(|| socket.await_delivery());
+}
+
+#[test]
+fn unix_socket_delivers_at_once_and_cannot_be_reset() {
+    let (mut socket, mut client) = unix_pair();
+    assert_eq!(socket.write(b"1").unwrap(), 1);
+    assert!(socket.await_delivery(), "the client does not read");
+    socket.abort();
+    drop(socket);
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"1");
+}
+
+/// A read of a Unix-domain socket also ends where descriptors were passed.
+#[test]
+fn short_read_means_drained_on_tcp_only() {
+    assert!(Socket::with_client().0.short_read_means_drained());
+    assert!(!unix_pair().0.short_read_means_drained());
 }
