@@ -1,5 +1,6 @@
 //! Rules about the sources: the layers, which rules have a test, what the core imports, and how small the library builds.
 
+mod imports;
 mod layers;
 
 use std::collections::BTreeSet;

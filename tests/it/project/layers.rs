@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 
+use super::imports::{self, Import, Module, Source};
 use super::{read, root, sources};
 
 /// Files that are in a circle today. None may be added, and one that is in none any more must be removed here.
@@ -34,9 +35,6 @@ const KNOWN: [&str; 20] = [
 
 /// For each file or module, what it imports.
 type Graph = BTreeMap<String, BTreeSet<String>>;
-
-/// A position in the tree of modules, from the root of the crate.
-type Module = Vec<String>;
 
 #[test]
 fn files_import_in_one_direction() {
@@ -123,29 +121,113 @@ const LIBRARY: &str = "src/";
 const PROGRAM: &str = "src/bin/echoserver/";
 
 fn imports_between_files() -> Graph {
-    let files = files().into_iter();
-    let (program, library): (Vec<_>, Vec<_>) = files.partition(|file| file.starts_with(PROGRAM));
-    let mut graph = Graph::new();
-    for (folder, files) in [(LIBRARY, library), (PROGRAM, program)] {
-        let modules = files
-            .into_iter()
-            .map(|file| (module_of(&file, folder), file));
-        let modules: BTreeMap<Module, String> = modules.collect();
-        for (module, file) in &modules {
-            let imported = imports(&read(&root().join(file)));
-            let imported = imported
-                .iter()
-                .filter_map(|import| match import.path[0].as_str() {
-                    "echoserver" if folder == PROGRAM => Some("src/lib.rs".to_owned()),
-                    _ => import.file(module, &modules),
-                });
-            graph.insert(
-                file.clone(),
-                imported.filter(|other| other != file).collect(),
-            );
+    let (program, library): (Vec<_>, Vec<_>) = files()
+        .into_iter()
+        .partition(|file| file.starts_with(PROGRAM));
+    let [library, program] =
+        [(LIBRARY, library), (PROGRAM, program)].map(|(folder, files)| Crate::read(folder, files));
+    let mut graph = library.graph();
+    graph.extend(program.graph());
+    graph
+}
+
+/// The modules of a crate, with the files of each: more than one if they differ between systems.
+struct Crate {
+    folder: &'static str,
+    modules: BTreeMap<Module, Vec<String>>,
+    sources: BTreeMap<String, Source>,
+}
+
+impl Crate {
+    fn read(folder: &'static str, files: Vec<String>) -> Self {
+        let source = |file: String| {
+            let source = imports::parse(&file, &read(&root().join(&file)));
+            (file, source)
+        };
+        Self::new(folder, files.into_iter().map(source).collect())
+    }
+
+    fn new(folder: &'static str, sources: BTreeMap<String, Source>) -> Self {
+        let mut modules = BTreeMap::<Module, Vec<String>>::new();
+        for (file, source) in &sources {
+            let module = module_of(file, folder);
+            for (below, path) in &source.elsewhere {
+                let module = [&module[..], below].concat();
+                modules.entry(module).or_default().push(path.clone());
+            }
+            modules.entry(module).or_default().push(file.clone());
+        }
+        Self {
+            folder,
+            modules,
+            sources,
         }
     }
-    graph
+
+    fn graph(&self) -> Graph {
+        let imported = |(file, source): (&String, &Source)| {
+            let module = module_of(file, self.folder);
+            let imported = source
+                .imports
+                .iter()
+                .flat_map(|import| self.files(&module, import, &[]));
+            (
+                file.clone(),
+                imported.filter(|other| other != file).collect(),
+            )
+        };
+        self.sources.iter().map(imported).collect()
+    }
+
+    /// Returns the files to which an import in `module` leads, with `rest` after it; none if that is another crate.
+    fn files(&self, module: &Module, import: &Import, rest: &[String]) -> Vec<String> {
+        if self.folder == PROGRAM && import.path[0] == "echoserver" {
+            return vec!["src/lib.rs".to_owned()];
+        }
+        let Some(mut target) = self.absolute(module, import) else {
+            return vec![];
+        };
+        target.extend_from_slice(rest);
+        // The last parts are names of items.
+        let mut items = vec![];
+        while !self.modules.contains_key(&target) {
+            items.insert(0, target.pop().expect("the root is a file"));
+        }
+        let found = &self.modules[&target];
+        // A name may be imported there in turn.
+        if let [name, rest @ ..] = &items[..] {
+            let sources = found.iter().filter_map(|file| self.sources.get(file));
+            let mut imports = sources.flat_map(|source| &source.imports);
+            let is_it = |other: &&Import| other.name.as_ref() == Some(name) && other != &import;
+            let files = imports
+                .find(is_it)
+                .map(|other| self.files(&target, other, rest));
+            if let Some(files) = files.filter(|files| !files.is_empty()) {
+                return files;
+            }
+        }
+        found.clone()
+    }
+
+    /// Returns the path of an import in `module` from the root of the crate, unless it is of another crate.
+    fn absolute(&self, module: &Module, import: &Import) -> Option<Vec<String>> {
+        let here = [&module[..], &import.inside].concat();
+        let child = [&here[..], &import.path[..1]].concat();
+        let mut target = match import.path[0].as_str() {
+            "crate" => vec![],
+            "self" | "super" => here,
+            _ if self.modules.keys().any(|module| module.starts_with(&child)) => here,
+            _ => return None,
+        };
+        for part in &import.path {
+            match part.as_str() {
+                "crate" | "self" => {}
+                "super" => drop(target.pop()),
+                _ => target.push(part.clone()),
+            }
+        }
+        Some(target)
+    }
 }
 
 /// Returns the sources without unit tests, relative to the root.
@@ -164,186 +246,6 @@ fn module_of(file: &str, folder: &str) -> Module {
     match path {
         "lib" | "main" => vec![],
         _ => path.split('/').map(str::to_owned).collect(),
-    }
-}
-
-/// A path of at least two parts, and the inline modules around it.
-#[derive(Debug, PartialEq)]
-struct Import {
-    inside: Module,
-    path: Vec<String>,
-}
-
-impl Import {
-    /// Returns the file that it leads to from `module`, unless that is in another crate.
-    fn file(&self, module: &Module, modules: &BTreeMap<Module, String>) -> Option<String> {
-        let here = [&module[..], &self.inside].concat();
-        let mut path = &self.path[..];
-        let mut target = match path[0].as_str() {
-            "crate" => vec![],
-            "self" | "super" => here,
-            _ if modules.contains_key(&[&here[..], &path[..1]].concat()) => here,
-            _ => return None,
-        };
-        while let [first, rest @ ..] = path {
-            match first.as_str() {
-                "crate" | "self" => {}
-                "super" => drop(target.pop()),
-                _ => break,
-            }
-            path = rest;
-        }
-        target.extend_from_slice(path);
-        // The last parts are names of items.
-        while !modules.contains_key(&target) {
-            target.pop()?;
-        }
-        modules.get(&target).cloned()
-    }
-}
-
-/// Returns the paths in a source.
-fn imports(source: &str) -> Vec<Import> {
-    let tokens = tokens(source);
-    let (mut imports, mut inside, mut depth) = (vec![], vec![], 0);
-    let mut rest = &tokens[..];
-    while let [token, after @ ..] = rest {
-        rest = after;
-        match (*token, rest) {
-            ("mod", [name, "{", ..]) => inside.push((depth, (*name).to_owned())),
-            ("{", _) => depth += 1,
-            ("}", _) => {
-                depth -= 1;
-                inside.pop_if(|(start, _)| *start == depth);
-            }
-            (name, _) if is_name(name) => {
-                let mut paths = Vec::new();
-                rest = read_paths(vec![name.to_owned()], rest, &mut paths);
-                let inside: Vec<_> = inside.iter().map(|(_, name)| name.clone()).collect();
-                let import = |path| Import {
-                    inside: inside.clone(),
-                    path,
-                };
-                imports.extend(paths.into_iter().filter(|it| it.len() > 1).map(import));
-            }
-            _ => {}
-        }
-    }
-    imports
-}
-
-/// Reads the rest of a path that starts with `path`, or of several if there are braces. Returns the tokens after it.
-fn read_paths<'a>(
-    mut path: Vec<String>,
-    mut rest: &'a [&'a str],
-    paths: &mut Vec<Vec<String>>,
-) -> &'a [&'a str] {
-    while let ["::", after @ ..] = rest {
-        match after {
-            ["{", after @ ..] => {
-                rest = after;
-                loop {
-                    match rest {
-                        ["}", after @ ..] => return after,
-                        [name, after @ ..] if is_name(name) => {
-                            let path = [&path[..], &[(*name).to_owned()]].concat();
-                            rest = read_paths(path, after, paths);
-                        }
-                        // A comma, or the star of a glob.
-                        [_, after @ ..] => rest = after,
-                        [] => panic!("a brace is not closed after {path:?}"),
-                    }
-                }
-            }
-            [name, after @ ..] if is_name(name) => {
-                path.push((*name).to_owned());
-                rest = after;
-            }
-            // The star of a glob, or arguments of a generic type.
-            _ => {
-                path.push("*".to_owned());
-                rest = after;
-            }
-        }
-    }
-    paths.push(path);
-    match rest {
-        ["as", _name, after @ ..] => after,
-        _ => rest,
-    }
-}
-
-fn is_part_of_name(letter: char) -> bool {
-    letter.is_alphanumeric() || letter == '_'
-}
-
-fn is_name(token: &str) -> bool {
-    token.starts_with(is_part_of_name)
-}
-
-/// Splits a source into names, `::` and single characters, without comments, texts and blanks.
-fn tokens(source: &str) -> Vec<&str> {
-    let mut tokens = Vec::new();
-    let mut rest = source.trim_start();
-    while let Some(first) = rest.chars().next() {
-        let skipped = skipped_length(rest);
-        let length = match first {
-            _ if skipped > 0 => skipped,
-            ':' if rest.starts_with("::") => 2,
-            _ if is_part_of_name(first) => rest
-                .find(|letter| !is_part_of_name(letter))
-                .unwrap_or(rest.len()),
-            _ => first.len_utf8(),
-        };
-        let (token, after) = rest.split_at(length);
-        if skipped == 0 {
-            tokens.push(token);
-        }
-        rest = after.trim_start();
-    }
-    tokens
-}
-
-/// Returns the length of the comment, text, letter or lifetime at the start, or 0.
-fn skipped_length(source: &str) -> usize {
-    let until = |end: &str| source.find(end).map_or(source.len(), |at| at + end.len());
-    if source.starts_with("//") {
-        return until("\n");
-    }
-    if source.starts_with("/*") {
-        return until("*/");
-    }
-    let text = source.trim_start_matches(['b', 'c']);
-    if let Some(raw) = text.strip_prefix('r') {
-        let content = raw.trim_start_matches('#');
-        if content.starts_with('"') {
-            let start = source.len() - content.len() + 1;
-            let hashes = "#".repeat(raw.len() - content.len());
-            let end = format!("\"{hashes}");
-            let content = &source[start..];
-            return start + content.find(&end).expect("the text ends") + end.len();
-        }
-    }
-    let mut letters = text.char_indices();
-    match letters.next() {
-        Some((_, quote @ ('"' | '\''))) => {
-            // A lifetime has no second quote.
-            let second = text[1..].chars().next().expect("more comes");
-            let is_lifetime =
-                quote == '\'' && second != '\\' && !text[1 + second.len_utf8()..].starts_with('\'');
-            if is_lifetime {
-                return 1;
-            }
-            while let Some((at, letter)) = letters.next() {
-                match letter {
-                    '\\' => drop(letters.next()),
-                    _ if letter == quote => return source.len() - text.len() + at + 1,
-                    _ => {}
-                }
-            }
-            panic!("a text does not end: {}", &text[..text.len().min(80)])
-        }
-        _ => 0,
     }
 }
 
@@ -372,72 +274,6 @@ fn shortest_circle<'a>(graph: &'a Graph, start: &'a String) -> Option<String> {
 }
 
 #[test]
-fn every_form_of_import_is_found() {
-    let source = r##"
-        use crate::a::{b, c::{self, d as e}, f::*};
-        pub(crate) use super::g::h;
-        /* use crate::comment::no; */
-        mod inline {
-            use super::i; // crate::comment::no
-        }
-        fn test<'a>() {
-            let x: &'a str = "\" crate::text::no";
-            let y = (r#"" crate::raw::no"#, '"', b'\'', "");
-            j::k(crate::l::m::<u8>());
-        }
-    "##;
-    let imports = imports(source);
-    let paths: Vec<_> = imports.iter().map(|it| it.path.join("::")).collect();
-    let expected = "crate::a::b crate::a::c::self crate::a::c::d crate::a::f::* super::g::h super::i j::k crate::l::m::*";
-    assert_eq!(paths.join(" "), expected);
-    let inside: Vec<_> = imports
-        .iter()
-        .filter(|it| it.inside == ["inline"])
-        .collect();
-    assert!(
-        inside.len() == 1 && inside[0].path == ["super", "i"],
-        "{inside:?}"
-    );
-}
-
-#[test]
-fn imports_lead_to_files() {
-    let names = ["", "a", "a/b", "c"];
-    let module = |name: &&str| {
-        name.split('/')
-            .filter(|part| !part.is_empty())
-            .map(str::to_owned)
-            .collect()
-    };
-    let modules: BTreeMap<Module, _> = names
-        .iter()
-        .map(|name| (module(name), format!("{name}.rs")))
-        .collect();
-    let file = |from: &str, source: &str| {
-        let imports = imports(source);
-        imports[0].file(&module(&from), &modules)
-    };
-    for (from, source, expected) in [
-        ("c", "use crate::a::b::Item;", Some("a/b.rs")),
-        ("c", "use crate::a::Item;", Some("a.rs")),
-        ("c", "use crate::Item;", Some(".rs")),
-        ("a/b", "use super::Item;", Some("a.rs")),
-        ("a/b", "use super::super::c::Item;", Some("c.rs")),
-        ("a", "use self::b::Item;", Some("a/b.rs")),
-        ("a", "b::function()", Some("a/b.rs")),
-        ("a", "mod inline { use super::b; }", Some("a/b.rs")),
-        ("c", "b::function()", None),
-        ("a", "use std::io;", None),
-    ] {
-        assert_eq!(
-            file(from, source).as_deref(),
-            expected,
-            "{source} in {from}"
-        );
-    }
-}
-
-#[test]
 fn circles_are_found() {
     let edges = [("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")];
     let mut graph = Graph::new();
@@ -449,4 +285,60 @@ fn circles_are_found() {
     }
     let circles: Vec<_> = circles(&graph).into_values().collect();
     assert_eq!(circles, ["b -> c -> b", "c -> b -> c"]);
+}
+
+#[test]
+fn imports_lead_to_files() {
+    let sources = [
+        (
+            "src/lib.rs",
+            "use c::Item as Renamed; mod folder { use crate::c; }",
+        ),
+        (
+            "src/a.rs",
+            "#[path = \"a/one.rs\"] mod b; #[path = \"a/two.rs\"] mod b; use b::Item;",
+        ),
+        ("src/c.rs", ""),
+    ];
+    let source = |(file, text): (&str, &str)| (file.to_owned(), imports::parse(file, text));
+    let sources = BTreeMap::from(sources.map(source));
+    let library = Crate::new(LIBRARY, sources);
+    let files = |from: &str, text: &str| {
+        let parsed = imports::parse(from, text);
+        library
+            .files(&module_of(from, LIBRARY), &parsed.imports[0], &[])
+            .join(" ")
+    };
+    for (from, text, expected) in [
+        (
+            "src/c.rs",
+            "use crate::a::b::Type;",
+            "src/a/one.rs src/a/two.rs",
+        ),
+        ("src/c.rs", "use crate::a::Type;", "src/a.rs"),
+        (
+            "src/c.rs",
+            "use crate::a::Item;",
+            "src/a/one.rs src/a/two.rs",
+        ),
+        ("src/c.rs", "use crate::Item;", "src/lib.rs"),
+        ("src/a.rs", "use crate::Renamed;", "src/c.rs"),
+        ("src/a/b.rs", "use super::Type;", "src/a.rs"),
+        ("src/a/b.rs", "use super::super::c::Item;", "src/c.rs"),
+        (
+            "src/a.rs",
+            "use self::b::Item;",
+            "src/a/one.rs src/a/two.rs",
+        ),
+        ("src/a.rs", "b::function()", "src/a/one.rs src/a/two.rs"),
+        (
+            "src/a.rs",
+            "mod inline { use super::b; }",
+            "src/a/one.rs src/a/two.rs",
+        ),
+        ("src/c.rs", "b::function()", ""),
+        ("src/a.rs", "use std::io;", ""),
+    ] {
+        assert_eq!(files(from, text), expected, "{text} in {from}");
+    }
 }
