@@ -63,10 +63,10 @@ pub(crate) trait Stream: Read + Write {
     fn shutdown_write(&mut self) -> io::Result<()>;
 
     /// Whether the peer has acknowledged everything that was written. After `false`, a readiness event for
-    /// writing follows once it has. Always true except for TCP on Linux and Android.
+    /// writing follows once it has. Always true except for TCP on Linux.
     fn await_delivery(&mut self) -> bool;
 
-    /// The number of bytes that have arrived and were not read. Always 0 except on Linux and Android.
+    /// The number of bytes that have arrived and were not read. Always 0 except on Linux.
     fn unread(&self) -> u64;
 
     /// Makes the coming close a reset, which discards what the kernel still holds. Unix-domain sockets have none.

@@ -6,7 +6,6 @@
 //! stream.
 
 use super::random::Rng;
-use super::timeouts::QuietTime;
 use crate::connection::handler::Action;
 use crate::connection::waker::Waker;
 use crate::stats::CloseReason;
@@ -71,6 +70,32 @@ pub(super) struct WriteShutdown {
 pub(super) struct Refusal {
     /// What the server had read before.
     pub(super) read: usize,
+}
+
+/// Since when nothing has happened on a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct QuietTime {
+    pub(super) since: Millis,
+    /// Another start that the server may count from instead. A deadline shows which one it is.
+    alternative: Option<Millis>,
+}
+
+impl QuietTime {
+    pub(super) fn restart(&mut self, now: Millis) {
+        *self = Self {
+            since: now,
+            alternative: None,
+        };
+    }
+
+    /// Accepts that the time starts again, and that it does not.
+    pub(super) fn may_restart(&mut self, now: Millis) {
+        self.alternative = Some(now);
+    }
+
+    pub(super) fn starts(self) -> impl Iterator<Item = Millis> {
+        [self.since].into_iter().chain(self.alternative)
+    }
 }
 
 #[derive(Debug, Default)]

@@ -17,35 +17,9 @@
 //! After each tick of a worker, the deadline that its table holds must be the one of the model. The places where the
 //! model accepts two deadlines call [`QuietTime::may_restart`], or say so.
 
-use super::connection::SimConnection;
+use super::connection::{QuietTime, SimConnection};
 use super::kernel::Kernel;
 use crate::system::{Millis, NEVER};
-
-/// Since when nothing has happened on a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct QuietTime {
-    pub(super) since: Millis,
-    /// Another start that the server may count from instead. A deadline shows which one it is.
-    alternative: Option<Millis>,
-}
-
-impl QuietTime {
-    pub(super) fn restart(&mut self, now: Millis) {
-        *self = Self {
-            since: now,
-            alternative: None,
-        };
-    }
-
-    /// Accepts that the time starts again, and that it does not.
-    pub(super) fn may_restart(&mut self, now: Millis) {
-        self.alternative = Some(now);
-    }
-
-    fn starts(self) -> impl Iterator<Item = Millis> {
-        [self.since].into_iter().chain(self.alternative)
-    }
-}
 
 /// What a connection does, and the timeout that applies to it.
 type Limit = (&'static str, Option<Millis>);
