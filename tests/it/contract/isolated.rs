@@ -264,17 +264,17 @@ mod keepalive {
     #[test]
     #[cfg(feature = "cli")]
     fn client_without_packets_is_probed() {
-        for (arguments, seconds, shown) in [
-            (&[][..], 300, "5m"),
-            (&["--tcp-keepalive=100s"], 100, "1m 40s"),
-            (&["--tcp-keepalive=32767s"], 32_767, "9h 6m 7s"),
-            (&["--tcp-keepalive=0s"], 0, "off"),
+        for (arguments, seconds) in [
+            (&[][..], 300),
+            (&["--tcp-keepalive=100s"], 100),
+            (&["--tcp-keepalive=32767s"], 32_767),
+            (&["--tcp-keepalive=0s"], 0),
         ] {
             let server = crate::harness::Process::serve(arguments);
             let found = keepalive(server.address());
             let log = server.terminate();
-            let shown = format!("TCP keepalive: {shown}, ");
-            assert!(log.contains(&shown), "{log}");
+            let shown = format!(" tcp_keepalive_ms={seconds}000 ");
+            assert_eq!(log.contains(&shown), seconds > 0, "{log}");
             let Some(found) = found else {
                 assert_eq!(seconds, 0, "{log}");
                 continue;

@@ -61,7 +61,7 @@ fn long_value_is_not_repeated_in_an_error() {
             program().arg(format!("--listen={long}/:1")),
             2,
             "invalid value 'xxx",
-            "is not a host name",
+            "...'",
         ),
         (
             program().arg(format!("--{long}")),
@@ -72,15 +72,15 @@ fn long_value_is_not_repeated_in_an_error() {
         (program().arg(&long), 2, "unrecognized subcommand 'xxx", "'"),
         (
             program().arg(format!("--listen={host}")),
-            1,
-            "cannot listen on xxx",
-            "",
+            2,
+            "invalid value 'xxx",
+            "...'",
         ),
         (
             program().args(["check", &host]),
-            3,
-            "cannot connect to xxx",
-            "",
+            2,
+            "invalid value 'xxx",
+            "...'",
         ),
     ] {
         let error = error_line(command, status);
