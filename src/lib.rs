@@ -316,5 +316,5 @@ pub use net::address::{Address, AddressError};
 pub use peer::Peer;
 pub use server::new_connection::NewConnection;
 pub use server::{Config, Handle, Server};
-pub use stats::{CloseReason, Stats, WorkerStats};
+pub use stats::{CloseReason, Number, Stats, Value, WorkerStats};
 pub use work_queue::WorkQueue;

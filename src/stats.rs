@@ -10,7 +10,6 @@
 //! * Each byte received or generated was sent, is buffered, or was discarded for a reason.
 
 use std::fmt;
-use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -113,56 +112,196 @@ impl Counter {
     }
 }
 
-/// The counters of one worker, written by its thread only.
-#[derive(Debug, Default)]
-pub(crate) struct WorkerCounters {
-    pub(crate) assigned: Counter,
-    pub(crate) closed: [Counter; CloseReason::ALL.len()],
-    pub(crate) bytes_in: Counter,
-    pub(crate) bytes_out: Counter,
-    pub(crate) bytes_generated: Counter,
-    pub(crate) buffered: Counter,
-    pub(crate) discarded: [Counter; CloseReason::ALL.len()],
-    pub(crate) ticks: Counter,
-    pub(crate) yields: Counter,
-    /// In milliseconds.
-    pub(crate) longest_tick: Counter,
+/// A number with its names and its meaning.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Number {
+    /// The name in [`Stats::fields`].
+    pub field: &'static str,
+    /// The name for Prometheus, without a prefix: that of a counter ends with `_total`, others are gauges. One that begins
+    /// with `worker_` is of interest for each worker.
+    pub metric: &'static str,
+    /// What it means, in one sentence.
+    pub help: &'static str,
+    /// The number.
+    pub value: Value,
+}
+
+/// A number in [`Stats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Value {
+    /// A count or a state, 0 or 1.
+    Count(u64),
+    /// A difference.
+    Net(i64),
+    /// A count for each [reason](CloseReason::ALL).
+    ByReason([u64; CloseReason::ALL.len()]),
+    /// A duration.
+    Time(Duration),
+}
+
+/// A type of the fields in a snapshot.
+pub(crate) trait Field {
+    /// What a thread counts with.
+    type Counter;
+
+    fn read(counter: &Self::Counter) -> Self;
+    /// Adds the number of another thread.
+    fn merge(&mut self, other: &Self);
+    fn value(&self) -> Value;
+}
+
+/// Implements [`Field`] for a type with one counter.
+macro_rules! field {
+    ($type:ty, $value:ident, $read:expr, $merge:expr) => {
+        impl Field for $type {
+            type Counter = Counter;
+
+            fn read(counter: &Counter) -> Self {
+                $read(counter.get())
+            }
+
+            fn merge(&mut self, other: &Self) {
+                *self = $merge(*self, *other);
+            }
+
+            fn value(&self) -> Value {
+                Value::$value(*self)
+            }
+        }
+    };
+}
+
+field!(u64, Count, u64::from, |sum: u64, other| sum + other);
+field!(i64, Net, u64::cast_signed, |sum: i64, other| sum + other);
+// The longest of all.
+field!(Duration, Time, Duration::from_millis, Duration::max);
+
+impl Field for [u64; CloseReason::ALL.len()] {
+    type Counter = [Counter; CloseReason::ALL.len()];
+
+    fn read(counters: &Self::Counter) -> Self {
+        counters.each_ref().map(Counter::get)
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (sum, count) in self.iter_mut().zip(other) {
+            *sum += count;
+        }
+    }
+
+    fn value(&self) -> Value {
+        Value::ByReason(*self)
+    }
+}
+
+/// Declares counters, once each: the name of a field, its type, its name for Prometheus and its documentation, which is the
+/// help text as well. Defines a struct of counters, a struct of their values, and what follows from the list.
+macro_rules! counters {
+    (
+        $(#[$counters_doc:meta])* $counters:ident;
+        $(#[$stats_doc:meta])* $stats:ident { $($(#[$other_doc:meta])* $other:ident: $other_type:ty,)* }
+        $($(#[doc = $help:literal])+ $field:ident: $type:ty = $metric:literal,)*
+    ) => {
+        $(#[$counters_doc])*
+        #[derive(Debug, Default)]
+        pub(crate) struct $counters {
+            $(pub(crate) $field: <$type as Field>::Counter,)*
+        }
+
+        $(#[$stats_doc])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct $stats {
+            $($(#[doc = $help])+ pub $field: $type,)*
+            $($(#[$other_doc])* pub $other: $other_type,)*
+        }
+
+        impl $stats {
+            fn read(counters: &$counters, $($other: $other_type)*) -> Self {
+                Self { $($field: Field::read(&counters.$field),)* $($other,)* }
+            }
+
+            /// Adds the numbers of another thread.
+            #[allow(dead_code)] // there is one acceptor
+            fn merge(&mut self, other: &Self) {
+                $(self.$field.merge(&other.$field);)*
+            }
+
+            /// Returns the numbers that a thread has counted, with their names.
+            #[must_use]
+            pub fn numbers(&self) -> Vec<Number> {
+                vec![$(Number {
+                    field: stringify!($field),
+                    metric: $metric,
+                    help: concat!($($help),+).trim_ascii(),
+                    value: self.$field.value(),
+                },)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// The counters of one worker, written by its thread only.
+    WorkerCounters;
+    /// The numbers of one worker, or the sum of several.
+    WorkerStats {}
+    /// Connections closed, by reason.
+    closed: [u64; CloseReason::ALL.len()] = "connections_closed_total",
+    /// Bytes received.
+    bytes_in: u64 = "received_bytes_total",
+    /// Bytes sent.
+    bytes_out: u64 = "sent_bytes_total",
+    /// Bytes sent or to be sent that were not received, such as greetings, less those that were consumed.
+    bytes_generated: i64 = "generated_bytes_total",
+    /// Bytes in the buffers of open connections.
+    buffered: u64 = "buffered_bytes",
+    /// Bytes received or generated but not sent, by the reason for which their connection was closed.
+    discarded: [u64; CloseReason::ALL.len()] = "discarded_bytes_total",
+    /// Ticks of the event loop, each with one wait for events.
+    ticks: u64 = "worker_ticks_total",
+    /// How often a connection used its budget and moved to the back of the run queue.
+    yields: u64 = "worker_yields_total",
+    /// The longest tick: how long the events of other connections have waited at most.
+    longest_tick: Duration = "worker_longest_tick_seconds",
+    /// Connections that the worker took from its queue.
+    assigned: u64 = "worker_connections_assigned_total",
+}
+
+counters! {
+    /// The counters of the acceptor, written by its thread only.
+    AcceptorCounters;
+    /// A snapshot of a server's counters since its start.
+    ///
+    /// Each number is exact. A snapshot of a *running* server is not taken at one instant, so its numbers
+    /// may not match each other exactly.
+    Stats {
+        /// The numbers of each worker.
+        workers: Vec<WorkerStats>,
+    }
+    /// Connections accepted.
+    accepted: u64 = "connections_accepted_total",
+    /// Calls of accept that failed, including those retried at once.
+    accept_errors: u64 = "accept_errors_total",
+    /// How often accepting paused: without descriptors, at the connection limit, with full queues or after another error.
+    accept_pauses: u64 = "accept_pauses_total",
+    /// How long accepting paused, without a pause that lasts.
+    accept_paused: Duration = "accept_paused_seconds_total",
+    /// 1 while accepting is paused, otherwise 0.
+    is_accept_paused: u64 = "accept_paused",
+    /// Connections that were reset at the end of a shutdown before a worker had capacity for them. They count as closed
+    /// for the drain timeout.
+    expired: u64 = "connections_expired_total",
 }
 
 impl WorkerCounters {
+    /// Connections closed, for any reason.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn closed(&self) -> u64 {
         self.closed.iter().map(Counter::get).sum()
     }
-
-    fn snapshot(&self) -> WorkerStats {
-        WorkerStats {
-            assigned: self.assigned.get(),
-            closed: self.closed.each_ref().map(Counter::get),
-            bytes_in: self.bytes_in.get(),
-            bytes_out: self.bytes_out.get(),
-            bytes_generated: self.bytes_generated.get().cast_signed(),
-            buffered: self.buffered.get(),
-            discarded: self.discarded.each_ref().map(Counter::get),
-            ticks: self.ticks.get(),
-            yields: self.yields.get(),
-            longest_tick: Duration::from_millis(self.longest_tick.get()),
-        }
-    }
-}
-
-/// The counters of the acceptor, written by its thread only.
-#[derive(Debug, Default)]
-pub(crate) struct AcceptorCounters {
-    pub(crate) accepted: Counter,
-    pub(crate) errors: Counter,
-    pub(crate) pauses: Counter,
-    /// The length of pauses that have ended, in milliseconds.
-    pub(crate) paused_ms: Counter,
-    /// 1 in a pause, otherwise 0.
-    pub(crate) is_paused: Counter,
-    /// Connections that no worker had capacity for before the deadline of a shutdown.
-    pub(crate) expired: Counter,
 }
 
 /// All counters of one server.
@@ -182,45 +321,12 @@ impl Counters {
 
     /// Returns a snapshot.
     pub(crate) fn snapshot(&self) -> Stats {
-        Stats {
-            accepted: self.acceptor.accepted.get(),
-            accept_errors: self.acceptor.errors.get(),
-            accept_pauses: self.acceptor.pauses.get(),
-            accept_paused: Duration::from_millis(self.acceptor.paused_ms.get()),
-            is_accept_paused: self.acceptor.is_paused.get() == 1,
-            expired: self.acceptor.expired.get(),
-            workers: self
-                .workers
-                .iter()
-                .map(|worker| worker.snapshot())
-                .collect(),
-        }
+        let workers = self.workers.iter();
+        Stats::read(
+            &self.acceptor,
+            workers.map(|worker| WorkerStats::read(worker)).collect(),
+        )
     }
-}
-
-/// A snapshot of a server's counters since its start.
-///
-/// Each number is exact. A snapshot of a *running* server is not taken at one instant, so its numbers
-/// may not match each other exactly.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Calls of `accept` that failed, including those retried at once.
-    pub accept_errors: u64,
-    /// How often accepting paused: without file descriptors, at the connection limit, with every
-    /// worker's queue full, or after another error.
-    pub accept_pauses: u64,
-    /// How long accepting paused in total, without a pause that [lasts](Self::is_accept_paused).
-    pub accept_paused: Duration,
-    /// Accepting is paused.
-    pub is_accept_paused: bool,
-    /// Connections accepted in a shutdown that no worker had capacity for before its deadline. They were
-    /// reset, and count as [`CloseReason::DrainTimeout`] in the [`total`](Self::total).
-    pub expired: u64,
-    /// The numbers of each worker.
-    pub workers: Vec<WorkerStats>,
 }
 
 impl Stats {
@@ -229,7 +335,7 @@ impl Stats {
     pub fn total(&self) -> WorkerStats {
         let mut total = WorkerStats::default();
         for worker in &self.workers {
-            total += worker;
+            total.merge(worker);
         }
         total.assigned += self.expired;
         total.closed[CloseReason::DrainTimeout as usize] += self.expired;
@@ -243,41 +349,30 @@ impl Stats {
     }
 
     /// Returns each number with the name it has in logs, such as `bytes_in` and
-    /// `closed_idle_timeout`. `accept_paused_ms` is in milliseconds.
+    /// `closed_idle_timeout`. Durations are in milliseconds.
     #[must_use]
     pub fn fields(&self) -> Vec<(String, i64)> {
-        let total = self.total();
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let by_reason = |what: &str, counts: [u64; CloseReason::ALL.len()]| -> Vec<_> {
-            CloseReason::ALL
-                .iter()
-                .zip(counts)
-                .map(|(reason, count)| (format!("{what}_{reason}"), number(count)))
-                .collect()
-        };
-        let named = |name: &str, value| (name.to_owned(), number(value));
-        let mut fields = vec![
-            named("accepted", self.accepted),
-            named("open", self.open()),
-            named("closed", total.total_closed()),
-        ];
-        fields.extend(by_reason("closed", total.closed));
-        fields.extend([
-            named("bytes_in", total.bytes_in),
-            named("bytes_out", total.bytes_out),
-            ("bytes_generated".to_owned(), total.bytes_generated),
-            named("buffered", total.buffered),
-            named("discarded", total.total_discarded()),
-        ]);
-        fields.extend(by_reason("discarded", total.discarded));
-        let paused_ms = u64::try_from(self.accept_paused.as_millis()).unwrap_or(u64::MAX);
-        fields.extend([
-            named("accept_errors", self.accept_errors),
-            named("accept_pauses", self.accept_pauses),
-            named("accept_paused_ms", paused_ms),
-            named("ticks", total.ticks),
-            named("yields", total.yields),
-        ]);
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let mut fields = Vec::new();
+        for number in [self.numbers(), self.total().numbers()].concat() {
+            let name = number.field;
+            match number.value {
+                Value::Count(count) => fields.push((name.to_owned(), signed(count))),
+                Value::Net(net) => fields.push((name.to_owned(), net)),
+                Value::Time(time) => {
+                    fields.push((format!("{name}_ms"), signed(time.as_millis() as u64)));
+                }
+                Value::ByReason(counts) => {
+                    fields.push((name.to_owned(), signed(counts.iter().sum())));
+                    let by_reason = CloseReason::ALL.iter().zip(counts);
+                    fields.extend(
+                        by_reason
+                            .map(|(reason, count)| (format!("{name}_{reason}"), signed(count))),
+                    );
+                }
+            }
+        }
+        fields.insert(1, ("open".to_owned(), signed(self.open())));
         fields
     }
 
@@ -327,34 +422,6 @@ impl Stats {
     }
 }
 
-/// The numbers of one worker, or the sum of several.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct WorkerStats {
-    /// Connections that the worker took from its queue.
-    pub assigned: u64,
-    /// Connections closed, by [reason](CloseReason::ALL).
-    pub closed: [u64; CloseReason::ALL.len()],
-    /// Bytes received.
-    pub bytes_in: u64,
-    /// Bytes sent.
-    pub bytes_out: u64,
-    /// Net bytes generated by handlers: produced minus consumed. 0 for an echo.
-    pub bytes_generated: i64,
-    /// Bytes in the buffers of open connections.
-    pub buffered: u64,
-    /// Bytes received or generated but not sent, by the [reason](CloseReason::ALL) their connection
-    /// was closed.
-    pub discarded: [u64; CloseReason::ALL.len()],
-    /// Ticks of the worker's event loop, each with one wait for events.
-    pub ticks: u64,
-    /// How often a connection used its budget and moved to the back of the run queue.
-    pub yields: u64,
-    /// The longest tick: how long the events of other connections have waited at most. Of several workers, the
-    /// longest of all.
-    pub longest_tick: Duration,
-}
-
 impl WorkerStats {
     /// Returns the number of connections closed, for any reason.
     #[must_use]
@@ -372,23 +439,6 @@ impl WorkerStats {
     #[must_use]
     pub fn total_discarded(&self) -> u64 {
         self.discarded.iter().sum()
-    }
-}
-
-impl AddAssign<&WorkerStats> for WorkerStats {
-    fn add_assign(&mut self, other: &WorkerStats) {
-        self.assigned += other.assigned;
-        self.bytes_in += other.bytes_in;
-        self.bytes_out += other.bytes_out;
-        self.bytes_generated += other.bytes_generated;
-        self.buffered += other.buffered;
-        self.ticks += other.ticks;
-        self.yields += other.yields;
-        self.longest_tick = self.longest_tick.max(other.longest_tick);
-        for index in 0..CloseReason::ALL.len() {
-            self.closed[index] += other.closed[index];
-            self.discarded[index] += other.discarded[index];
-        }
     }
 }
 

@@ -75,7 +75,7 @@ impl<L: Listen> ListenerSlot<L> {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Accept::Empty,
             Err(error) => {
-                counters.errors.add(1);
+                counters.accept_errors.add(1);
                 self.errors += 1;
                 if self.errors.is_multiple_of(MAX_ERRORS) || !is_transient(&error) {
                     return Accept::Failed(error);
@@ -295,8 +295,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     fn start_pause(&mut self, until: Option<Millis>, cause: &str) {
-        self.counters.acceptor.pauses.add(1);
-        self.counters.acceptor.is_paused.add(1);
+        self.counters.acceptor.accept_pauses.add(1);
+        self.counters.acceptor.is_accept_paused.add(1);
         let is_recent = |at| self.now.saturating_sub(at) < WARNING_INTERVAL;
         let was_logged = !self.last_warning.is_some_and(is_recent);
         if was_logged {
@@ -320,8 +320,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     fn resume(&mut self) {
         if let Some(pause) = self.pause.take() {
             let length = self.now.saturating_sub(pause.since);
-            self.counters.acceptor.is_paused.adjust(1, 0);
-            self.counters.acceptor.paused_ms.add(length);
+            self.counters.acceptor.is_accept_paused.adjust(1, 0);
+            self.counters.acceptor.accept_paused.add(length);
             if pause.was_logged {
                 log::info!(
                     "accept resumed after {}.{} s",

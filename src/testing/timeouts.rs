@@ -17,7 +17,7 @@
 //! After each tick of a worker, the deadline that its table holds must be the one of the model. The places where the
 //! model accepts two deadlines call [`QuietTime::may_restart`], or say so.
 
-use super::connection::{QuietTime, SimConnection};
+use super::connection::SimConnection;
 use super::kernel::Kernel;
 use crate::system::{Millis, NEVER};
 

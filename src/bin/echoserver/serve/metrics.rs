@@ -9,7 +9,7 @@ mod process;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewConnection, Server};
@@ -142,19 +142,6 @@ pub(crate) struct Endpoint {
     log: Log,
     /// When the process started.
     start: SystemTime,
-    accept_paused: Increasing,
-}
-
-/// The highest of the durations so far. The server reckons with the start of a tick when a pause ends, so that
-/// it can state a little less than during the pause; a counter that decreases means a restart to Prometheus.
-#[derive(Default)]
-struct Increasing(AtomicU64);
-
-impl Increasing {
-    fn update(&self, duration: Duration) -> Duration {
-        let nanos = duration.as_nanos() as u64;
-        Duration::from_nanos(self.0.fetch_max(nanos, Ordering::Relaxed).max(nanos))
-    }
 }
 
 impl Endpoint {
@@ -170,7 +157,6 @@ impl Endpoint {
             is_stopping,
             log,
             start: SystemTime::now(),
-            accept_paused: Increasing::default(),
         }
     }
 
@@ -212,18 +198,23 @@ impl Endpoint {
     }
 
     fn metrics(&self) -> String {
-        let mut stats = self.server.stats();
-        stats.accept_paused = self.accept_paused.update(stats.accept_paused);
         let mut metrics = Exposition::default();
-        metrics.counters(&stats);
-        metrics.value("echoserver_log_lines_lost_total", self.log.lost_lines());
-        metrics.value("echoserver_max_connections", self.max_connections);
-        let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
-        metrics.family("echoserver_build_info", [(version, 1)]);
+        metrics.counters(&self.server.stats());
+        metrics.value(
+            "echoserver_log_lines_lost_total",
+            "Lines missing in the log: stderr was not read in time, or could not be written.",
+            self.log.lost_lines(),
+        );
+        let help = "Maximum concurrent connections.";
+        metrics.value("echoserver_max_connections", help, self.max_connections);
+        let name = "echoserver_build_info";
+        metrics.begin(name, "The version of the program.");
+        metrics.sample(
+            name,
+            concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"),
+            1,
+        );
         process::add(&mut metrics, self.start);
         metrics.0
     }
 }
-
-#[cfg(test)]
-mod tests;

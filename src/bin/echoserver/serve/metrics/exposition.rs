@@ -1,14 +1,10 @@
-//! The metrics in Prometheus' text format, version 0.0.4, which every scraper reads. What each means is in `help.txt`.
+//! The metrics in Prometheus' text format, version 0.0.4, which every scraper reads.
 
 use std::fmt::{Display, Write};
-use std::iter;
 
-use echoserver::{CloseReason, Stats, WorkerStats};
+use echoserver::{CloseReason, Number, Stats, Value};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// The name of each metric, and its description.
-const HELP: &str = include_str!("help.txt");
 
 /// Metrics as text.
 #[derive(Default)]
@@ -16,77 +12,74 @@ pub(super) struct Exposition(pub(super) String);
 
 impl Exposition {
     /// Adds one metric without labels.
-    pub(super) fn value(&mut self, name: &str, value: impl Display) {
-        self.family(name, [(String::new(), value)]);
+    pub(super) fn value(&mut self, name: &str, help: &str, value: impl Display) {
+        self.begin(name, help);
+        self.sample(name, "", value);
     }
 
-    /// Adds one metric with several sets of labels, whose values need no escapes. The name of a counter ends with
-    /// `_total`.
-    pub(super) fn family<V: Display>(
-        &mut self,
-        name: &str,
-        series: impl IntoIterator<Item = (String, V)>,
-    ) {
-        let kind = if name.ends_with("_total") {
-            "counter"
-        } else {
-            "gauge"
-        };
-        let mut help = HELP.lines().filter_map(|line| line.split_once(' '));
-        let help = help.find_map(|(known, help)| (known == name).then_some(help));
-        let help = help.expect("every metric is described");
-        let text = &mut self.0;
+    /// Begins a metric. The name of a counter ends with `_total`.
+    pub(super) fn begin(&mut self, name: &str, help: &str) {
+        let is_counter = name.ends_with("_total");
+        let kind = if is_counter { "counter" } else { "gauge" };
         // A write to a string does not fail.
-        let _infallible = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in series {
-            let _infallible = writeln!(text, "{name}{labels} {value}");
-        }
+        let _infallible = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn by_reason(&mut self, name: &str, values: [u64; CloseReason::ALL.len()]) {
-        let labelled = |(reason, value)| (format!("{{reason=\"{reason}\"}}"), value);
-        self.family(name, iter::zip(CloseReason::ALL, values).map(labelled));
-    }
-
-    fn by_worker<V: Display>(&mut self, name: &str, values: impl Iterator<Item = V>) {
-        let labelled = |(worker, value)| (format!("{{worker=\"{worker}\"}}"), value);
-        self.family(name, values.enumerate().map(labelled));
+    /// Adds a value with its labels in braces, which need no escapes.
+    pub(super) fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _infallible = writeln!(self.0, "{name}{labels} {value}");
     }
 
     /// Adds the counters of a server. At rest, accepted = open + closed, and received + generated = sent + buffered +
     /// discarded.
     pub(super) fn counters(&mut self, stats: &Stats) {
-        let total = stats.total();
-        self.value("echoserver_connections_accepted_total", stats.accepted);
-        self.value("echoserver_connections_open", stats.open());
-        self.by_reason("echoserver_connections_closed_total", total.closed);
-        self.value("echoserver_received_bytes_total", total.bytes_in);
-        self.value("echoserver_generated_bytes_total", total.bytes_generated);
-        self.value("echoserver_sent_bytes_total", total.bytes_out);
-        self.value("echoserver_buffered_bytes", total.buffered);
-        self.by_reason("echoserver_discarded_bytes_total", total.discarded);
+        let name = "echoserver_connections_open";
+        self.value(name, "Open connections.", stats.open());
+        let total = stats.total().numbers();
+        let is_of_workers = |number: &Number| number.metric.starts_with("worker_");
+        let of_server = total.iter().filter(|number| !is_of_workers(number));
+        for number in stats.numbers().iter().chain(of_server) {
+            self.begin_number(number);
+            self.samples(number, "");
+        }
+        let workers: Vec<_> = stats
+            .workers
+            .iter()
+            .map(|worker| worker.numbers())
+            .collect();
+        for (index, number) in total.iter().enumerate() {
+            if is_of_workers(number) {
+                self.begin_number(number);
+                for (worker, numbers) in workers.iter().enumerate() {
+                    self.samples(&numbers[index], &format!("{{worker=\"{worker}\"}}"));
+                }
+            }
+        }
+        let name = "echoserver_worker_connections_open";
+        self.begin(name, "Open connections of the worker.");
+        for (index, worker) in stats.workers.iter().enumerate() {
+            let open = worker.assigned.saturating_sub(worker.total_closed());
+            self.sample(name, &format!("{{worker=\"{index}\"}}"), open);
+        }
+    }
 
-        let paused = stats.accept_paused.as_secs_f64();
-        self.value("echoserver_accept_errors_total", stats.accept_errors);
-        self.value("echoserver_accept_paused", u8::from(stats.is_accept_paused));
-        self.value("echoserver_accept_pauses_total", stats.accept_pauses);
-        self.value("echoserver_accept_paused_seconds_total", paused);
+    fn begin_number(&mut self, number: &Number) {
+        self.begin(&format!("echoserver_{}", number.metric), number.help);
+    }
 
-        let workers = stats.workers.iter();
-        let assigned = workers.clone().map(|worker| worker.assigned);
-        self.by_worker("echoserver_worker_connections_assigned_total", assigned);
-        let open = |worker: &WorkerStats| worker.assigned.saturating_sub(worker.total_closed());
-        self.by_worker(
-            "echoserver_worker_connections_open",
-            workers.clone().map(open),
-        );
-        let ticks = workers.clone().map(|worker| worker.ticks);
-        self.by_worker("echoserver_worker_ticks_total", ticks);
-        let longest_tick = workers
-            .clone()
-            .map(|worker| worker.longest_tick.as_secs_f64());
-        self.by_worker("echoserver_worker_longest_tick_seconds", longest_tick);
-        let yields = workers.map(|worker| worker.yields);
-        self.by_worker("echoserver_worker_yields_total", yields);
+    /// Adds the value of a number, or one for each reason.
+    fn samples(&mut self, number: &Number, labels: &str) {
+        let name = format!("echoserver_{}", number.metric);
+        match number.value {
+            Value::Count(count) => self.sample(&name, labels, count),
+            Value::Net(net) => self.sample(&name, labels, net),
+            Value::Time(time) => self.sample(&name, labels, time.as_secs_f64()),
+            Value::ByReason(counts) => {
+                for (reason, count) in CloseReason::ALL.iter().zip(counts) {
+                    self.sample(&name, &format!("{{reason=\"{reason}\"}}"), count);
+                }
+            }
+            _ => {}
+        }
     }
 }

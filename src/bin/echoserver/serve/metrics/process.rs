@@ -44,20 +44,40 @@ pub(super) fn add(metrics: &mut Exposition, start: SystemTime) {
     let Some(state) = ProcessState::parse(&read("stat"), &read("status")) else {
         return;
     };
-    metrics.value("process_cpu_seconds_total", state.cpu.as_secs_f64());
-    metrics.value("process_virtual_memory_bytes", state.virtual_bytes);
-    metrics.value("process_resident_memory_bytes", state.resident_bytes);
-    metrics.value("process_threads", state.threads);
+    metrics.value(
+        "process_cpu_seconds_total",
+        "User and system CPU time.",
+        state.cpu.as_secs_f64(),
+    );
+    metrics.value(
+        "process_virtual_memory_bytes",
+        "Virtual memory size.",
+        state.virtual_bytes,
+    );
+    metrics.value(
+        "process_resident_memory_bytes",
+        "Resident memory size.",
+        state.resident_bytes,
+    );
+    metrics.value("process_threads", "Threads.", state.threads);
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
         // Without that of the directory itself.
         let count = descriptors.count().saturating_sub(1);
-        metrics.value("process_open_fds", count);
+        metrics.value("process_open_fds", "Open file descriptors.", count);
     }
     if let Some(limit) = platform::descriptor_limit() {
-        metrics.value("process_max_fds", limit);
+        metrics.value(
+            "process_max_fds",
+            "Maximum number of open file descriptors.",
+            limit,
+        );
     }
     if let Ok(start) = start.duration_since(UNIX_EPOCH) {
-        metrics.value("process_start_time_seconds", start.as_secs_f64());
+        metrics.value(
+            "process_start_time_seconds",
+            "Start time in seconds since 1970-01-01 UTC.",
+            start.as_secs_f64(),
+        );
     }
 }
 
