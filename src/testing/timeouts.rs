@@ -18,7 +18,7 @@
 //! model accepts two deadlines call [`QuietTime::may_restart`], or say so.
 
 use super::connection::SimConnection;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, TickPhase};
 use crate::system::{Millis, NEVER};
 
 /// What a connection does, and the timeout that applies to it.
@@ -84,8 +84,9 @@ impl Kernel<'_> {
         if !connection.is_waiting() {
             return;
         }
-        // To be tightened: the table does not see a wait that begins and ends in the same turn.
-        if is_second {
+        if is_second && poller.tick_phase == TickPhase::RunQueue {
+            // To be tightened: the table does not see a wait that begins and ends in the same turn. Only a connection in
+            // the run queue can have a timer and a wake-up in one turn.
             connection.quiet.may_restart(poller.now);
         } else {
             connection.quiet.restart(poller.now);

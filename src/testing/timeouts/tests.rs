@@ -27,6 +27,14 @@ fn answer_later(kernel: &mut Kernel<'_>) {
     connection.appended = connection.written;
 }
 
+/// Two calls of the handler in one tick: the first begins a wait, the second ends it.
+fn wait_and_continue(kernel: &mut Kernel<'_>) {
+    kernel.note_call(0);
+    answer_later(kernel);
+    kernel.note_call(0);
+    kernel.connections[0].action = Some(Action::Continue);
+}
+
 fn refuse(kernel: &mut Kernel<'_>, at: Millis) {
     shut_down(kernel, 1000);
     kernel.pollers[WORKER].now = at;
@@ -35,7 +43,7 @@ fn refuse(kernel: &mut Kernel<'_>, at: Millis) {
 }
 
 /// What the connection does in each row of the model and since when, its deadline, and how the kernel gets there.
-const DEADLINES: [(&str, Millis, Happen); 18] = [
+const DEADLINES: [(&str, Millis, Happen); 19] = [
     ("idle since 0 ms", 108, |_| {}),
     ("idle since 0 ms", NEVER, |kernel| {
         kernel.parameters.timeouts.idle = None;
@@ -57,6 +65,7 @@ const DEADLINES: [(&str, Millis, Happen); 18] = [
         kernel.note_call(0);
         kernel.connections[0].action = Some(Action::Continue);
     }),
+    ("idle since 40 ms", 144, wait_and_continue),
     // A call without a wait is not a sign of life.
     ("idle since 0 ms", 108, |kernel| kernel.note_call(0)),
     ("flushing since 0 ms", 200, |kernel| {
@@ -120,12 +129,10 @@ const ALTERNATIVES: [([Millis; 2], Happen); 3] = [
         kernel.pollers[WORKER].sees_shutdown = true;
         kernel.account(0, 1, 0);
     }),
-    // A wait that begins and ends in one tick.
+    // A wait that begins and ends in one turn.
     ([108, 144], |kernel| {
-        kernel.note_call(0);
-        answer_later(kernel);
-        kernel.note_call(0);
-        kernel.connections[0].action = Some(Action::Continue);
+        kernel.pollers[WORKER].tick_phase = TickPhase::RunQueue;
+        wait_and_continue(kernel);
     }),
     // A connection in the run queue, at its deadline.
     ([108, 228], |kernel| {
