@@ -162,8 +162,6 @@ pub(super) struct SimConnection {
     pub(super) reported: usize,
     /// What the handler has returned last, `None` before its first call.
     pub(super) action: Option<Action>,
-    /// The tick of its last call.
-    pub(super) called_in: Option<u64>,
     /// How many bytes the handler has consumed and appended.
     pub(super) consumed: usize,
     pub(super) appended: usize,
@@ -190,7 +188,8 @@ pub(super) struct SimConnection {
     /// The server's last call has found that all output is delivered.
     pub(super) found_delivered: bool,
     pub(super) abort_requested: bool,
-    pub(super) quiet: QuietTime,
+    /// Since when nothing has happened that its timeout depends on.
+    pub(super) quiet_since: Millis,
     /// The last turn has used the budget, so the connection can be in the run queue.
     pub(super) used_budget: bool,
     /// Ticks that have ended since an event reported input, and before the server's next call.

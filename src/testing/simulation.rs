@@ -186,7 +186,7 @@ impl Kernel<'_> {
         }
         connection.has_panicked = true;
         connection.close_requested = Some(now);
-        connection.quiet.restart(now);
+        connection.quiet_since = now;
         self.record(|| format!("connection {id}: the handler panics"));
         true
     }
@@ -218,7 +218,7 @@ impl Kernel<'_> {
         }
         if action == Action::Close && !connection.end_handled {
             connection.close_requested = Some(now);
-            connection.quiet.restart(now);
+            connection.quiet_since = now;
         }
     }
 }

@@ -245,7 +245,7 @@ impl Stream for SimStream<'_> {
                 && connection.unread_since <= connection.asked_unread,
         };
         let twice = connection.write_shutdown.replace(shutdown).is_some();
-        connection.quiet.restart(now);
+        connection.quiet_since = now;
         kernel.check(!twice, || {
             format!("connection {id} shut down its side twice")
         });
@@ -465,7 +465,7 @@ impl Register for SimStream<'_> {
         let connection = &mut kernel.connections[id];
         connection.registered = Some((thread, token));
         connection.registered_at = now;
-        connection.quiet.restart(now);
+        connection.quiet_since = now;
         kernel.raise(Source::Connection(id));
         Ok(())
     }

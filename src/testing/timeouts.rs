@@ -14,11 +14,10 @@
 //! Each change to another row starts the timeout as well. An EOF is not a byte. Input that is left unread because output
 //! is stuck starts nothing.
 //!
-//! After each tick of a worker, the deadline that its table holds must be the one of the model. The places where the
-//! model accepts two deadlines call [`QuietTime::may_restart`], or say so.
+//! After each tick of a worker, the deadline that its table holds must be the one of the model.
 
 use super::connection::SimConnection;
-use super::kernel::{Kernel, TickPhase};
+use super::kernel::Kernel;
 use crate::system::{Millis, NEVER};
 
 /// What a connection does, and the timeout that applies to it.
@@ -64,32 +63,21 @@ impl Kernel<'_> {
         let connection = &mut self.connections[id];
         let is_lingering = connection.write_shutdown.is_some();
         let is_progress = if is_lingering {
-            poller.draining
+            poller.draining || poller.can_see_shutdown()
         } else {
             !connection.refuses
         };
         if is_progress {
-            connection.quiet.restart(poller.now);
-        } else if is_lingering && poller.can_see_shutdown() {
-            // The kernel does not see when the worker begins the shutdown in this part of the tick.
-            connection.quiet.may_restart(poller.now);
+            connection.quiet_since = poller.now;
         }
     }
 
     /// Notes a call of a handler that has announced an answer: if it ends the wait, the idle timeout starts.
     pub(super) fn note_call(&mut self, id: usize) {
-        let poller = &self.pollers[self.current];
+        let now = self.pollers[self.current].now;
         let connection = &mut self.connections[id];
-        let is_second = connection.called_in.replace(poller.ticks) == Some(poller.ticks);
-        if !connection.is_waiting() {
-            return;
-        }
-        if is_second && poller.tick_phase == TickPhase::RunQueue {
-            // To be tightened: the table does not see a wait that begins and ends in the same turn. Only a connection in
-            // the run queue can have a timer and a wake-up in one turn.
-            connection.quiet.may_restart(poller.now);
-        } else {
-            connection.quiet.restart(poller.now);
+        if connection.is_waiting() {
+            connection.quiet_since = now;
         }
     }
 
@@ -98,21 +86,17 @@ impl Kernel<'_> {
         let now = self.pollers[self.current].now;
         let connection = &mut self.connections[id];
         connection.refuses = true;
-        connection.quiet.restart(now);
+        connection.quiet_since = now;
     }
 
-    /// The deadline of a connection during a tick of its worker, the earlier one of two.
+    /// The deadline of a connection during a tick of its worker.
     pub(super) fn deadline_in_tick(&self, id: usize) -> Millis {
         let poller = &self.pollers[self.current];
         let connection = &self.connections[id];
         // A worker sees a shutdown before it closes what has expired.
         let in_shutdown = poller.draining || poller.can_see_shutdown();
         let (_, timeout) = self.limit_of(connection, in_shutdown);
-        let deadlines = connection
-            .quiet
-            .starts()
-            .map(|since| deadline(since, timeout));
-        deadlines.min().unwrap_or(NEVER)
+        deadline(connection.quiet_since, timeout)
     }
 
     /// Checks that input is refused until the deadline, before the server ends its half of the connection.
@@ -136,29 +120,16 @@ impl Kernel<'_> {
         let (action, timeout) = self.limit_of(connection, draining);
         let is_lingering = connection.write_shutdown.is_some();
         let is_queued = connection.used_budget || connection.found_unread;
-        let mut quiet = connection.quiet;
-        let is_over = deadline(quiet.since, timeout) <= now;
-        if is_over && is_queued && !is_lingering && !connection.refuses {
-            // To be tightened: the table starts the timeout of a connection in the run queue again when it is over. It
-            // need not, because the connection does not expire before its next turn.
-            quiet.may_restart(now);
-        }
-        let mut starts = quiet.starts();
-        let matches = |since: &Millis| deadline(*since, timeout) == held;
-        // To be tightened: once it has stopped refusing, it waits in the run queue to end its half.
-        let has_refused = connection.refuses && is_queued && is_over && held == NEVER;
-        let since = starts.find(matches);
-        let Some(since) = since.or(has_refused.then_some(quiet.since)) else {
-            let (since, due) = (quiet.since, show(deadline(quiet.since, timeout)));
+        let since = connection.quiet_since;
+        let due = deadline(since, timeout);
+        // To be tightened: once it has stopped refusing, it can wait in the run queue to end its half.
+        let has_refused = connection.refuses && is_queued && due <= now && held == NEVER;
+        if held != due && !has_refused {
+            let (held, due) = (show(held), show(due));
             return self.fail(format!(
-                "connection {id}: its deadline is {}; {action} since {since} ms, it should be {due}",
-                show(held)
+                "connection {id}: its deadline is {held}; {action} since {since} ms, it should be {due}"
             ));
-        };
-        if !starts.any(|since| matches(&since)) {
-            quiet.restart(since);
         }
-        self.connections[id].quiet = quiet;
         let may_be_open = held > now || (is_queued && !is_lingering);
         self.check(may_be_open, || {
             format!("connection {id} is still open after its deadline, {held} ms")

@@ -126,7 +126,7 @@ const AT_REST: [(&str, Break); 21] = [
     (
         "its deadline is 108 ms; idle since 10 ms, it should be 120 ms",
         |kernel| {
-            kernel.connections[0].quiet.restart(10);
+            kernel.connections[0].quiet_since = 10;
         },
     ),
     ("130 accepts in one tick", |kernel| {

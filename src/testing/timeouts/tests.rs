@@ -1,6 +1,7 @@
 use super::*;
 use crate::connection::handler::Action;
 use crate::testing::checks::tests::{WORKER, end_write_half, kernel_at_rest, shut_down};
+use crate::testing::kernel::TickPhase;
 
 /// Something that happens to connection 0, which is idle since 0 ms.
 type Happen = fn(&mut Kernel<'_>);
@@ -27,14 +28,6 @@ fn answer_later(kernel: &mut Kernel<'_>) {
     connection.appended = connection.written;
 }
 
-/// Two calls of the handler in one tick: the first begins a wait, the second ends it.
-fn wait_and_continue(kernel: &mut Kernel<'_>) {
-    kernel.note_call(0);
-    answer_later(kernel);
-    kernel.note_call(0);
-    kernel.connections[0].action = Some(Action::Continue);
-}
-
 fn refuse(kernel: &mut Kernel<'_>, at: Millis) {
     shut_down(kernel, 1000);
     kernel.pollers[WORKER].now = at;
@@ -43,7 +36,7 @@ fn refuse(kernel: &mut Kernel<'_>, at: Millis) {
 }
 
 /// What the connection does in each row of the model and since when, its deadline, and how the kernel gets there.
-const DEADLINES: [(&str, Millis, Happen); 19] = [
+const DEADLINES: [(&str, Millis, Happen); 20] = [
     ("idle since 0 ms", 108, |_| {}),
     ("idle since 0 ms", NEVER, |kernel| {
         kernel.parameters.timeouts.idle = None;
@@ -65,7 +58,6 @@ const DEADLINES: [(&str, Millis, Happen); 19] = [
         kernel.note_call(0);
         kernel.connections[0].action = Some(Action::Continue);
     }),
-    ("idle since 40 ms", 144, wait_and_continue),
     // A call without a wait is not a sign of life.
     ("idle since 0 ms", 108, |kernel| kernel.note_call(0)),
     ("flushing since 0 ms", 200, |kernel| {
@@ -86,6 +78,18 @@ const DEADLINES: [(&str, Millis, Happen); 19] = [
     ("lingering since 40 ms", 90, |kernel| {
         end_write_half(kernel, 0);
         shut_down(kernel, 1000);
+        kernel.account(0, 1, 0);
+    }),
+    // The tick that begins the shutdown discards input before it, and after it.
+    ("lingering since 0 ms", 54, |kernel| {
+        end_write_half(kernel, 0);
+        kernel.pollers[WORKER].sees_shutdown = true;
+        kernel.pollers[WORKER].tick_phase = TickPhase::Events;
+        kernel.account(0, 1, 0);
+    }),
+    ("lingering since 40 ms", 90, |kernel| {
+        end_write_half(kernel, 0);
+        kernel.pollers[WORKER].sees_shutdown = true;
         kernel.account(0, 1, 0);
     }),
     ("in a shutdown and quiet since 0 ms", NEVER, |kernel| {
@@ -117,43 +121,6 @@ fn only_the_promised_deadline_is_accepted() {
             let message =
                 format!("connection 0: its deadline is {held_text}; {action}, it should be {due}");
             assert_eq!(check(&mut kernel_after(happen), held), Some(message));
-        }
-    }
-}
-
-/// Two deadlines of which the model accepts either.
-const ALTERNATIVES: [([Millis; 2], Happen); 3] = [
-    // The tick in which the shutdown begins.
-    ([54, 90], |kernel| {
-        end_write_half(kernel, 0);
-        kernel.pollers[WORKER].sees_shutdown = true;
-        kernel.account(0, 1, 0);
-    }),
-    // A wait that begins and ends in one turn.
-    ([108, 144], |kernel| {
-        kernel.pollers[WORKER].tick_phase = TickPhase::RunQueue;
-        wait_and_continue(kernel);
-    }),
-    // A connection in the run queue, at its deadline.
-    ([108, 228], |kernel| {
-        kernel.connections[0].used_budget = true;
-        kernel.pollers[WORKER].now = 120;
-    }),
-];
-
-#[test]
-fn alternative_is_accepted_until_the_deadline_decides() {
-    for (accepted, happen) in ALTERNATIVES {
-        for (chosen, other) in [(accepted[0], accepted[1]), (accepted[1], accepted[0])] {
-            let mut kernel = kernel_after(happen);
-            assert_eq!(check(&mut kernel, chosen), None);
-            assert_eq!(check(&mut kernel, chosen), None);
-            kernel.connections[0].used_budget = false;
-            assert_ne!(check(&mut kernel, other), None, "{other} after {chosen}");
-        }
-        for held in [53, 91, 109, 145, 227, NEVER] {
-            let failure = check(&mut kernel_after(happen), held);
-            assert_ne!(failure, None, "{held} of {accepted:?}");
         }
     }
 }
