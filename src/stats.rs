@@ -442,27 +442,5 @@ impl WorkerStats {
     }
 }
 
-/// Writes one line of `name=value` pairs; most counters are left out while they are zero.
-impl fmt::Display for Stats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALWAYS_SHOWN: [&str; 7] = [
-            "accepted",
-            "open",
-            "closed",
-            "bytes_in",
-            "bytes_out",
-            "buffered",
-            "discarded",
-        ];
-        let is_shown =
-            |(name, value): &(String, i64)| *value != 0 || ALWAYS_SHOWN.contains(&name.as_str());
-        for (index, (name, value)) in self.fields().into_iter().filter(is_shown).enumerate() {
-            let space = if index == 0 { "" } else { " " };
-            write!(f, "{space}{name}={value}")?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests;

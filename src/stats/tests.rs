@@ -96,16 +96,3 @@ fn expired_connections_are_closed_ones() {
     assert_eq!((stats.open(), stats.check_balance()), (3, None));
     assert_eq!(stats.total().closed_for(CloseReason::DrainTimeout), 2);
 }
-
-#[test]
-fn display_omits_zero_counters() {
-    let counters = Counters::new(1);
-    counters.acceptor.accepted.add(3);
-    counters.workers[0].assigned.add(3);
-    counters.workers[0].closed[CloseReason::IdleTimeout as usize].add(2);
-    let line = counters.snapshot().to_string();
-    assert!(
-        line.starts_with("accepted=3 open=1 closed=2 closed_idle_timeout=2 bytes_in=0"),
-        "{line}"
-    );
-}

@@ -72,32 +72,6 @@ pub(super) struct Refusal {
     pub(super) read: usize,
 }
 
-/// Since when nothing has happened on a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct QuietTime {
-    pub(super) since: Millis,
-    /// Another start that the server may count from instead. A deadline shows which one it is.
-    alternative: Option<Millis>,
-}
-
-impl QuietTime {
-    pub(super) fn restart(&mut self, now: Millis) {
-        *self = Self {
-            since: now,
-            alternative: None,
-        };
-    }
-
-    /// Accepts that the time starts again, and that it does not.
-    pub(super) fn may_restart(&mut self, now: Millis) {
-        self.alternative = Some(now);
-    }
-
-    pub(super) fn starts(self) -> impl Iterator<Item = Millis> {
-        [self.since].into_iter().chain(self.alternative)
-    }
-}
-
 #[derive(Debug, Default)]
 // As in a kernel's socket, the flags are independent of each other.
 #[allow(clippy::struct_excessive_bools)]

@@ -121,9 +121,9 @@ impl TestServer {
         wait_until("the server ends", || serving.is_finished());
         let stats = serving.join().expect("the server does not panic");
         let stats = stats.expect("the server does not fail");
-        assert_eq!(stats.check_final_balance(), None, "{stats}");
+        assert_eq!(stats.check_final_balance(), None, "{stats:?}");
         if self.is_echo {
-            assert_eq!(stats.total().bytes_generated, 0, "{stats}");
+            assert_eq!(stats.total().bytes_generated, 0, "{stats:?}");
         }
         stats
     }
