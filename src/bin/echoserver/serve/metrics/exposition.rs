@@ -45,7 +45,7 @@ impl Exposition {
         let workers: Vec<_> = stats
             .workers
             .iter()
-            .map(|worker| worker.numbers())
+            .map(echoserver::WorkerStats::numbers)
             .collect();
         for (index, number) in total.iter().enumerate() {
             if is_of_workers(number) {
