@@ -19,6 +19,7 @@ use log::{Level, LevelFilter, Record};
 use self::format::Style;
 pub(crate) use self::format::{Format, TARGET, set_server};
 pub(crate) use self::queue::Log;
+use crate::error::panic_message;
 
 /// How long [`Log::finish`] waits at most after the drain.
 pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,10 +91,7 @@ fn set_filter(
 
 /// Logs a panic. The hook replaces Rust's own, which writes several lines to stderr.
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let payload = panic.payload();
-    let message = (payload.downcast_ref::<&str>().copied())
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
+    let message = panic_message(panic.payload());
     let location =
         (panic.location()).map_or_else(|| "unknown location".to_owned(), ToString::to_string);
     log::error!(target: TARGET, "internal error: {message} (at {location})");
