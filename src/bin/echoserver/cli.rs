@@ -7,11 +7,11 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
+use echoserver::Address;
 
 use crate::error::escape_control;
 use crate::output::shorten;
 use crate::pages::GeneratedFile;
-use crate::platform;
 use crate::{check, load, serve};
 
 /// The most characters of a value that an error repeats.
@@ -54,7 +54,8 @@ impl CommandLine {
     /// Checks what depends on several options.
     fn check(self) -> Result<Self, clap::Error> {
         if self.serve.unix_mode.is_some()
-            && !(self.serve.listen.iter().chain(&self.serve.metrics)).any(platform::is_socket_file)
+            && !(self.serve.listen.iter().chain(&self.serve.metrics))
+                .any(|address| matches!(address, Address::UnixPath(_)))
         {
             let mut error = Self::command().error(
                 ErrorKind::ArgumentConflict,

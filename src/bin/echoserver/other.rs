@@ -3,8 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use echoserver::{Address, Server};
-use socket2::SockAddr;
+use echoserver::Server;
 
 pub(crate) const SIGUSR1: i32 = 0;
 
@@ -16,41 +15,14 @@ pub(crate) fn is_stderr_file() -> bool {
     false
 }
 
-pub(crate) fn is_socket_file(_address: &Address) -> bool {
-    false
-}
-
-pub(crate) fn unix_address(_address: &Address) -> Option<io::Result<SockAddr>> {
-    None
-}
-
 pub(crate) fn raise_descriptor_limit() -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-pub(crate) fn descriptor_limit() -> Option<u64> {
-    None
-}
+pub(crate) type Adopt = Box<dyn FnOnce(&mut Server) -> io::Result<()>>;
 
-/// No inherited sockets.
-pub(crate) struct Inherited;
-
-impl Inherited {
-    pub(crate) fn take() -> io::Result<Self> {
-        Ok(Self)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        true
-    }
-
-    pub(crate) fn adopt_into(self, _server: &mut Server) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-pub(crate) fn notify(_message: &str) -> io::Result<()> {
-    Ok(())
+pub(crate) fn inherited_sockets() -> io::Result<Vec<Adopt>> {
+    Ok(Vec::new())
 }
 
 /// There is no value of this type.
@@ -68,8 +40,4 @@ impl Signals {
     pub(crate) fn wait(&mut self, _timeout: Option<Duration>) -> io::Result<Option<Vec<i32>>> {
         match *self {}
     }
-}
-
-pub(crate) fn signal_name(_signal: i32) -> &'static str {
-    "signal"
 }

@@ -25,7 +25,7 @@ pub(crate) use self::options::Options;
 use self::signals::SignalLink;
 use crate::error::with_context;
 use crate::output::{FAILURE, Failure};
-use crate::platform::{Inherited, Signals};
+use crate::platform::{self, Adopt, Signals};
 
 /// What bounds the kernel's socket buffers of a TCP connection.
 const SOCKET_BUFFERS: &str = if cfg!(target_os = "linux") {
@@ -56,8 +56,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 /// signal from then on leads to a shutdown.
 fn prepare(
     options: &Options,
-) -> io::Result<(Inherited, Option<BackgroundThread>, SignalLink, Log)> {
-    let inherited = Inherited::take()?;
+) -> io::Result<(Vec<Adopt>, Option<BackgroundThread>, SignalLink, Log)> {
+    let inherited = platform::inherited_sockets()?;
     let signals =
         Signals::register().map_err(|error| with_context(&error, "cannot handle signals"))?;
     let log = logging::start(options.log_level(), options.log_format)
@@ -75,7 +75,7 @@ struct Running {
 impl Running {
     fn start(
         options: &Options,
-        inherited: Inherited,
+        inherited: Vec<Adopt>,
         signals: SignalLink,
         log: &Log,
     ) -> io::Result<Self> {
@@ -83,7 +83,9 @@ impl Running {
         let (requested, has_metrics) = (options.max_connections, options.metrics.is_some());
         config.max_connections = limits::max_connections(&config, requested, has_metrics)?;
         let mut server = Server::bind(config.clone())?;
-        inherited.adopt_into(&mut server)?;
+        for adopt in inherited {
+            adopt(&mut server)?;
+        }
         let bind_metrics = |address| metrics::bind(address, options.unix_mode);
         let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
         // Everything is bound: what is logged as listening stays so.

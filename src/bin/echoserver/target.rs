@@ -9,7 +9,6 @@ use echoserver::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::error_text;
-use crate::platform;
 
 /// Help text of the argument that names the server.
 pub(crate) const FORMS: &str = "Server to connect to: HOST:PORT, IP:PORT, [V6]:PORT, unix:PATH or \
@@ -82,9 +81,11 @@ fn resolve(address: &Address) -> io::Result<Vec<SockAddr>> {
                 .map(|ip| SocketAddr::from((ip, *port)).into())
                 .into())
         }
-        other => platform::unix_address(other)
-            .unwrap_or_else(|| Err(io::Error::other(format!("{other} is not supported"))))
-            .map(|address| vec![address]),
+        Address::UnixPath(path) => Ok(vec![SockAddr::unix(path)?]),
+        Address::UnixAbstract(name) if cfg!(target_os = "linux") => {
+            Ok(vec![SockAddr::unix(format!("\0{name}"))?])
+        }
+        other => Err(io::Error::other(format!("{other} is not supported"))),
     }
 }
 

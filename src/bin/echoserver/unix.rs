@@ -1,28 +1,24 @@
 //! What the program asks of a Unix system, and of its service manager. `other.rs` has the same for other systems.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind, Read};
-use std::net::TcpListener;
+use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use echoserver::{Address, Server};
+use echoserver::Server;
 use listenfd::ListenFd;
 use nix::sys::signal::SigSet;
-use rlimit::Resource;
 pub(crate) use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
-use signal_hook::low_level;
-use socket2::SockAddr;
 
 use crate::error::with_context;
 
@@ -44,23 +40,6 @@ fn stderr() -> Option<Metadata> {
     File::from(stderr.ok()?).metadata().ok()
 }
 
-// Addresses.
-
-/// Returns whether a listener at this address has a file.
-pub(crate) fn is_socket_file(address: &Address) -> bool {
-    matches!(address, Address::UnixPath(_))
-}
-
-/// Returns the address of a Unix-domain socket.
-pub(crate) fn unix_address(address: &Address) -> Option<io::Result<SockAddr>> {
-    match address {
-        Address::UnixPath(path) => Some(SockAddr::unix(path)),
-        #[cfg(target_os = "linux")]
-        Address::UnixAbstract(name) => Some(SockAddr::unix(format!("\0{name}"))),
-        _ => None,
-    }
-}
-
 // Descriptors.
 
 /// Raises the descriptor limit to its maximum, and returns it. On other systems there is none.
@@ -70,112 +49,51 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<Option<u64>> {
         .map_err(|error| with_context(&error, "cannot raise the descriptor limit"))
 }
 
-/// Returns the limit of descriptors that may be open.
-pub(crate) fn descriptor_limit() -> Option<u64> {
-    rlimit::getrlimit(Resource::NOFILE)
-        .ok()
-        .map(|(soft, _hard)| soft)
-}
+/// Adds an inherited socket to the listeners of a server, which checks that it is listening.
+pub(crate) type Adopt = Box<dyn FnOnce(&mut Server) -> io::Result<()>>;
 
-// Sockets of the service manager.
+/// The most descriptors that a service manager may pass.
+const MAX_INHERITED: usize = 1024;
 
-/// Sockets inherited from the service manager (`LISTEN_FDS`), with their descriptors.
-pub(crate) struct Inherited(Vec<(usize, Socket)>);
-
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Inherited {
-    /// The most descriptors that a service manager may pass.
-    const MAX_COUNT: usize = 1024;
-
-    /// Takes the sockets that the environment names, and removes its variables.
-    ///
-    /// Call it before any thread starts, because it changes the environment, and before any file is
-    /// opened, which could get the number of a descriptor that is named but was not passed.
-    ///
-    /// # Errors
-    ///
-    /// Fails if one of them is not a stream socket; the error gives its number.
-    pub(crate) fn take() -> io::Result<Self> {
-        let variable = |name| env::var(name).unwrap_or_default();
-        let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
-        let is_own = pid.is_empty() || pid == process::id().to_string();
-        let number = if is_own && !count.is_empty() {
-            count.parse().ok().filter(|count| *count <= Self::MAX_COUNT)
-        } else {
-            Some(0)
-        };
-        let number = number.ok_or_else(|| {
-            let expected = format!("expected a number of descriptors up to {}", Self::MAX_COUNT);
-            io::Error::other(format!("LISTEN_FDS: {expected}, not '{count}'"))
-        })?;
-        let first: usize = variable("LISTEN_FDS_FIRST_FD").parse().unwrap_or(3);
-        let mut sockets = ListenFd::from_env();
-        let take = |index| {
-            let descriptor = first + index;
-            let socket = if fs::symlink_metadata(format!("/dev/fd/{descriptor}")).is_err() {
-                return Err(cannot_listen(descriptor, &io::Error::other("not open")));
-            } else if let Ok(Some(tcp)) = sockets.take_tcp_listener(index) {
-                Socket::Tcp(tcp)
-            } else if let Ok(Some(unix)) = sockets.take_unix_listener(index) {
-                Socket::Unix(unix)
-            } else {
-                let error = io::Error::other("not a TCP or Unix-domain stream socket");
-                return Err(cannot_listen(descriptor, &error));
-            };
-            Ok((descriptor, socket))
-        };
-        (0..number).map(take).collect::<io::Result<_>>().map(Self)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Adds the sockets to the listeners of `server`, which checks that they are listening.
-    pub(crate) fn adopt_into(self, server: &mut Server) -> io::Result<()> {
-        for (descriptor, socket) in self.0 {
-            match socket {
-                Socket::Tcp(listener) => server.adopt_tcp(listener),
-                Socket::Unix(listener) => server.adopt_unix(listener),
-            }
-            .map_err(|error| cannot_listen(descriptor, &error))?;
-        }
-        Ok(())
-    }
-}
-
-fn cannot_listen(descriptor: usize, error: &io::Error) -> io::Error {
-    let context = format!("cannot listen on inherited descriptor {descriptor}");
-    with_context(error, &context)
-}
-
-/// Sends a message to the service manager, if there is one (`NOTIFY_SOCKET`).
-pub(crate) fn notify(message: &str) -> io::Result<()> {
-    let Some(name) = env::var_os("NOTIFY_SOCKET") else {
-        return Ok(());
+/// Takes the sockets that the service manager passes (`LISTEN_FDS`), and removes the variables that name them.
+///
+/// Call it before any thread starts, because it changes the environment, and before any file is
+/// opened, which could get the number of a descriptor that is named but was not passed.
+///
+/// # Errors
+///
+/// Fails if one of them is not a stream socket; the error gives its number.
+pub(crate) fn inherited_sockets() -> io::Result<Vec<Adopt>> {
+    let variable = |name| env::var(name).unwrap_or_default();
+    let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
+    let is_own = pid.is_empty() || pid == process::id().to_string();
+    let number = if is_own && !count.is_empty() {
+        count.parse().ok().filter(|count| *count <= MAX_INHERITED)
+    } else {
+        Some(0)
     };
-    let socket = UnixDatagram::unbound()?;
-    socket.send_to_addr(message.as_bytes(), &manager_address(&name)?)?;
-    Ok(())
-}
-
-/// Returns the address of the service manager. A name that starts with `@` is in Linux' abstract
-/// namespace.
-fn manager_address(name: &OsStr) -> io::Result<SocketAddr> {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-
-        if let Some(name) = name.as_bytes().strip_prefix(b"@") {
-            return SocketAddr::from_abstract_name(name);
+    let number = number.ok_or_else(|| {
+        let expected = format!("expected a number of descriptors up to {MAX_INHERITED}");
+        io::Error::other(format!("LISTEN_FDS: {expected}, not '{count}'"))
+    })?;
+    let first: usize = variable("LISTEN_FDS_FIRST_FD").parse().unwrap_or(3);
+    let mut sockets = ListenFd::from_env();
+    let take = |index| -> io::Result<Adopt> {
+        let descriptor = first + index;
+        let context = format!("cannot listen on inherited descriptor {descriptor}");
+        let name = move |error| with_context(&error, &context);
+        if fs::symlink_metadata(format!("/dev/fd/{descriptor}")).is_err() {
+            Err(name(io::Error::other("not open")))
+        } else if let Ok(Some(tcp)) = sockets.take_tcp_listener(index) {
+            Ok(Box::new(|server| server.adopt_tcp(tcp).map_err(name)))
+        } else if let Ok(Some(unix)) = sockets.take_unix_listener(index) {
+            Ok(Box::new(|server| server.adopt_unix(unix).map_err(name)))
+        } else {
+            let problem = "not a TCP or Unix-domain stream socket";
+            Err(name(io::Error::other(problem)))
         }
-    }
-    SocketAddr::from_pathname(name)
+    };
+    (0..number).map(take).collect()
 }
 
 // Signals.
@@ -212,14 +130,20 @@ impl Signals {
         if self.0.handle().is_closed() {
             return Ok(None);
         }
-        let mut wait = |pipe: &mut UnixStream| wait_for_byte(pipe, timeout);
-        let pending = self.0.poll_pending(&mut wait)?;
+        // Zero would be an error.
+        let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
+        // A signal has put a byte into the pipe.
+        let pending = self.0.poll_pending(&mut |pipe: &mut UnixStream| {
+            pipe.set_read_timeout(timeout)?;
+            pipe.read(&mut [0])
+                .map(|count| count > 0)
+                .or_else(|error| match error.kind() {
+                    WouldBlock | TimedOut | Interrupted => Ok(false),
+                    _ => Err(error),
+                })
+        })?;
         Ok(Some(pending.into_iter().flatten().collect()))
     }
-}
-
-pub(crate) fn signal_name(signal: i32) -> &'static str {
-    low_level::signal_name(signal).unwrap_or("signal")
 }
 
 /// Whether SIGHUP was ignored when the process started, as `nohup` does. Where /proc does not tell, it counts
@@ -230,17 +154,4 @@ fn is_hangup_ignored() -> bool {
         .find_map(|line| line.strip_prefix("SigIgn:"))
         .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
         .is_none_or(|set| set & 1 != 0)
-}
-
-/// Waits until a signal has put a byte into the pipe; returns whether one has.
-fn wait_for_byte(pipe: &mut UnixStream, timeout: Option<Duration>) -> io::Result<bool> {
-    // Zero would be an error.
-    pipe.set_read_timeout(timeout.map(|timeout| timeout.max(Duration::from_millis(1))))?;
-    match pipe.read(&mut [0]) {
-        Ok(count) => Ok(count > 0),
-        Err(error) => match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(false),
-            _ => Err(error),
-        },
-    }
 }

@@ -1,14 +1,15 @@
 //! Notifications of the service manager, and its watchdog, which learns regularly that all workers run.
 
 use std::env;
+use std::ffi::OsStr;
 use std::io;
 use std::iter;
 use std::process;
 use std::time::Duration;
 
 use echoserver::{Handle, Server, Stats};
+use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::platform;
 use crate::serve::background::BackgroundThread;
 
 /// Pings per timeout. The service manager acts if all but the first are missing.
@@ -33,8 +34,17 @@ pub(crate) fn notify_draining() {
     notify("STOPPING=1\nSTATUS=draining\n");
 }
 
+/// Sends a message to the service manager, if there is one (`NOTIFY_SOCKET`).
 fn notify(message: &str) {
-    if let Err(error) = platform::notify(message) {
+    let send = |name: &OsStr| {
+        // A name that starts with `@` is in Linux' abstract namespace.
+        let address = match name.to_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => SockAddr::unix(format!("\0{name}")),
+            None => SockAddr::unix(name),
+        };
+        Socket::new(Domain::UNIX, Type::DGRAM, None)?.send_to(message.as_bytes(), &address?)
+    };
+    if let Some(Err(error)) = env::var_os("NOTIFY_SOCKET").map(|name| send(&name)) {
         log::warn!("cannot notify the service manager: {error}");
     }
 }

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use echoserver::Handle;
 use log::Level;
+use signal_hook::low_level::signal_name;
 
-use crate::platform::{self, Signals, signal_name};
+use crate::platform::{SIGUSR1, Signals};
 use crate::serve::background::BackgroundThread;
 use crate::serve::logging::{Log, log_stats};
 use crate::serve::service;
@@ -118,7 +119,7 @@ impl SignalHandler {
         if request.is_draining || self.has_failed {
             return None;
         }
-        let (name, elapsed) = (signal_name(request.signal), request.time.elapsed());
+        let (name, elapsed) = (name_of(request.signal), request.time.elapsed());
         match &self.server {
             Some(server) if elapsed >= self.drain_delay => {
                 log::info!("{name}: draining");
@@ -138,9 +139,9 @@ impl SignalHandler {
     }
 
     fn handle(&mut self, signal: i32) {
-        let name = signal_name(signal);
+        let name = name_of(signal);
         match &self.request {
-            _ if signal == platform::SIGUSR1 => {
+            _ if signal == SIGUSR1 => {
                 if let Some(server) = &self.server {
                     log_stats(Level::Info, "stats", &server.stats());
                 }
@@ -169,4 +170,8 @@ impl SignalHandler {
             }
         }
     }
+}
+
+fn name_of(signal: i32) -> &'static str {
+    signal_name(signal).unwrap_or("signal")
 }
