@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use echoserver::Handle;
 use log::Level;
 use signal_hook::low_level::signal_name;
@@ -46,13 +46,15 @@ pub(crate) fn start(
     log: Log,
 ) -> io::Result<(Option<BackgroundThread>, SignalLink)> {
     let (sender, bound) = bounded(1);
-    let is_stopping = Arc::new(AtomicBool::new(false));
+    let link = SignalLink {
+        bound: sender,
+        is_stopping: Arc::default(),
+    };
     let mut handler = SignalHandler {
         bound,
-        server: None,
-        has_failed: false,
+        server: Err(TryRecvError::Empty),
         drain_delay,
-        is_stopping: Arc::clone(&is_stopping),
+        is_stopping: Arc::clone(&link.is_stopping),
         log,
         request: None,
     };
@@ -60,115 +62,91 @@ pub(crate) fn start(
         let close = signals.closer();
         BackgroundThread::spawn("signals", move || handler.run(signals), close)
     };
-    let link = SignalLink {
-        bound: sender,
-        is_stopping,
-    };
     Ok((signals.map(spawn).transpose()?, link))
-}
-
-/// A shutdown that a signal has requested.
-struct Request {
-    signal: i32,
-    time: Instant,
-    /// The drain has begun.
-    is_draining: bool,
 }
 
 struct SignalHandler {
     bound: Receiver<Handle>,
-    server: Option<Handle>,
-    /// The startup has failed, and the process is about to exit.
-    has_failed: bool,
+    /// What was last received from `bound`. If that is disconnected, the process is about to exit.
+    server: Result<Handle, TryRecvError>,
     drain_delay: Duration,
     is_stopping: Arc<AtomicBool>,
     log: Log,
-    request: Option<Request>,
+    /// The signal that has requested a shutdown, and when.
+    request: Option<(i32, Instant)>,
 }
 
 impl SignalHandler {
     fn run(&mut self, mut signals: Signals) {
+        let mut arrived = Vec::new();
         loop {
-            self.receive_server();
-            let timeout = self.advance();
-            match signals.wait(timeout) {
-                Ok(Some(arrived)) => {
-                    self.receive_server();
-                    for signal in arrived {
-                        self.handle(signal);
-                    }
-                }
+            if self.server.is_err() {
+                self.server = self.bound.try_recv();
+            }
+            for signal in arrived {
+                self.handle(signal);
+            }
+            arrived = match signals.wait(self.advance()) {
+                Ok(Some(arrived)) => arrived,
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot wait for signals: {error}"),
             }
         }
     }
 
-    fn receive_server(&mut self) {
-        if self.server.is_none() {
-            match self.bound.try_recv() {
-                Ok(server) => self.server = Some(server),
-                Err(error) => self.has_failed = error.is_disconnected(),
-            }
-        }
-    }
-
     /// Begins the drain when it is due. Returns when to call this again, unless a signal arrives before.
-    fn advance(&mut self) -> Option<Duration> {
-        let request = self.request.as_mut()?;
-        if request.is_draining || self.has_failed {
-            return None;
-        }
-        let (name, elapsed) = (name_of(request.signal), request.time.elapsed());
+    fn advance(&self) -> Option<Duration> {
+        let (signal, time) = self.request?;
+        let (name, elapsed) = (name_of(signal), time.elapsed());
         match &self.server {
-            Some(server) if elapsed >= self.drain_delay => {
+            Ok(server) if server.is_shut_down() => None,
+            Ok(server) if elapsed >= self.drain_delay => {
                 log::info!("{name}: draining");
                 service::notify_draining();
                 server.shut_down();
-                request.is_draining = true;
                 None
             }
-            Some(_) => Some(self.drain_delay.saturating_sub(elapsed)),
-            None if elapsed < STARTUP_TIMEOUT => Some(STARTUP_INTERVAL),
-            None => {
+            Ok(_) => Some(self.drain_delay.saturating_sub(elapsed)),
+            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Empty) if elapsed < STARTUP_TIMEOUT => Some(STARTUP_INTERVAL),
+            Err(TryRecvError::Empty) => {
                 log::info!("{name}: exiting before the server has started");
-                self.log.finish(FINISH_TIMEOUT);
-                process::exit(0);
+                self.exit(0)
             }
         }
     }
 
     fn handle(&mut self, signal: i32) {
         let name = name_of(signal);
-        match &self.request {
+        match self.request {
             _ if signal == SIGUSR1 => {
-                if let Some(server) = &self.server {
+                if let Ok(server) = &self.server {
                     log_stats(Level::Info, "stats", &server.stats());
                 }
             }
             None => {
-                self.request = Some(Request {
-                    signal,
-                    time: Instant::now(),
-                    is_draining: false,
-                });
+                self.request = Some((signal, Instant::now()));
                 self.is_stopping.store(true, Relaxed);
                 if !self.drain_delay.is_zero() {
                     log::info!("{name}: not ready, draining in {:?}", self.drain_delay);
                     service::notify_drain_delay(self.drain_delay);
                 }
             }
-            Some(first) if first.signal == signal && first.time.elapsed() < REPEAT_INTERVAL => {}
+            Some((first, time)) if first == signal && time.elapsed() < REPEAT_INTERVAL => {}
             Some(_) => {
                 let message = format!("second {name}: exiting without draining");
                 match &self.server {
-                    Some(server) => log_stats(Level::Warn, &message, &server.stats()),
-                    None => log::warn!("{message}"),
+                    Ok(server) => log_stats(Level::Warn, &message, &server.stats()),
+                    Err(_) => log::warn!("{message}"),
                 }
-                self.log.finish(FINISH_TIMEOUT);
-                process::exit(128 + signal);
+                self.exit(128 + signal);
             }
         }
+    }
+
+    fn exit(&self, status: i32) -> ! {
+        self.log.finish(FINISH_TIMEOUT);
+        process::exit(status)
     }
 }
 
