@@ -11,7 +11,7 @@ mod service;
 mod signals;
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use echoserver::{Config, Echo, NewConnection, Server};
@@ -93,8 +93,13 @@ impl Running {
 
         let mut threads = Vec::new();
         if let Some(http_server) = http_server {
-            let (is_stopping, log) = (signals.is_stopping, log.clone());
-            let endpoint = Endpoint::new(&server, config.max_connections, is_stopping, log);
+            let endpoint = Endpoint {
+                server: server.handle(),
+                max_connections: config.max_connections,
+                is_stopping: signals.is_stopping,
+                log: log.clone(),
+                start: SystemTime::now(),
+            };
             threads.push(metrics::start(http_server, endpoint)?);
         }
         if let Some(interval) = options.stats_interval {

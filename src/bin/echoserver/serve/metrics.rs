@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewConnection, Server};
+use httparse::Status;
 
 use self::exposition::Exposition;
 use crate::error::with_context;
@@ -89,11 +90,11 @@ impl Handler for HttpHandler<'_> {
         if self.unsent.is_empty() {
             let input = &mut context.input;
             let is_full = input.len() == input.capacity();
-            let Some(request) = parse_request(input.data(), is_full) else {
+            let Some(response) = self.endpoint.respond(input.data(), is_full) else {
                 return Action::Continue;
             };
             input.consume(input.len());
-            self.unsent = self.endpoint.respond(request);
+            self.unsent = response;
         }
         // A write takes what fits and returns no error.
         let written = context.output.write(&self.unsent).unwrap_or(0);
@@ -106,79 +107,48 @@ impl Handler for HttpHandler<'_> {
     }
 }
 
-struct Request {
-    path: String,
-    /// The method is HEAD.
-    is_head: bool,
-}
-
-/// Parses the request at the start of `bytes` once its head is complete. An error is a status and its headers.
-fn parse_request(bytes: &[u8], buffer_full: bool) -> Option<Result<Request, &'static str>> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut headers);
-    match request.parse(bytes) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) if !buffer_full => return None,
-        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-            return Some(Err("431 Request Header Fields Too Large"));
-        }
-        Err(_) => return Some(Err("400 Bad Request")),
-    }
-    let is_head = request.method == Some("HEAD");
-    if !is_head && request.method != Some("GET") {
-        return Some(Err("405 Method Not Allowed\r\nAllow: GET, HEAD"));
-    }
-    let path = request.path.unwrap_or_default().split(['?', '#']).next();
-    let path = path.unwrap_or_default().to_owned();
-    Some(Ok(Request { path, is_head }))
-}
-
 /// The server that is described, and the state shared by all connections of the endpoint.
 pub(crate) struct Endpoint {
-    server: Handle,
-    max_connections: usize,
+    pub(crate) server: Handle,
+    pub(crate) max_connections: usize,
     /// A signal has requested a shutdown; the drain may not have begun.
-    is_stopping: Arc<AtomicBool>,
-    log: Log,
+    pub(crate) is_stopping: Arc<AtomicBool>,
+    pub(crate) log: Log,
     /// When the process started.
-    start: SystemTime,
+    pub(crate) start: SystemTime,
 }
 
 impl Endpoint {
-    pub(crate) fn new(
-        server: &Server,
-        max_connections: usize,
-        is_stopping: Arc<AtomicBool>,
-        log: Log,
-    ) -> Self {
-        Self {
-            server: server.handle(),
-            max_connections,
-            is_stopping,
-            log,
-            start: SystemTime::now(),
-        }
-    }
-
-    /// Returns the response to `request`. That to HEAD has the length of the body, but no body.
-    fn respond(&self, request: Result<Request, &'static str>) -> Vec<u8> {
-        let is_head = request.as_ref().is_ok_and(|request| request.is_head);
-        let (status, content_type, body) = match request {
-            Ok(request) => self.get(&request.path),
-            Err(status) => (status, TEXT, String::new()),
+    /// Returns the response to the request at the start of `bytes` once its head is complete. That to HEAD has the length
+    /// of the body, but no body.
+    fn respond(&self, bytes: &[u8], buffer_full: bool) -> Option<Vec<u8>> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        let error = |status| (status, TEXT, String::new());
+        let (status, content_type, body) = match request.parse(bytes) {
+            Ok(Status::Partial) if !buffer_full => return None,
+            Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+                error("431 Request Header Fields Too Large")
+            }
+            Err(_) => error("400 Bad Request"),
+            Ok(Status::Complete(_)) => match request.method {
+                Some("GET" | "HEAD") => self.get(request.path.unwrap_or_default()),
+                _ => error("405 Method Not Allowed\r\nAllow: GET, HEAD"),
+            },
         };
+        let is_head = request.method == Some("HEAD");
         let (length, body) = (body.len(), if is_head { "" } else { &body });
-        format!(
+        let response = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
              Connection: close\r\n\r\n{body}"
-        )
-        .into_bytes()
+        );
+        Some(response.into_bytes())
     }
 
     /// Returns the status, content type and body for `path`.
     fn get(&self, path: &str) -> (&'static str, &'static str, String) {
         let text = |status, body: &str| (status, TEXT, body.to_owned());
-        match path {
+        match path.split(['?', '#']).next().unwrap_or_default() {
             "/metrics" => ("200 OK", exposition::CONTENT_TYPE, self.metrics()),
             "/livez" => text("200 OK", "alive\n"),
             "/readyz" | "/healthz" if self.is_draining() => {
