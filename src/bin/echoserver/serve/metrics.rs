@@ -170,20 +170,16 @@ impl Endpoint {
     fn metrics(&self) -> String {
         let mut metrics = Exposition::default();
         metrics.counters(&self.server.stats());
-        metrics.value(
-            "echoserver_log_lines_lost_total",
-            "Lines missing in the log: stderr was not read in time, or could not be written.",
-            self.log.lost_lines(),
-        );
+        let name = "echoserver_log_lines_lost_total";
+        let help =
+            "Lines missing in the log: stderr was not read in time, or could not be written.";
+        metrics.value(name, help, self.log.lost_lines());
         let help = "Maximum concurrent connections.";
         metrics.value("echoserver_max_connections", help, self.max_connections);
         let name = "echoserver_build_info";
         metrics.begin(name, "The version of the program.");
-        metrics.sample(
-            name,
-            concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"),
-            1,
-        );
+        let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+        metrics.sample(name, version, 1);
         process::add(&mut metrics, self.start);
         metrics.0
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use echoserver::{CloseReason, Number, Stats, Value};
+use echoserver::{CloseReason, Number, Stats, Value, WorkerStats};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -35,31 +35,27 @@ impl Exposition {
     pub(super) fn counters(&mut self, stats: &Stats) {
         let name = "echoserver_connections_open";
         self.value(name, "Open connections.", stats.open());
-        let total = stats.total().numbers();
-        let is_of_workers = |number: &Number| number.metric.starts_with("worker_");
-        let of_server = total.iter().filter(|number| !is_of_workers(number));
-        for number in stats.numbers().iter().chain(of_server) {
-            self.begin_number(number);
-            self.samples(number, "");
+        let workers: Vec<_> = (stats.workers.iter()).map(WorkerStats::numbers).collect();
+        let label = |worker: usize| format!("{{worker=\"{worker}\"}}");
+        for number in stats.numbers() {
+            self.begin_number(&number);
+            self.samples(&number, "");
         }
-        let workers: Vec<_> = stats
-            .workers
-            .iter()
-            .map(echoserver::WorkerStats::numbers)
-            .collect();
-        for (index, number) in total.iter().enumerate() {
-            if is_of_workers(number) {
-                self.begin_number(number);
+        for (index, number) in stats.total().numbers().iter().enumerate() {
+            self.begin_number(number);
+            if number.metric.starts_with("worker_") {
                 for (worker, numbers) in workers.iter().enumerate() {
-                    self.samples(&numbers[index], &format!("{{worker=\"{worker}\"}}"));
+                    self.samples(&numbers[index], &label(worker));
                 }
+            } else {
+                self.samples(number, "");
             }
         }
         let name = "echoserver_worker_connections_open";
         self.begin(name, "Open connections of the worker.");
         for (index, worker) in stats.workers.iter().enumerate() {
             let open = worker.assigned.saturating_sub(worker.total_closed());
-            self.sample(name, &format!("{{worker=\"{index}\"}}"), open);
+            self.sample(name, &label(index), open);
         }
     }
 
