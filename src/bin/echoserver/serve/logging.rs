@@ -74,19 +74,17 @@ fn set_filter(
     rust_log: &str,
 ) -> Result<(), String> {
     let is_used = level.is_none() && !rust_log.trim().is_empty();
-    let mut result = Ok(());
-    if is_used {
-        // The builder itself prints what is invalid, and panics if stderr is full.
-        match env_filter::Builder::new().try_parse(rust_log) {
-            Ok(_) => {
-                builder.parse_filters(rust_log);
-                return Ok(());
-            }
-            Err(problem) => result = Err(format!("'{rust_log}': {problem}")),
-        }
+    // The builder itself prints what is invalid, and panics if stderr is full.
+    let parsed = env_filter::Builder::new().try_parse(rust_log).map(drop);
+    if is_used && parsed.is_ok() {
+        builder.parse_filters(rust_log);
+    } else {
+        builder.filter_module(TARGET, level.unwrap_or(LevelFilter::Info));
     }
-    builder.filter_module(TARGET, level.unwrap_or(LevelFilter::Info));
-    result
+    match parsed {
+        Err(problem) if is_used => Err(format!("'{rust_log}': {problem}")),
+        _ => Ok(()),
+    }
 }
 
 /// Logs a panic. The hook replaces Rust's own, which writes several lines to stderr.

@@ -75,13 +75,18 @@ impl Style {
 
     fn try_line(self, record: &Record<'_>) -> Result<String, fmt::Error> {
         let mut line = String::new();
+        let (priority, colour) = priority_and_colour(record.level());
         if self.is_journal {
-            write!(line, "<{}>", priority(record.level()))?;
+            write!(line, "<{priority}>")?;
+        } else if self.format == Format::Text {
+            let time = format_rfc3339_seconds(SystemTime::now());
+            let [start, end] = [colour, "\x1b[0m"].map(|it| if self.is_coloured { it } else { "" });
+            let (level, target) = (record.level(), record.target());
+            write!(line, "[{time} {start}{level:<5}{end} {target}] ")?;
         }
         match self.format {
             Format::Json => write_json(record, &mut line)?,
-            Format::Text if self.is_journal => write_message(record, &mut line)?,
-            Format::Text => write_text(record, self.is_coloured, &mut line)?,
+            Format::Text => write_message(record, &mut line)?,
         }
         line.push('\n');
         Ok(line)
@@ -102,41 +107,22 @@ impl Style {
     /// Returns the line of a warning about `count` lines that are missing in the log.
     pub(super) fn lost_lines(self, count: u64, reason: &str) -> String {
         let mut record = Record::builder();
-        let fields: [(&str, Value<'_>); 2] = [("lines", count.into()), ("reason", reason.into())];
+        let fields = [("lines", Value::from(count)), ("reason", reason.into())];
         record.level(Level::Warn).target(TARGET).key_values(&fields);
         let message = format_args!("log lines were dropped");
         self.line(&record.args(message).build())
     }
 }
 
-/// Returns the priority of syslog for a level.
-fn priority(level: Level) -> u8 {
+/// Returns the priority of a level in syslog, and its colour in env_logger.
+fn priority_and_colour(level: Level) -> (u8, &'static str) {
     match level {
-        Level::Error => 3,
-        Level::Warn => 4,
-        Level::Info => 6,
-        Level::Debug | Level::Trace => 7,
+        Level::Error => (3, "\x1b[1;31m"),
+        Level::Warn => (4, "\x1b[33m"),
+        Level::Info => (6, "\x1b[32m"),
+        Level::Debug => (7, "\x1b[34m"),
+        Level::Trace => (7, "\x1b[36m"),
     }
-}
-
-/// Writes a record for people: time, level and target, then its message.
-fn write_text(record: &Record<'_>, is_coloured: bool, line: &mut String) -> fmt::Result {
-    let (time, level) = (format_rfc3339_seconds(SystemTime::now()), record.level());
-    // The colours of env_logger.
-    let colour = match level {
-        Level::Error => "\x1b[1;31m",
-        Level::Warn => "\x1b[33m",
-        Level::Info => "\x1b[32m",
-        Level::Debug => "\x1b[34m",
-        Level::Trace => "\x1b[36m",
-    };
-    let (start, end) = if is_coloured {
-        (colour, "\x1b[0m")
-    } else {
-        ("", "")
-    };
-    write!(line, "[{time} {start}{level:<5}{end} {}] ", record.target())?;
-    write_message(record, line)
 }
 
 /// Writes the message of a record and its key-value pairs. Those of a record about the process are listed after a colon,

@@ -3,14 +3,13 @@
 //! The queue is bounded in bytes. When it is full, lines are dropped. Their number is logged later, and so is that of lines
 //! that could not be written.
 
-use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::format::Style;
 use crate::error::error_text;
@@ -53,7 +52,13 @@ impl Log {
     /// Starts the thread that writes lines to `output`.
     pub(super) fn start(output: impl Write + Send + 'static, style: Style) -> io::Result<Self> {
         let (log, messages) = Self::new(style);
-        let mut writer = Writer::new(output, style, Arc::clone(&log.state));
+        let mut writer = Writer {
+            output,
+            log: log.clone(),
+            is_partial: false,
+            reported: 0,
+            error: None,
+        };
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || writer.run(&messages))?;
@@ -117,12 +122,11 @@ impl Log {
         // The receiver lives as long as the process.
         let _sent = self.messages.send(Message::Flush(done));
         let deadline = Instant::now() + limit;
-        loop {
-            let before = self.state.written_bytes.load(Relaxed);
-            let rest = deadline.saturating_duration_since(Instant::now());
-            let timed_out = written.recv_timeout(stall.min(rest)) == Err(RecvTimeoutError::Timeout);
-            let stalled = self.state.written_bytes.load(Relaxed) == before;
-            if !timed_out || stalled || Instant::now() >= deadline {
+        let mut before = None;
+        while before != Some(self.state.written_bytes.load(Relaxed)) && Instant::now() < deadline {
+            before = Some(self.state.written_bytes.load(Relaxed));
+            let timeout = stall.min(deadline.saturating_duration_since(Instant::now()));
+            if written.recv_timeout(timeout).is_ok() {
                 return;
             }
         }
@@ -144,8 +148,7 @@ impl Write for Log {
 /// The thread that writes queued lines.
 struct Writer<W> {
     output: W,
-    style: Style,
-    state: Arc<State>,
+    log: Log,
     /// The output ends with a part of a line.
     is_partial: bool,
     /// The lost lines that the output already reports.
@@ -155,27 +158,16 @@ struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    fn new(output: W, style: Style, state: Arc<State>) -> Self {
-        Self {
-            output,
-            style,
-            state,
-            is_partial: false,
-            reported: 0,
-            error: None,
-        }
-    }
-
     fn run(&mut self, messages: &Receiver<Message>) {
         for message in messages {
             match message {
                 Message::Line(line) => {
                     let written = self.write(&line);
-                    self.state.queued_bytes.fetch_sub(line.len(), Relaxed);
+                    self.log.state.queued_bytes.fetch_sub(line.len(), Relaxed);
                     match written {
                         Ok(()) => self.report_lost_lines(),
                         Err(error) => {
-                            self.state.lost_lines.fetch_add(1, Relaxed);
+                            self.log.state.lost_lines.fetch_add(1, Relaxed);
                             self.error = Some(error);
                         }
                     }
@@ -190,17 +182,16 @@ impl<W: Write> Writer<W> {
 
     /// Writes a line. It ends a part of a line that was written before.
     fn write(&mut self, line: &str) -> io::Result<()> {
-        let line = if self.is_partial {
-            Cow::Owned(format!("\n{line}"))
-        } else {
-            Cow::Borrowed(line)
-        };
+        let line = [if self.is_partial { "\n" } else { "" }, line].concat();
         let mut rest = line.as_bytes();
         while !rest.is_empty() {
             match self.output.write(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.state.written_bytes.fetch_add(count as u64, Relaxed);
+                    self.log
+                        .state
+                        .written_bytes
+                        .fetch_add(count as u64, Relaxed);
                     self.is_partial = rest[count - 1] != b'\n';
                     rest = &rest[count..];
                 }
@@ -217,13 +208,13 @@ impl<W: Write> Writer<W> {
 
     /// Reports the lines that were lost since the last report, unless that fails as well.
     fn report_lost_lines(&mut self) {
-        let lost = self.state.lost_lines.load(Relaxed);
+        let lost = self.log.lost_lines();
         let reason = match &self.error {
             _ if lost == self.reported => return,
             Some(error) => error_text(error),
             None => "stderr was not read in time".to_owned(),
         };
-        let line = self.style.lost_lines(lost - self.reported, &reason);
+        let line = self.log.style.lost_lines(lost - self.reported, &reason);
         if self.write(&line).is_ok() {
             (self.reported, self.error) = (lost, None);
         }

@@ -71,7 +71,13 @@ fn partial_line_is_ended_and_lost_lines_are_reported() {
         text: String::new(),
         room: 9,
     };
-    let mut writer = Writer::new(disk, TEXT, Arc::clone(&log.state));
+    let mut writer = Writer {
+        output: disk,
+        log: log.clone(),
+        is_partial: false,
+        reported: 0,
+        error: None,
+    };
     let mut write = |lines: &[&str], room| {
         for line in lines {
             log.push(format!("{line}\n"));
