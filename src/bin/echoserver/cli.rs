@@ -3,7 +3,6 @@
 use std::env;
 use std::ffi::OsString;
 
-use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -72,17 +71,21 @@ impl CommandLine {
 /// Parses the command line and the environment. An empty variable counts as unset, and commands do not read any.
 pub(crate) fn parse() -> Result<CommandLine, clap::Error> {
     let first = env::args_os().nth(1).unwrap_or_default();
-    let command = CommandLine::command();
-    let is_command = (command.get_subcommands()).any(|command| first == command.get_name());
-    let command = command.mut_args(|argument| {
-        let value = argument.get_env().and_then(env::var_os);
-        if is_command || value.is_some_and(|value| value.is_empty()) {
-            argument.env(Resettable::Reset)
-        } else {
-            argument
-        }
-    });
+    let mut command = CommandLine::command();
+    if command.find_subcommand(first).is_none() {
+        command = command.mut_args(read_variable);
+    }
     CommandLine::from_arg_matches(&command.try_get_matches()?)?.check()
+}
+
+/// Has an option take its value from the environment, unless its variable is empty.
+fn read_variable(option: Arg) -> Arg {
+    let long = option.get_long().filter(|_| !option.is_hide_set());
+    let variable = long.map(variable_name);
+    match variable.filter(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
+        Some(variable) => option.env(variable),
+        None => option,
+    }
 }
 
 /// Settings of every option.
@@ -98,38 +101,28 @@ pub(crate) fn one_line(mut error: clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
         return format!("invalid UTF-8 in '{}'", invalid_utf8().to_string_lossy());
     }
-    let context: Vec<_> = error.context().map(short_context).collect();
-    for (kind, value) in context {
-        error.insert(kind, value);
+    // They fit into a line.
+    let short = error.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) => Some((kind, shorten(&escape_control(text), MAX_VALUE))),
+        _ => None,
+    });
+    for (kind, text) in short.collect::<Vec<_>>() {
+        error.insert(kind, ContextValue::String(text));
     }
     let text = error.to_string();
     // The first paragraph is the error; suggestions and usage follow.
     let paragraph = text.split("\n\n").next().unwrap_or(&text);
     let paragraph = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
-    let mut line = paragraph
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(" ");
+    let lines: Vec<_> = paragraph.lines().map(str::trim).collect();
+    let mut line = lines.join(" ");
     let suggestions = text
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("tip: ").map(str::to_owned));
-    let variable = variable_of(&error).map(|variable| format!("from {variable}"));
-    for note in suggestions.chain(variable) {
-        line.extend([" (", &note, ")"]);
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
+    let source = variable_of(&error).map(|variable| format!("from {variable}"));
+    for note in suggestions.chain(source.as_deref()) {
+        line.extend([" (", note, ")"]);
     }
     line
-}
-
-/// Makes a text of an error fit into a line.
-fn short_context((kind, value): (ContextKind, &ContextValue)) -> (ContextKind, ContextValue) {
-    let value = match value {
-        ContextValue::String(text) => {
-            ContextValue::String(shorten(&escape_control(text), MAX_VALUE))
-        }
-        other => other.clone(),
-    };
-    (kind, value)
 }
 
 /// Returns the first argument, or the name of the first variable, that is not valid UTF-8.
@@ -150,8 +143,7 @@ fn variable_of(error: &clap::Error) -> Option<String> {
         return None;
     };
     let option = argument.split_whitespace().next()?.trim_end_matches("...");
-    let command = CommandLine::command().mut_args(|argument| argument.env(Resettable::Reset));
-    let matches = command.try_get_matches_from(env::args_os()).ok()?;
+    let matches = CommandLine::command().try_get_matches().ok()?;
     let id = option.trim_start_matches('-').replace('-', "_");
     let is_argument = matches.ids().any(|given| given.as_str() == id)
         && matches.value_source(&id) == Some(ValueSource::CommandLine);

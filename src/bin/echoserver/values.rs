@@ -59,6 +59,11 @@ pub(crate) fn time(min: Duration) -> impl Fn(&str) -> Result<Duration, String> +
     }
 }
 
+/// Parses a time, which may be zero.
+pub(crate) fn any_time(text: &str) -> Result<Duration, String> {
+    time(Duration::ZERO)(text)
+}
+
 /// Parses the idle time of TCP keepalive. Zero turns it off.
 pub(crate) fn keepalive(text: &str) -> Result<Duration, String> {
     let time = parse_time(text).filter(|time| time.is_zero() || KEEPALIVE.contains(time));

@@ -19,19 +19,6 @@ fn option_definitions_are_consistent() {
 }
 
 #[test]
-fn every_option_has_an_environment_variable() {
-    let command = CommandLine::command();
-    for argument in command
-        .get_arguments()
-        .filter(|argument| !argument.is_hide_set())
-    {
-        let long = argument.get_long().expect("every option has a long name");
-        let variable = variable_name(long);
-        assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{long}");
-    }
-}
-
-#[test]
 fn option_values_reach_the_config() {
     let options = parse(&[
         "-w7",

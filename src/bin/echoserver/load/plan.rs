@@ -64,7 +64,7 @@ pub(crate) struct Options {
     pub(crate) threads: u16,
 
     /// How long to send; 0 means until Ctrl-C [default: 10, or until all of --messages are done]
-    #[arg(short, long, value_name = "TIME", help_heading = "Length", value_parser = values::time(Duration::ZERO))]
+    #[arg(short, long, value_name = "TIME", help_heading = "Length", value_parser = values::any_time)]
     pub(crate) duration: Option<Duration>,
 
     /// Messages in all; a failed connection is then not opened again
@@ -73,7 +73,7 @@ pub(crate) struct Options {
     pub(crate) messages: Option<u64>,
 
     /// How long to send before the measurement starts
-    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = values::time(Duration::ZERO))]
+    #[arg(long, value_name = "TIME", help_heading = "Length", value_parser = values::any_time)]
     #[arg(default_value = "0", conflicts_with = "messages")]
     pub(crate) warm_up: Duration,
 

@@ -17,100 +17,89 @@ pub(crate) struct Options {
     /// [V6]:PORT, :PORT or PORT (all interfaces, IPv6 and IPv4), unix:PATH, unix:@NAME. Port 0
     /// picks a free port [default: 5555]
     #[arg(short, long, value_name = "ADDR", help_heading = "Network")]
-    #[arg(env = "ECHOSERVER_LISTEN", value_delimiter = ',')]
+    #[arg(value_delimiter = ',')]
     pub(crate) listen: Vec<Address>,
 
     /// Maximum connections that wait in the kernel to be accepted
     #[arg(long, value_name = "N", help_heading = "Network")]
-    #[arg(env = "ECHOSERVER_BACKLOG", default_value_t = 4096)]
-    #[arg(value_parser = values::count::<u32>(1..=i32::MAX as usize))]
+    #[arg(default_value_t = 4096, value_parser = values::count::<u32>(1..=i32::MAX as usize))]
     backlog: u32,
 
     /// Permissions of the files of Unix-domain sockets, --metrics included, in octal, for example
     /// 0660 [default: from the umask]
-    #[arg(long, value_name = "MODE", help_heading = "Network")]
-    #[arg(env = "ECHOSERVER_UNIX_MODE", value_parser = values::mode)]
+    #[arg(long, value_name = "MODE", help_heading = "Network", value_parser = values::mode)]
     pub(crate) unix_mode: Option<u32>,
 
     /// Text to send once when a client connects, with {hostname}, {peer}, {local} (the address that the
     /// client has connected to), {pid} and \n [default: none]
     #[arg(long, value_name = "TEXT", help_heading = "Network")]
-    #[arg(env = "ECHOSERVER_GREETING")]
     pub(crate) greeting: Option<Greeting>,
 
     /// Worker threads, 1 to 1024 [default: number of CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_WORKERS", value_parser = values::count::<NonZeroUsize>(1..=Config::MAX_WORKERS))]
+    #[arg(value_parser = values::count::<NonZeroUsize>(1..=Config::MAX_WORKERS))]
     workers: Option<NonZeroUsize>,
 
     /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog
     /// [default: as many as the descriptor limit allows]
     #[arg(short = 'c', long, value_name = "N", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_MAX_CONNECTIONS")]
     #[arg(value_parser = values::count::<NonZeroUsize>(1..=usize::MAX))]
     pub(crate) max_connections: Option<NonZeroUsize>,
 
     /// Buffer limit for each connection and direction
     #[arg(long, value_name = "SIZE", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_BUFFER_SIZE", default_value = "64KiB")]
-    #[arg(value_parser = values::size)]
+    #[arg(default_value = "64KiB", value_parser = values::size)]
     buffer_size: usize,
 
     /// How long a worker polls before it sleeps, for example 50us; lowers latency at the cost of up
     /// to one CPU per worker [default: off]
-    #[arg(long, value_name = "TIME", help_heading = "Resources")]
-    #[arg(env = "ECHOSERVER_BUSY_POLL", value_parser = values::time(Duration::ZERO))]
+    #[arg(long, value_name = "TIME", help_heading = "Resources", value_parser = values::any_time)]
     busy_poll: Option<Duration>,
 
     /// Close a connection that transfers no byte for this long; 0s means never [default: never]
-    #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_IDLE_TIMEOUT", value_parser = values::time(Duration::ZERO))]
+    #[arg(long, value_name = "TIME", help_heading = "Timeouts", value_parser = values::any_time)]
     idle_timeout: Option<Duration>,
 
     /// Probe a client that has sent no packet for this long, and close the connection after 6 probes
     /// without an answer, 10 s apart; 0s means never
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_TCP_KEEPALIVE", default_value = "5m", value_parser = values::keepalive)]
+    #[arg(default_value = "5m", value_parser = values::keepalive)]
     tcp_keepalive: Duration,
 
     /// How long to report "not ready" after a signal, and still accept, before the graceful shutdown
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_DRAIN_DELAY", default_value = "0s", value_parser = values::time(Duration::ZERO))]
+    #[arg(default_value = "0s", value_parser = values::any_time)]
     pub(crate) drain_delay: Duration,
 
     /// Time limit for a graceful shutdown; connections that are not done are then closed, and reset if
     /// bytes are lost
     #[arg(long, value_name = "TIME", help_heading = "Timeouts")]
-    #[arg(env = "ECHOSERVER_DRAIN_TIMEOUT", default_value = "5s", value_parser = values::time(Duration::ZERO))]
+    #[arg(default_value = "5s", value_parser = values::any_time)]
     drain_timeout: Duration,
 
     /// Address for HTTP: /metrics for Prometheus, /healthz, /livez and /readyz for load balancers
     /// [default: off]
     #[arg(long, value_name = "ADDR", help_heading = "Logging and metrics")]
-    #[arg(env = "ECHOSERVER_METRICS")]
     pub(crate) metrics: Option<Address>,
 
     /// Log more: -v each connection when it closes, -vv also when it opens; takes precedence over
     /// RUST_LOG
     #[arg(short, long, action = ArgAction::Count, help_heading = "Logging and metrics")]
-    #[arg(env = "ECHOSERVER_VERBOSE")]
     verbose: u8,
 
     /// Log less: -q warnings and errors, -qq errors, -qqq nothing
     #[arg(short, long, action = ArgAction::Count, help_heading = "Logging and metrics")]
-    #[arg(env = "ECHOSERVER_QUIET")]
     quiet: u8,
 
     /// Log format: text, or json with one object per line
     #[arg(long, value_name = "FORMAT", help_heading = "Logging and metrics")]
-    #[arg(env = "ECHOSERVER_LOG_FORMAT", value_enum, default_value = "text")]
     // A list of possible values switches clap's whole help to its long form.
-    #[arg(hide_possible_values = true)]
+    #[arg(value_enum, default_value = "text", hide_possible_values = true)]
     pub(crate) log_format: Format,
 
     /// Log counters at this interval; SIGUSR1 logs them immediately [default: only at exit]
     #[arg(long, value_name = "TIME", help_heading = "Logging and metrics")]
-    #[arg(env = "ECHOSERVER_STATS_INTERVAL", value_parser = values::time(Duration::from_millis(1)))]
+    #[arg(value_parser = values::time(Duration::from_millis(1)))]
     pub(crate) stats_interval: Option<Duration>,
 }
 
