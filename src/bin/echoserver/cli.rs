@@ -52,19 +52,16 @@ pub(crate) enum Command {
 impl CommandLine {
     /// Checks what depends on several options.
     fn check(self) -> Result<Self, clap::Error> {
-        if self.serve.unix_mode.is_some()
-            && !(self.serve.listen.iter().chain(&self.serve.metrics))
-                .any(|address| matches!(address, Address::UnixPath(_)))
-        {
-            let mut error = Self::command().error(
-                ErrorKind::ArgumentConflict,
-                "--unix-mode needs a socket file: --listen unix:PATH or --metrics unix:PATH",
-            );
-            let option = ContextValue::String("--unix-mode".to_owned());
-            error.insert(ContextKind::InvalidArg, option);
-            return Err(error);
+        let mut addresses = self.serve.listen.iter().chain(&self.serve.metrics);
+        let has_file = addresses.any(|address| matches!(address, Address::UnixPath(_)));
+        if self.serve.unix_mode.is_none() || has_file {
+            return Ok(self);
         }
-        Ok(self)
+        let problem = "--unix-mode needs a socket file: --listen unix:PATH or --metrics unix:PATH";
+        let mut error = Self::command().error(ErrorKind::ArgumentConflict, problem);
+        let option = ContextValue::String("--unix-mode".to_owned());
+        error.insert(ContextKind::InvalidArg, option);
+        Err(error)
     }
 }
 

@@ -27,16 +27,10 @@ pub(crate) fn count<T: TryFrom<usize> + 'static>(
         // Without a sign.
         let digits = Some(text).filter(|text| is_made_of(text, "0123456789"));
         let number = digits.and_then(|text| text.parse().ok());
-        number
-            .filter(|number| bounds.contains(number))
-            .and_then(|number| T::try_from(number).ok())
-            .ok_or_else(|| {
-                format!(
-                    "expected a number from {} to {}",
-                    bounds.start(),
-                    bounds.end()
-                )
-            })
+        let number = number.filter(|number| bounds.contains(number));
+        let (min, max) = (bounds.start(), bounds.end());
+        let number = number.and_then(|number| T::try_from(number).ok());
+        number.ok_or_else(|| format!("expected a number from {min} to {max}"))
     }
 }
 
