@@ -8,11 +8,11 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::error::with_context;
 
+/// Makes a thread end.
+type Stop = Box<dyn FnOnce()>;
+
 /// A thread that is stopped and joined on drop.
-pub(crate) struct BackgroundThread {
-    stop: Option<Box<dyn FnOnce()>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(crate) struct BackgroundThread(Option<(Stop, JoinHandle<()>)>);
 
 impl BackgroundThread {
     /// Starts a thread that executes `run`. On drop, `stop` must make `run` return.
@@ -24,10 +24,7 @@ impl BackgroundThread {
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
         let thread = spawned
             .map_err(|error| with_context(&error, &format!("cannot start the thread '{name}'")))?;
-        Ok(Self {
-            stop: Some(Box::new(stop)),
-            thread: Some(thread),
-        })
+        Ok(Self(Some((Box::new(stop), thread))))
     }
 
     /// Starts a thread that executes `step` once per `interval`.
@@ -48,7 +45,7 @@ impl BackgroundThread {
 
 impl Drop for BackgroundThread {
     fn drop(&mut self) {
-        if let (Some(stop), Some(thread)) = (self.stop.take(), self.thread.take()) {
+        if let Some((stop, thread)) = self.0.take() {
             stop();
             // The panic hook has logged any panic.
             let _panic = thread.join();

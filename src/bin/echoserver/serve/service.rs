@@ -24,18 +24,8 @@ pub(crate) fn notify_ready(server: &Server) {
     ));
 }
 
-/// Notifies the service manager that the server is going to drain.
-pub(crate) fn notify_drain_delay(delay: Duration) {
-    notify(&format!("STOPPING=1\nSTATUS=draining in {delay:?}\n"));
-}
-
-/// Notifies the service manager that the server is draining.
-pub(crate) fn notify_draining() {
-    notify("STOPPING=1\nSTATUS=draining\n");
-}
-
 /// Sends a message to the service manager, if there is one (`NOTIFY_SOCKET`).
-fn notify(message: &str) {
+pub(crate) fn notify(message: &str) {
     let send = |name: &OsStr| {
         // A name that starts with `@` is in Linux' abstract namespace.
         let address = match name.to_str().and_then(|name| name.strip_prefix('@')) {

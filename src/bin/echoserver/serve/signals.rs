@@ -102,7 +102,7 @@ impl SignalHandler {
             Ok(server) if server.is_shut_down() => None,
             Ok(server) if elapsed >= self.drain_delay => {
                 log::info!("{name}: draining");
-                service::notify_draining();
+                service::notify("STOPPING=1\nSTATUS=draining\n");
                 server.shut_down();
                 None
             }
@@ -128,8 +128,9 @@ impl SignalHandler {
                 self.request = Some((signal, Instant::now()));
                 self.is_stopping.store(true, Relaxed);
                 if !self.drain_delay.is_zero() {
-                    log::info!("{name}: not ready, draining in {:?}", self.drain_delay);
-                    service::notify_drain_delay(self.drain_delay);
+                    let delay = self.drain_delay;
+                    log::info!("{name}: not ready, draining in {delay:?}");
+                    service::notify(&format!("STOPPING=1\nSTATUS=draining in {delay:?}\n"));
                 }
             }
             Some((first, time)) if first == signal && time.elapsed() < REPEAT_INTERVAL => {}
