@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 
 use self::cases::{CASES, Case, STRICT};
 use self::client::{TestedServer, side_by_side};
-use crate::output::{FAILURE, Failure, UNREACHABLE, print};
-use crate::platform;
+use crate::output::{FAILURE, Failure, print};
 use crate::target::{self, Target};
 use crate::values;
 
@@ -92,13 +91,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             let (name, class) = (case.name(), case.class);
             format!("{name:45} {class:9} {}\n", case.description)
         });
-        return print(&lines.collect::<String>());
+        return print(lines.collect::<String>());
     };
-    // With a low limit, some cases report that they cannot connect.
-    let _limit = platform::raise_descriptor_limit();
-    let target = Target::find(address, options.patience)
-        .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
-
+    let target = Target::find(address, options.patience)?;
     report(options, &target, &run_cases(options, &chosen, &target)?)
 }
 
@@ -119,7 +114,7 @@ fn run_cases(
                     "{:4}  {name:45} {:6.2} s  {error}",
                     outcome.status, outcome.seconds
                 );
-                print(&format!("{}\n", line.trim_end()))?;
+                print(format!("{}\n", line.trim_end()))?;
             }
             outcomes.push(outcome);
         }
@@ -184,7 +179,7 @@ fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<()
         let all = outcomes.len();
         format!("{target}: {passed} of {all} cases passed, {failed} failed{warned}{skipped}")
     };
-    print(&format!("{text}\n"))?;
+    print(format!("{text}\n"))?;
     match failed {
         0 => Ok(()),
         _ => Err(Failure(FAILURE, None)),

@@ -23,16 +23,12 @@ use self::driver::Driver;
 pub(crate) use self::plan::Options;
 use self::plan::Plan;
 use self::tally::{Measured, Tally};
-use crate::output::{FAILURE, Failure, UNREACHABLE, print};
-use crate::platform;
+use crate::output::{FAILURE, Failure, print};
 use crate::target::Target;
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    // With a low limit, connections fail with an error that says so.
-    let _limit = platform::raise_descriptor_limit();
-    let target = Target::find(&options.address, options.timeout)
-        .map_err(|error| Failure(UNREACHABLE, Some(error)))?;
+    let target = Target::find(&options.address, options.timeout)?;
     let plan = options.plan(&target);
     // The first signal ends the run, a second one the process.
     for signal in [SIGINT, SIGTERM] {
@@ -40,10 +36,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         flag::register(signal, Arc::clone(&plan.stop))?;
     }
     if !options.json {
-        print(&report::head(&target, &plan))?;
+        print(report::head(&target, &plan))?;
     }
     let measured = generate(&plan)?;
-    print(&if options.json {
+    print(if options.json {
         report::json(&target, &plan, &measured)
     } else {
         report::text(&plan, &measured)
@@ -121,7 +117,7 @@ fn measure(
             });
         }
         if show_progress {
-            print(&report::second((next - start).as_secs(), &tally))?;
+            print(report::second((next - start).as_secs(), &tally))?;
         }
     }
 }

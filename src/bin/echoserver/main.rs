@@ -48,7 +48,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
     match (command_line.command, command_line.generate) {
         (Some(Command::Check(options)), _) => check::run(&options),
         (Some(Command::Load(options)), _) => load::run(&options),
-        (None, Some(file)) => print(&file.text(CommandLine::command())?),
+        (None, Some(file)) => print(file.text(CommandLine::command())?),
         (None, None) => serve::run(&command_line.serve),
     }
 }

@@ -6,8 +6,6 @@ use clap::{Command, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::output::Failure;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum GeneratedFile {
     Man,
@@ -20,38 +18,32 @@ pub(crate) enum GeneratedFile {
 
 impl GeneratedFile {
     /// Returns the contents of the file for the program, which is `command`.
-    pub(crate) fn text(self, command: Command) -> Result<String, Failure> {
+    pub(crate) fn text(self, command: Command) -> io::Result<Vec<u8>> {
         match self {
             Self::Man => man_page(command, None, include_str!("pages/server.roff")),
             Self::ManCheck => man_page(command, Some("check"), include_str!("pages/check.roff")),
             Self::ManLoad => man_page(command, Some("load"), include_str!("pages/load.roff")),
-            Self::Bash => completions(command, Shell::Bash),
-            Self::Zsh => completions(command, Shell::Zsh),
-            Self::Fish => completions(command, Shell::Fish),
+            Self::Bash => Ok(completions(command, Shell::Bash)),
+            Self::Zsh => Ok(completions(command, Shell::Zsh)),
+            Self::Fish => Ok(completions(command, Shell::Fish)),
         }
     }
 }
 
-fn completions(mut command: Command, shell: Shell) -> Result<String, Failure> {
+fn completions(mut command: Command, shell: Shell) -> Vec<u8> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut command, "echoserver", &mut text);
-    to_string(text)
+    text
 }
 
 /// Returns the man page of the server or of a command: its options, then the `sections` written by hand.
-fn man_page(mut command: Command, name: Option<&str>, sections: &str) -> Result<String, Failure> {
+fn man_page(mut command: Command, name: Option<&str>, sections: &str) -> io::Result<Vec<u8>> {
     command.build();
-    let command = match name.and_then(|name| command.find_subcommand(name)) {
-        Some(found) => found.clone(),
-        None => command,
-    };
+    let found = name.and_then(|name| command.find_subcommand(name));
+    let command = found.unwrap_or(&command).clone();
     let mut page = Vec::new();
     // The sections contain what stands below the options in the help.
     Man::new(command.after_help(None::<&str>)).render(&mut page)?;
     page.extend(sections.bytes());
-    to_string(page)
-}
-
-fn to_string(bytes: Vec<u8>) -> Result<String, Failure> {
-    String::from_utf8(bytes).map_err(|error| io::Error::other(error).into())
+    Ok(page)
 }

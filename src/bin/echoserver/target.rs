@@ -9,6 +9,8 @@ use echoserver::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::error_text;
+use crate::output::{Failure, UNREACHABLE};
+use crate::platform;
 
 /// Help text of the argument that names the server.
 pub(crate) const FORMS: &str = "Server to connect to: HOST:PORT, IP:PORT, [V6]:PORT, unix:PATH or \
@@ -24,27 +26,24 @@ pub(crate) struct Target {
 
 impl Target {
     /// Resolves `address` and chooses the first of its socket addresses that accepts a connection.
-    pub(crate) fn find(address: &Address, timeout: Duration) -> Result<Self, String> {
+    pub(crate) fn find(address: &Address, timeout: Duration) -> Result<Self, Failure> {
+        // With a low limit, connections fail with an error that says so.
+        let _limit = platform::raise_descriptor_limit();
         let name = match address {
             Address::AnyInterface(port) => format!("localhost:{port}"),
             address => address.to_string(),
         };
-        let connect = || {
-            let mut first_error = None;
-            for address in resolve(address)? {
-                match connect(&address, timeout, |_| Ok(())) {
-                    Ok(_) => return Ok(address),
-                    Err(error) => first_error = first_error.or(Some(error)),
-                }
-            }
-            Err(first_error.unwrap_or_else(|| io::Error::other("the name has no address")))
-        };
-        match connect() {
+        let try_one = |address| connect(&address, timeout, |_| Ok(())).map(|_| address);
+        let found = resolve(address).and_then(|addresses| {
+            let mut results = addresses.into_iter().map(try_one);
+            let no_address = || Err(io::Error::other("the name has no address"));
+            let first = results.next().unwrap_or_else(no_address);
+            first.or_else(|error| results.find_map(Result::ok).ok_or(error))
+        });
+        let error = |error| format!("cannot connect to {name}: {}", client_error(&error));
+        match found {
             Ok(address) => Ok(Self { name, address }),
-            Err(error) => Err(format!(
-                "cannot connect to {name}: {}",
-                client_error(&error)
-            )),
+            Err(cause) => Err(Failure(UNREACHABLE, Some(error(cause)))),
         }
     }
 
@@ -73,13 +72,8 @@ fn resolve(address: &Address) -> io::Result<Vec<SockAddr>> {
         }
         // Localhost, without a resolver, which a container may not have.
         Address::AnyInterface(port) => {
-            let addresses = [
-                Ipv4Addr::LOCALHOST.into(),
-                IpAddr::from(Ipv6Addr::LOCALHOST),
-            ];
-            Ok(addresses
-                .map(|ip| SocketAddr::from((ip, *port)).into())
-                .into())
+            let ips: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            Ok(ips.map(|ip| SocketAddr::from((ip, *port)).into()).into())
         }
         Address::UnixPath(path) => Ok(vec![SockAddr::unix(path)?]),
         Address::UnixAbstract(name) if cfg!(target_os = "linux") => {
