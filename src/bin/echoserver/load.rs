@@ -53,8 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 
 /// Runs the threads until the end of the plan.
 fn generate(plan: &Plan) -> Result<Measured, Failure> {
-    let new_tally = |_| Mutex::new(Tally::new());
-    let tallies: Vec<_> = (0..plan.threads).map(new_tally).collect();
+    let tallies: Vec<_> = (0..plan.threads).map(|_| Mutex::default()).collect();
     let drivers = (tallies.iter().enumerate())
         .map(|(index, tally)| Driver::new(plan, index, tally))
         .collect::<io::Result<Vec<_>>>()?;
@@ -85,22 +84,21 @@ fn measure(
         ended.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout)
     };
     let take = || {
-        let mut sum = Tally::new();
+        let mut sum = Tally::default();
         for tally in tallies {
-            let mut tally = tally.lock().expect("no thread panics");
-            sum.add(&mem::replace(&mut tally, Tally::new()));
+            sum.add(&mem::take(&mut tally.lock().expect("no thread panics")));
         }
         sum
     };
     plan.opened.wait();
-    let (mut total, mut start) = (Tally::new(), Instant::now());
+    let (mut total, mut start) = (Tally::default(), Instant::now());
     if !plan.options.warm_up.is_zero() {
         runs_until(start + plan.options.warm_up);
         (total, start) = (take(), Instant::now());
     }
     let warm_up_messages = mem::take(&mut total.messages);
     let warm_up_bytes = mem::take(&mut total.bytes);
-    total.rtt.reset();
+    total.rtt.0.reset();
     let end = plan.options.duration().map(|duration| start + duration);
     let mut next = start;
     loop {

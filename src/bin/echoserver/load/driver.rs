@@ -9,13 +9,13 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
-use socket2::{SockAddr, SockRef};
+use mio::{Events, Interest, Poll, Registry, Token};
+use socket2::SockRef;
 
 use crate::figures::Count;
 use crate::load::flow::{Flow, Schedule};
 use crate::load::plan::Plan;
-use crate::load::tally::{Tally, record};
+use crate::load::tally::Tally;
 use crate::payload::Payload;
 use crate::target::{self, client_error};
 
@@ -135,11 +135,9 @@ impl<'a> Driver<'a> {
         while self.remaining > 0 && !self.plan.stop.load(Relaxed) {
             let now = Instant::now();
             self.sweep(now);
-            let wait = match self.grant_due(now) {
-                Some(due) => self.plan.sweep_interval.min(sleep_before(due - now)),
-                None => self.plan.sweep_interval,
-            };
-            self.tick(&mut events, wait)?;
+            let until_due = self.grant_due(now).map(|due| sleep_before(due - now));
+            let wait = until_due.unwrap_or(Duration::MAX);
+            self.tick(&mut events, wait.min(self.plan.sweep_interval))?;
         }
         Ok(())
     }
@@ -272,14 +270,7 @@ impl<'a> Driver<'a> {
         self.next_number += self.plan.threads as u64;
         let connection = &mut self.connections[index];
         (connection.has_failed, connection.idle_sweeps) = (false, 0);
-        let connected = start_connecting(&self.plan.address, self.plan.options.timeout);
-        let registered = connected.and_then(|mut stream| {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            registry.register(&mut stream, Token(index), interest)?;
-            Ok(stream)
-        });
-        match registered {
+        match connect(self.plan, self.poll.registry(), Token(index)) {
             Ok(stream) => {
                 connection.link = Some(Link {
                     stream,
@@ -380,7 +371,7 @@ impl Connection {
             }
             link.is_connecting = false;
             tally.opened += 1;
-            record(&mut tally.connect, now - link.opened);
+            tally.connect.record(now - link.opened);
         }
         let mut calls = 0..MAX_CALLS;
         while link.readable && calls.next().is_some() {
@@ -395,7 +386,7 @@ impl Connection {
                     tally.bytes += count as u64;
                     self.flow.add_received(count as u64, now, |time| {
                         tally.messages += 1;
-                        record(&mut tally.rtt, time);
+                        tally.rtt.record(time);
                     });
                 }
                 Err(error) => link.readable = is_interrupted(&error)?,
@@ -468,13 +459,16 @@ fn sleep_before(time: Duration) -> Duration {
 ///
 /// A Unix-domain socket connects at once, or waits for a place in the backlog. It is a `TcpStream` as well: this
 /// type only owns a descriptor, and nothing of TCP is used.
-fn start_connecting(address: &SockAddr, timeout: Duration) -> io::Result<TcpStream> {
-    if let Some(address) = address.as_socket() {
+fn connect(plan: &Plan<'_>, registry: &Registry, token: Token) -> io::Result<TcpStream> {
+    let mut stream = if let Some(address) = plan.address.as_socket() {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        return Ok(stream);
-    }
-    let socket = target::connect(address, timeout, |_| Ok(()))?;
-    socket.set_nonblocking(true)?;
-    Ok(TcpStream::from_std(socket.into()))
+        stream
+    } else {
+        let socket = target::connect(&plan.address, plan.options.timeout, |_| Ok(()))?;
+        socket.set_nonblocking(true)?;
+        TcpStream::from_std(socket.into())
+    };
+    registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+    Ok(stream)
 }

@@ -30,10 +30,10 @@ pub(crate) fn head(target: &Target, plan: &Plan) -> String {
 /// The line for one second.
 pub(crate) fn second(second: u64, tally: &Tally) -> String {
     let messages = Count(tally.messages);
-    let p99 = if tally.rtt.is_empty() {
+    let p99 = if tally.rtt.0.is_empty() {
         String::new()
     } else {
-        format!("  p99 {:>9}", time(tally.rtt.value_at_quantile(0.99)))
+        format!("  p99 {:>9}", time(tally.rtt.0.value_at_quantile(0.99)))
     };
     let failed = match tally.failed {
         0 => String::new(),
@@ -71,7 +71,7 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
             lines.push(format!("{name:13} {} messages {what}", Count(count)));
         }
     }
-    for (name, histogram) in [("connect time", &total.connect), ("RTT", &total.rtt)] {
+    for (name, histogram) in [("connect time", &total.connect.0), ("RTT", &total.rtt.0)] {
         if !histogram.is_empty() {
             let quantile =
                 |(name, share)| format!("{name} {}, ", time(histogram.value_at_quantile(share)));
@@ -83,9 +83,9 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     for (error, count) in &total.errors {
         lines.push(format!("error         {error} ({} times)", Count(*count)));
     }
-    if total.rtt.len() > 1 {
+    if total.rtt.0.len() > 1 {
         lines.push("histogram of RTT".to_owned());
-        lines.extend(bars(&total.rtt));
+        lines.extend(bars(&total.rtt.0));
     }
     lines.join("\n") + "\n"
 }
@@ -93,19 +93,15 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
 /// A line for each factor of two.
 fn bars(histogram: &Histogram<u64>) -> Vec<String> {
     let powers = histogram.min().ilog2()..=histogram.max().ilog2();
-    let counts = powers.map(|power| {
-        let end = 2 << power;
-        (end, histogram.count_between(1 << power, end - 1))
-    });
-    let counts: Vec<_> = counts.collect();
-    let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(1);
-    let line = |(end, count): (u64, u64)| {
-        let share = count as f64 * 100.0 / histogram.len() as f64;
-        let bar = "#".repeat((count * BAR).div_ceil(most) as usize);
-        let line = format!("  up to {:>8}  {share:6.2} %  {bar}", time(end));
+    let count = |power| histogram.count_between(1_u64 << power, (2_u64 << power) - 1);
+    let most = powers.clone().map(count).max().unwrap_or(1);
+    let line = |power| {
+        let share = count(power) as f64 * 100.0 / histogram.len() as f64;
+        let bar = "#".repeat((count(power) * BAR).div_ceil(most) as usize);
+        let line = format!("  up to {:>8}  {share:6.2} %  {bar}", time(2_u64 << power));
         line.trim_end().to_owned()
     };
-    counts.into_iter().map(line).collect()
+    powers.map(line).collect()
 }
 
 /// Everything, in one line.
@@ -130,8 +126,8 @@ pub(crate) fn json(target: &Target, plan: &Plan, measured: &Measured) -> String 
         "lost": total.lost,
         "unanswered": measured.unanswered(),
         "errors": total.errors,
-        "connect_ns": figures(&total.connect),
-        "rtt_ns": figures(&total.rtt),
+        "connect_ns": figures(&total.connect.0),
+        "rtt_ns": figures(&total.rtt.0),
     });
     format!("{report}\n")
 }

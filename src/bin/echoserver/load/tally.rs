@@ -10,7 +10,24 @@ const MAX_TIME: u64 = 3_600_000_000_000;
 /// Different errors that are kept.
 const MAX_ERRORS: usize = 20;
 
+/// How often a time of so many nanoseconds was measured, with this number of significant digits.
 #[derive(Debug)]
+pub(crate) struct Times<const DIGITS: u8>(pub(crate) Histogram<u64>);
+
+impl<const DIGITS: u8> Default for Times<DIGITS> {
+    fn default() -> Self {
+        Self(Histogram::new_with_bounds(1, MAX_TIME, DIGITS).expect("valid bounds"))
+    }
+}
+
+impl<const DIGITS: u8> Times<DIGITS> {
+    pub(crate) fn record(&mut self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(MAX_TIME);
+        self.0.saturating_record(nanos.max(1));
+    }
+}
+
+#[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// Messages that came back.
     pub(crate) messages: u64,
@@ -26,31 +43,13 @@ pub(crate) struct Tally {
     pub(crate) lost: u64,
     /// Messages that a schedule made due.
     pub(crate) due: u64,
-    /// In nanoseconds.
-    pub(crate) rtt: Histogram<u64>,
-    pub(crate) connect: Histogram<u64>,
+    pub(crate) rtt: Times<3>,
+    pub(crate) connect: Times<2>,
     /// How often each error occurred.
     pub(crate) errors: BTreeMap<String, u64>,
 }
 
 impl Tally {
-    pub(crate) fn new() -> Self {
-        let histogram =
-            |digits| Histogram::new_with_bounds(1, MAX_TIME, digits).expect("valid bounds");
-        Self {
-            messages: 0,
-            bytes: 0,
-            opened: 0,
-            answered: 0,
-            failed: 0,
-            lost: 0,
-            due: 0,
-            rtt: histogram(3),
-            connect: histogram(2),
-            errors: BTreeMap::new(),
-        }
-    }
-
     pub(crate) fn add(&mut self, other: &Self) {
         self.messages += other.messages;
         self.bytes += other.bytes;
@@ -59,8 +58,8 @@ impl Tally {
         self.failed += other.failed;
         self.lost += other.lost;
         self.due += other.due;
-        self.rtt += &other.rtt;
-        self.connect += &other.connect;
+        self.rtt.0 += &other.rtt.0;
+        self.connect.0 += &other.connect.0;
         for (error, count) in &other.errors {
             self.add_errors(error, *count);
         }
@@ -71,10 +70,6 @@ impl Tally {
         let error = if is_kept { error } else { "other errors" };
         *self.errors.entry(error.to_owned()).or_default() += count;
     }
-}
-
-pub(crate) fn record(histogram: &mut Histogram<u64>, time: Duration) {
-    histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(MAX_TIME).max(1));
 }
 
 /// What all threads have counted.
