@@ -9,7 +9,7 @@ mod process;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewConnection, Server};
@@ -99,11 +99,8 @@ impl Handler for HttpHandler<'_> {
         // A write takes what fits and returns no error.
         let written = context.output.write(&self.unsent).unwrap_or(0);
         self.unsent.drain(..written);
-        if self.unsent.is_empty() {
-            Action::Close
-        } else {
-            Action::Flush
-        }
+        let done = self.unsent.is_empty();
+        if done { Action::Close } else { Action::Flush }
     }
 }
 
@@ -148,23 +145,18 @@ impl Endpoint {
     /// Returns the status, content type and body for `path`.
     fn get(&self, path: &str) -> (&'static str, &'static str, String) {
         let text = |status, body: &str| (status, TEXT, body.to_owned());
+        // Whether a load balancer must send no more clients.
+        let is_draining = self.is_stopping.load(Relaxed) || self.server.is_shut_down();
         match path.split(['?', '#']).next().unwrap_or_default() {
             "/metrics" => ("200 OK", exposition::CONTENT_TYPE, self.metrics()),
             "/livez" => text("200 OK", "alive\n"),
-            "/readyz" | "/healthz" if self.is_draining() => {
-                text("503 Service Unavailable", "draining\n")
-            }
+            "/readyz" | "/healthz" if is_draining => text("503 Service Unavailable", "draining\n"),
             "/readyz" | "/healthz" => text("200 OK", "serving\n"),
             _ => text(
                 "404 Not Found",
                 "try /metrics, /livez, /readyz or /healthz\n",
             ),
         }
-    }
-
-    /// Whether a load balancer must send no more clients.
-    fn is_draining(&self) -> bool {
-        self.is_stopping.load(Ordering::Relaxed) || self.server.is_shut_down()
     }
 
     fn metrics(&self) -> String {

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use echoserver::{CloseReason, Number, Stats, Value, WorkerStats};
+use echoserver::{CloseReason, Stats, Value, WorkerStats};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -37,18 +37,16 @@ impl Exposition {
         self.value(name, "Open connections.", stats.open());
         let workers: Vec<_> = (stats.workers.iter()).map(WorkerStats::numbers).collect();
         let label = |worker: usize| format!("{{worker=\"{worker}\"}}");
-        for number in stats.numbers() {
-            self.begin_number(&number);
-            self.samples(&number, "");
-        }
-        for (index, number) in stats.total().numbers().iter().enumerate() {
-            self.begin_number(number);
-            if number.metric.starts_with("worker_") {
-                for (worker, numbers) in workers.iter().enumerate() {
-                    self.samples(&numbers[index], &label(worker));
-                }
-            } else {
-                self.samples(number, "");
+        for number in [stats.numbers(), stats.total().numbers()].concat() {
+            let name = format!("echoserver_{}", number.metric);
+            self.begin(&name, number.help);
+            if !number.metric.starts_with("worker_") {
+                self.samples(&name, "", number.value);
+                continue;
+            }
+            for (worker, numbers) in workers.iter().enumerate() {
+                let own = numbers.iter().filter(|own| own.metric == number.metric);
+                own.for_each(|own| self.samples(&name, &label(worker), own.value));
             }
         }
         let name = "echoserver_worker_connections_open";
@@ -59,20 +57,15 @@ impl Exposition {
         }
     }
 
-    fn begin_number(&mut self, number: &Number) {
-        self.begin(&format!("echoserver_{}", number.metric), number.help);
-    }
-
     /// Adds the value of a number, or one for each reason.
-    fn samples(&mut self, number: &Number, labels: &str) {
-        let name = format!("echoserver_{}", number.metric);
-        match number.value {
-            Value::Count(count) => self.sample(&name, labels, count),
-            Value::Net(net) => self.sample(&name, labels, net),
-            Value::Time(time) => self.sample(&name, labels, time.as_secs_f64()),
+    fn samples(&mut self, name: &str, labels: &str, value: Value) {
+        match value {
+            Value::Count(count) => self.sample(name, labels, count),
+            Value::Net(net) => self.sample(name, labels, net),
+            Value::Time(time) => self.sample(name, labels, time.as_secs_f64()),
             Value::ByReason(counts) => {
                 for (reason, count) in CloseReason::ALL.iter().zip(counts) {
-                    self.sample(&name, &format!("{{reason=\"{reason}\"}}"), count);
+                    self.sample(name, &format!("{{reason=\"{reason}\"}}"), count);
                 }
             }
             _ => {}
