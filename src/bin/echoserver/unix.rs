@@ -67,11 +67,11 @@ pub(crate) fn inherited_sockets() -> io::Result<Vec<Adopt>> {
     let variable = |name| env::var(name).unwrap_or_default();
     let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
     let is_own = pid.is_empty() || pid == process::id().to_string();
-    let number = if is_own && !count.is_empty() {
-        count.parse().ok().filter(|count| *count <= MAX_INHERITED)
-    } else {
-        Some(0)
-    };
+    if !is_own || count.is_empty() {
+        return Ok(Vec::new());
+    }
+    let number = count.parse().ok();
+    let number = number.filter(|number| *number <= MAX_INHERITED);
     let number = number.ok_or_else(|| {
         let expected = format!("expected a number of descriptors up to {MAX_INHERITED}");
         io::Error::other(format!("LISTEN_FDS: {expected}, not '{count}'"))

@@ -87,10 +87,9 @@ pub(crate) fn mode(text: &str) -> Result<u32, String> {
 /// Parses a number of messages per second.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate| RATE.contains(rate));
-    rate.ok_or_else(|| {
-        let (min, max) = RATE.into_inner();
-        format!("expected messages per second from {min} to {max}, such as 0.1 or 50000")
-    })
+    let (min, max) = RATE.into_inner();
+    let expected = format!("messages per second from {min} to {max}, such as 0.1 or 50000");
+    rate.ok_or_else(|| format!("expected {expected}"))
 }
 
 fn is_made_of(text: &str, letters: &str) -> bool {

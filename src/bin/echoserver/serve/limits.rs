@@ -13,7 +13,7 @@ use crate::serve::metrics;
 const RESERVED_DESCRIPTORS: u64 = 8;
 
 /// Upper bound if the descriptor limit is unlimited; it keeps the memory arithmetic in range.
-const MAX_CONNECTIONS: usize = 10_000_000;
+const MAX_CONNECTIONS: u64 = 10_000_000;
 
 /// Raises the descriptor limit to its maximum, and returns the connection limit of a server with this configuration:
 /// the requested one, but at most what the descriptor limit allows.
@@ -26,12 +26,10 @@ pub(crate) fn max_connections(
         return Ok(requested.map_or(config.max_connections, usize::from));
     };
     let available = limit.saturating_sub(other_descriptors(config, has_metrics));
-    let available =
-        usize::try_from(available).map_or(MAX_CONNECTIONS, |it| it.min(MAX_CONNECTIONS));
+    let available = available.min(MAX_CONNECTIONS) as usize;
     if available == 0 {
-        return Err(io::Error::other(format!(
-            "the descriptor limit of {limit} is too low for any connection"
-        )));
+        let error = format!("the descriptor limit of {limit} is too low for any connection");
+        return Err(io::Error::other(error));
     }
     let requested = requested.map_or(available, usize::from);
     if requested > available {

@@ -42,9 +42,6 @@ pub(crate) fn start(level: Option<LevelFilter>, format: Format) -> io::Result<Lo
 /// Logs the counters of a server.
 pub(crate) fn log_stats(level: Level, message: &str, stats: &Stats) {
     let fields = stats.fields();
-    let fields: Vec<_> = (fields.iter())
-        .map(|(name, value)| (name.as_str(), *value))
-        .collect();
     let mut record = Record::builder();
     record.level(level).target(TARGET).key_values(&fields);
     log::logger().log(&record.args(format_args!("{message}")).build());

@@ -43,9 +43,8 @@ fn memory_limit(read: impl Fn(&Path) -> io::Result<String>) -> Option<MemoryLimi
 
 /// Returns the size of the physical memory, given the text of `/proc/meminfo`.
 fn total_memory(meminfo: &str) -> Option<u64> {
-    let total = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let mut lines = meminfo.lines();
+    let total = lines.find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = total.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -71,9 +70,8 @@ fn limit_files(cgroups: &str) -> Vec<PathBuf> {
             continue;
         };
         let group = Path::new(root).join(path.trim_start_matches('/'));
-        let groups = group
-            .ancestors()
-            .take_while(|group| group.starts_with(root));
+        let groups = group.ancestors();
+        let groups = groups.take_while(|group| group.starts_with(root));
         files.extend(groups.map(|group| group.join(file)));
     }
     files

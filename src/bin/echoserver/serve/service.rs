@@ -18,10 +18,8 @@ const PINGS: u32 = 4;
 /// Notifies the service manager that the server is ready.
 pub(crate) fn notify_ready(server: &Server) {
     let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
-    notify(&format!(
-        "READY=1\nSTATUS=serving on {}\n",
-        addresses.join(", ")
-    ));
+    let addresses = addresses.join(", ");
+    notify(&format!("READY=1\nSTATUS=serving on {addresses}\n"));
 }
 
 /// Sends a message to the service manager, if there is one (`NOTIFY_SOCKET`).

@@ -113,11 +113,8 @@ impl Log {
     /// Waits until all queued lines are written, for as long as stderr takes bytes and at most for `limit`.
     pub(crate) fn finish(&self, limit: Duration) {
         // A write to a regular file ends, however slow the disk is.
-        let stall = if platform::is_stderr_file() {
-            limit
-        } else {
-            STALL_TIMEOUT.min(limit)
-        };
+        let is_file = platform::is_stderr_file();
+        let stall = if is_file { limit } else { STALL_TIMEOUT };
         let (done, written) = bounded(1);
         // The receiver lives as long as the process.
         let _sent = self.messages.send(Message::Flush(done));
