@@ -4,6 +4,8 @@
 //! therefore differs from what is expected, whatever its size; and generating a byte costs little more than
 //! copying it.
 
+use std::iter;
+
 const BLOCK: usize = 4096;
 const WORD: usize = 8;
 
@@ -59,8 +61,7 @@ impl Payload {
         }
         let mut expected = vec![0; bytes.len()];
         self.fill(offset, &mut expected);
-        let mut positions = 0..bytes.len();
-        let at = positions.find(|&at| bytes[at] != expected[at])?;
+        let at = iter::zip(bytes, &expected).position(|(byte, expected)| byte != expected)?;
         Some((at, expected[at]))
     }
 

@@ -363,9 +363,8 @@ fn churn(server: &TestedServer) -> CaseResult {
 
 fn crowd(server: &TestedServer) -> CaseResult {
     const CROWD: usize = 300;
-    let crowd: Vec<_> = (0..CROWD)
-        .map(|_| server.connect())
-        .collect::<CaseResult<_>>()?;
+    let crowd: CaseResult<Vec<_>> = (0..CROWD).map(|_| server.connect()).collect();
+    let crowd = crowd?;
     let talk = || {
         for round in 0..3 {
             let message = |index: usize| data(round * CROWD + index, 100 + index);

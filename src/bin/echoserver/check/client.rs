@@ -96,8 +96,9 @@ impl TestedServer<'_> {
                 }
             }
         }
-        let text = format!("the case was not done after {limit:?}");
-        Err(io::Error::other(text))
+        Err(io::Error::other(format!(
+            "the case was not done after {limit:?}"
+        )))
     }
 }
 
@@ -180,9 +181,9 @@ impl Client<'_> {
             let rest = &expected[received..];
             let room = size.min(rest.len());
             let read = self.read(self.server.patience, &mut buffer[..room]);
-            let part = read.map_err(|end| {
-                format!("{} of {all} bytes came back, then {end}", Count(received))
-            })?;
+            let place = Count(received);
+            let error = |end| format!("{place} of {all} bytes came back, then {end}");
+            let part = read.map_err(error)?;
             let mut pairs = part.iter().zip(rest);
             if let Some(at) = pairs.position(|(got, sent)| got != sent) {
                 let (place, sent, got) = (Count(received + at + 1), rest[at], part[at]);

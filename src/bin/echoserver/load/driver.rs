@@ -68,10 +68,7 @@ struct Connection {
 }
 
 /// A socket that is connecting or connected.
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each is independent of the others"
-)]
+#[allow(clippy::struct_excessive_bools, reason = "independent flags")]
 #[derive(Debug)]
 struct Link {
     stream: TcpStream,
@@ -329,13 +326,11 @@ impl<'a> Driver<'a> {
             connection.idle_sweeps += 1;
             let idle = connection.idle_sweeps * self.plan.sweep_interval;
             match &connection.link {
-                Some(link) if idle > timeout => {
-                    let error = if link.is_connecting {
-                        format!("cannot connect: no answer for {timeout:?}")
-                    } else {
-                        format!("nothing came back for {timeout:?}")
-                    };
-                    self.fail(index, &error);
+                Some(link) if link.is_connecting && idle > timeout => {
+                    self.fail(index, &format!("cannot connect: no answer for {timeout:?}"));
+                }
+                Some(_) if idle > timeout => {
+                    self.fail(index, &format!("nothing came back for {timeout:?}"));
                 }
                 None if idle >= RETRY_DELAY => self.open(index),
                 _ => {}
@@ -353,10 +348,10 @@ impl Connection {
     }
 
     /// Receives, verifies and sends until calls would block, or up to a limit. The time of a message begins when it is
-    /// sent, or, if it `includes_connecting`, before.
+    /// sent, or, if it is the `single` one of its connection, when that is opened.
     fn transfer(
         &mut self,
-        includes_connecting: bool,
+        single: bool,
         buffer: &mut [u8],
         tally: &mut Tally,
     ) -> Result<(), String> {
@@ -392,11 +387,7 @@ impl Connection {
                 Err(error) => link.readable = is_interrupted(&error)?,
             }
         }
-        let start = if includes_connecting {
-            link.opened
-        } else {
-            now
-        };
+        let start = if single { link.opened } else { now };
         let mut calls = 0..MAX_CALLS;
         while link.writable && self.flow.sendable() > 0 && calls.next().is_some() {
             let count = self.flow.sendable().min(MAX_SEND as u64) as usize;

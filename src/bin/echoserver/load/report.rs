@@ -30,10 +30,9 @@ pub(crate) fn head(target: &Target, plan: &Plan) -> String {
 /// The line for one second.
 pub(crate) fn second(second: u64, tally: &Tally) -> String {
     let messages = Count(tally.messages);
-    let p99 = if tally.rtt.0.is_empty() {
-        String::new()
-    } else {
-        format!("  p99 {:>9}", time(tally.rtt.0.value_at_quantile(0.99)))
+    let p99 = match tally.rtt.0.value_at_quantile(0.99) {
+        0 => String::new(),
+        nanos => format!("  p99 {:>9}", time(nanos)),
     };
     let failed = match tally.failed {
         0 => String::new(),
