@@ -18,7 +18,6 @@ use echoserver::{Config, Echo, NewConnection, Server};
 use log::Level;
 
 use self::background::BackgroundThread;
-use self::greeting::Greeting;
 use self::logging::{FINISH_TIMEOUT, Log, TARGET, log_stats};
 use self::metrics::Endpoint;
 pub(crate) use self::options::Options;
@@ -41,8 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         logging::print_error(options.log_format, &error.to_string());
         Failure(FAILURE, None)
     })?;
-    let result = Running::start(options, inherited, link, &log)
-        .and_then(|running| running.serve(options.greeting.as_ref(), &log));
+    let result = serve(options, inherited, link, &log);
     if let Err(error) = &result {
         log.error(error);
     }
@@ -66,80 +64,79 @@ fn prepare(
     Ok((inherited, signals, link, log))
 }
 
-/// A server that is bound, and the threads beside it, which are stopped and joined on drop.
-struct Running {
-    server: Server,
-    threads: Vec<BackgroundThread>,
+/// Returns a server that is bound, and the threads beside it, which are stopped and joined on drop.
+fn start(
+    options: &Options,
+    inherited: Vec<Adopt>,
+    signals: SignalLink,
+    log: &Log,
+) -> io::Result<(Server, Vec<BackgroundThread>)> {
+    let mut config = options.config(!inherited.is_empty());
+    let (requested, has_metrics) = (options.max_connections, options.metrics.is_some());
+    config.max_connections = limits::max_connections(&config, requested, has_metrics)?;
+    let mut server = Server::bind(config.clone())?;
+    for adopt in inherited {
+        adopt(&mut server)?;
+    }
+    let bind_metrics = |address| metrics::bind(address, options.unix_mode);
+    let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
+    // Everything is bound: what is logged as listening stays so.
+    log_config(&server, &config);
+
+    let mut threads = Vec::new();
+    if let Some(http_server) = http_server {
+        let endpoint = Endpoint {
+            server: server.handle(),
+            max_connections: config.max_connections,
+            is_stopping: signals.is_stopping,
+            log: log.clone(),
+            start: SystemTime::now(),
+        };
+        threads.push(metrics::start(http_server, endpoint)?);
+    }
+    if let Some(interval) = options.stats_interval {
+        let handle = server.handle();
+        let report = move || log_stats(Level::Info, "stats", &handle.stats());
+        threads.push(BackgroundThread::repeat("reports", interval, report)?);
+    }
+    // Its receiver has ended if the signals cannot be read.
+    let _sent = signals.bound.send(server.handle());
+    service::notify_ready(&server);
+    if let Some(timeout) = service::watchdog_timeout() {
+        threads.push(service::start_watchdog(timeout, server.handle())?);
+    }
+    Ok((server, threads))
 }
 
-impl Running {
-    fn start(
-        options: &Options,
-        inherited: Vec<Adopt>,
-        signals: SignalLink,
-        log: &Log,
-    ) -> io::Result<Self> {
-        let mut config = options.config(!inherited.is_empty());
-        let (requested, has_metrics) = (options.max_connections, options.metrics.is_some());
-        config.max_connections = limits::max_connections(&config, requested, has_metrics)?;
-        let mut server = Server::bind(config.clone())?;
-        for adopt in inherited {
-            adopt(&mut server)?;
-        }
-        let bind_metrics = |address| metrics::bind(address, options.unix_mode);
-        let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
-        // Everything is bound: what is logged as listening stays so.
-        log_config(&server, &config);
-
-        let mut threads = Vec::new();
-        if let Some(http_server) = http_server {
-            let endpoint = Endpoint {
-                server: server.handle(),
-                max_connections: config.max_connections,
-                is_stopping: signals.is_stopping,
-                log: log.clone(),
-                start: SystemTime::now(),
-            };
-            threads.push(metrics::start(http_server, endpoint)?);
-        }
-        if let Some(interval) = options.stats_interval {
-            let handle = server.handle();
-            let report = move || log_stats(Level::Info, "stats", &handle.stats());
-            threads.push(BackgroundThread::repeat("reports", interval, report)?);
-        }
-        // Its receiver has ended if the signals cannot be read.
-        let _sent = signals.bound.send(server.handle());
-        service::notify_ready(&server);
-        if let Some(timeout) = service::watchdog_timeout() {
-            threads.push(service::start_watchdog(timeout, server.handle())?);
-        }
-        Ok(Self { server, threads })
+/// Serves until the server is shut down, then checks that the counters balance.
+fn serve(
+    options: &Options,
+    inherited: Vec<Adopt>,
+    signals: SignalLink,
+    log: &Log,
+) -> io::Result<()> {
+    let (server, threads) = start(options, inherited, signals, log)?;
+    let stats = match &options.greeting {
+        Some(greeting) => server.run(|connection| {
+            log_opened(connection);
+            greeting.handler(connection)
+        }),
+        None => server.run(|connection| {
+            log_opened(connection);
+            Echo
+        }),
+    }?;
+    // The lines about the end are the last.
+    drop(threads);
+    log.end();
+    log_stats(Level::Info, "ended", &stats);
+    if let Some(problem) = stats.check_final_balance() {
+        let error = format!("counters do not balance: {problem}");
+        log::error!(target: TARGET, "{error}");
+        return Err(io::Error::other(error));
     }
-
-    /// Serves until the server is shut down, then checks that the counters balance.
-    fn serve(self, greeting: Option<&Greeting>, log: &Log) -> io::Result<()> {
-        let stats = match greeting {
-            Some(greeting) => self.server.run(|connection| {
-                log_opened(connection);
-                greeting.handler(connection)
-            }),
-            None => self.server.run(|connection| {
-                log_opened(connection);
-                Echo
-            }),
-        }?;
-        // The lines about the end are the last.
-        drop(self.threads);
-        log.end();
-        log_stats(Level::Info, "ended", &stats);
-        if let Some(problem) = stats.check_final_balance() {
-            let error = format!("counters do not balance: {problem}");
-            log::error!(target: TARGET, "{error}");
-            return Err(io::Error::other(error));
-        }
-        log::info!(target: TARGET, "counters balance: all connections and bytes accounted for");
-        Ok(())
-    }
+    log::info!(target: TARGET, "counters balance: all connections and bytes accounted for");
+    Ok(())
 }
 
 /// Logs the configuration in effect. What is 0 is off.
