@@ -3,9 +3,9 @@
 mod cases;
 mod client;
 
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use std::{iter, ptr};
 
 use clap::Args;
 use echoserver::Address;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use self::cases::{CASES, Case, STRICT};
 use self::client::{TestedServer, side_by_side};
-use crate::output::{FAILURE, Failure, print};
+use crate::output::{Exit, FAILURE, print};
 use crate::target::{self, Target};
 use crate::values;
 
@@ -59,11 +59,9 @@ pub(crate) struct Options {
 /// Parses a pattern for names, with hyphens or underscores.
 fn parse_glob(text: &str) -> Result<Pattern, String> {
     let pattern = Pattern::new(&text.replace('_', "-")).map_err(|error| error.to_string())?;
-    if CASES.iter().any(|case| pattern.matches(&case.name())) {
-        Ok(pattern)
-    } else {
-        Err("no case matches; see --list".to_owned())
-    }
+    let is_known = CASES.iter().any(|case| pattern.matches(&case.name()));
+    let error = || "no case matches; see --list".to_owned();
+    is_known.then_some(pattern).ok_or_else(error)
 }
 
 /// How one case ended.
@@ -80,7 +78,7 @@ struct Outcome {
 /// # Errors
 ///
 /// An exit status, and what to print on stderr.
-pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+pub(crate) fn run(options: &Options) -> Result<(), Exit> {
     let is_chosen = |case: &&Case| {
         let mut patterns = options.only.iter();
         options.only.is_empty() || patterns.any(|pattern| pattern.matches(&case.name()))
@@ -102,23 +100,11 @@ fn run_cases(
     options: &Options,
     cases: &[&'static Case],
     target: &Target,
-) -> Result<Vec<Outcome>, Failure> {
+) -> Result<Vec<Outcome>, Exit> {
     let next = AtomicUsize::new(0);
-    let outcomes: Result<Vec<Vec<_>>, Failure> = side_by_side(options.jobs.into(), |_| {
-        let mut outcomes = Vec::new();
-        while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
-            let outcome = run_case(case, target, options);
-            if !options.json {
-                let (name, error) = (case.name(), outcome.error.as_deref().unwrap_or_default());
-                let line = format!(
-                    "{:4}  {name:45} {:6.2} s  {error}",
-                    outcome.status, outcome.seconds
-                );
-                print(format!("{}\n", line.trim_end()))?;
-            }
-            outcomes.push(outcome);
-        }
-        Ok(outcomes)
+    let outcomes: Result<Vec<Vec<_>>, Exit> = side_by_side(options.jobs.into(), |_| {
+        let cases = iter::from_fn(|| cases.get(next.fetch_add(1, Relaxed)));
+        cases.map(|case| run_case(case, target, options)).collect()
     });
     let mut outcomes: Vec<_> = outcomes?.into_iter().flatten().collect();
     // Their addresses have the order of the table.
@@ -126,7 +112,7 @@ fn run_cases(
     Ok(outcomes)
 }
 
-fn run_case(case: &'static Case, target: &Target, options: &Options) -> Outcome {
+fn run_case(case: &'static Case, target: &Target, options: &Options) -> Result<Outcome, Exit> {
     let server = TestedServer {
         address: &target.address,
         patience: options.patience,
@@ -134,21 +120,31 @@ fn run_case(case: &'static Case, target: &Target, options: &Options) -> Outcome 
     };
     let can_run = target.is_tcp() || !case.needs_tcp();
     let result = can_run.then(|| (case.run)(&server));
-    Outcome {
-        case,
-        status: match &result {
-            None => "skip",
-            Some(Ok(())) => "ok",
-            Some(Err(_)) if case.class == STRICT && !options.strict => "warn",
-            Some(Err(_)) => "FAIL",
-        },
-        seconds: server.start.elapsed().as_secs_f64(),
-        error: result.and_then(Result::err),
+    let status = match &result {
+        None => "skip",
+        Some(Ok(())) => "ok",
+        Some(Err(_)) if case.class == STRICT && !options.strict => "warn",
+        Some(Err(_)) => "FAIL",
+    };
+    let (seconds, error) = (
+        server.start.elapsed().as_secs_f64(),
+        result.and_then(Result::err),
+    );
+    if !options.json {
+        let (name, error) = (case.name(), error.as_deref().unwrap_or_default());
+        let line = format!("{status:4}  {name:45} {seconds:6.2} s  {error}");
+        print(format!("{}\n", line.trim_end()))?;
     }
+    Ok(Outcome {
+        case,
+        status,
+        seconds,
+        error,
+    })
 }
 
 /// Prints all outcomes as JSON, or how many there are of each kind. Fails if a case has failed.
-fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<(), Failure> {
+fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<(), Exit> {
     let statuses = outcomes.iter().map(|outcome| outcome.status);
     let count = |status| statuses.clone().filter(|other| *other == status).count();
     let [passed, failed, warned, skipped] = ["ok", "FAIL", "warn", "skip"].map(count);
@@ -180,8 +176,6 @@ fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<()
         format!("{target}: {passed} of {all} cases passed, {failed} failed{warned}{skipped}")
     };
     print(format!("{text}\n"))?;
-    match failed {
-        0 => Ok(()),
-        _ => Err(Failure(FAILURE, None)),
-    }
+    let passed = failed == 0;
+    passed.then_some(()).ok_or(Exit(FAILURE, None))
 }

@@ -9,7 +9,7 @@ use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use echoserver::Address;
 
 use crate::error::escape_control;
-use crate::output::shorten;
+use crate::output::{Exit, SUCCESS, USAGE, shorten};
 use crate::pages::GeneratedFile;
 use crate::{check, load, serve};
 
@@ -66,13 +66,22 @@ impl CommandLine {
 }
 
 /// Parses the command line and the environment. An empty variable counts as unset, and commands do not read any.
-pub(crate) fn parse() -> Result<CommandLine, clap::Error> {
+pub(crate) fn parse() -> Result<CommandLine, Exit> {
     let first = env::args_os().nth(1).unwrap_or_default();
     let mut command = CommandLine::command();
     if command.find_subcommand(first).is_none() {
         command = command.mut_args(read_variable);
     }
-    CommandLine::from_arg_matches(&command.try_get_matches()?)?.check()
+    let matches = command.try_get_matches();
+    let parsed = matches.and_then(|matches| CommandLine::from_arg_matches(&matches)?.check());
+    parsed.map_err(|error| {
+        if error.use_stderr() {
+            return Exit(USAGE, Some(one_line(error)));
+        }
+        // The help or the version. A closed stdout is not a failure.
+        let _closed = error.print();
+        Exit(SUCCESS, None)
+    })
 }
 
 /// Has an option take its value from the environment, unless its variable is empty.
@@ -94,7 +103,7 @@ fn common_settings(argument: Arg) -> Arg {
 
 /// Formats an error of the command line as one line, with clap's suggestions. The line names the environment
 /// variable that an invalid value comes from.
-pub(crate) fn one_line(mut error: clap::Error) -> String {
+fn one_line(mut error: clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
         return format!("invalid UTF-8 in '{}'", invalid_utf8().to_string_lossy());
     }

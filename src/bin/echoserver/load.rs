@@ -23,11 +23,11 @@ use self::driver::Driver;
 pub(crate) use self::plan::Options;
 use self::plan::Plan;
 use self::tally::{Measured, Tally};
-use crate::output::{FAILURE, Failure, print};
+use crate::output::{Exit, FAILURE, print};
 use crate::target::Target;
 
 /// Runs the command.
-pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+pub(crate) fn run(options: &Options) -> Result<(), Exit> {
     let target = Target::find(&options.address, options.timeout)?;
     let plan = options.plan(&target);
     // The first signal ends the run, a second one the process.
@@ -44,15 +44,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     } else {
         report::text(&plan, &measured)
     })?;
-    if measured.total.failed == 0 && measured.total.messages > 0 {
-        Ok(())
-    } else {
-        Err(Failure(FAILURE, None))
-    }
+    let passed = measured.total.failed == 0 && measured.total.messages > 0;
+    passed.then_some(()).ok_or(Exit(FAILURE, None))
 }
 
 /// Runs the threads until the end of the plan.
-fn generate(plan: &Plan) -> Result<Measured, Failure> {
+fn generate(plan: &Plan) -> Result<Measured, Exit> {
     let tallies: Vec<_> = (0..plan.threads).map(|_| Mutex::default()).collect();
     let drivers = (tallies.iter().enumerate())
         .map(|(index, tally)| Driver::new(plan, index, tally))
@@ -73,11 +70,7 @@ fn generate(plan: &Plan) -> Result<Measured, Failure> {
 
 /// Collects what the threads count, and prints a line for each second on a terminal. `ended` is disconnected when all
 /// threads have ended.
-fn measure(
-    plan: &Plan,
-    tallies: &[Mutex<Tally>],
-    ended: &Receiver<()>,
-) -> Result<Measured, Failure> {
+fn measure(plan: &Plan, tallies: &[Mutex<Tally>], ended: &Receiver<()>) -> Result<Measured, Exit> {
     let show_progress = !plan.options.json && io::stdout().is_terminal();
     let runs_until = |time: Instant| {
         let timeout = time.saturating_duration_since(Instant::now());

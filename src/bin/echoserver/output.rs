@@ -4,17 +4,18 @@ use std::io::{self, Write};
 
 use crate::error::error_text;
 
-/// Exit statuses other than 0.
+/// Exit statuses.
+pub(crate) const SUCCESS: u8 = 0;
 pub(crate) const FAILURE: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// No connection to the server can be made.
 pub(crate) const UNREACHABLE: u8 = 3;
 
-/// Why a command failed: its exit status, and an error unless the output already contains it.
+/// Why a command ended: its exit status, and an error unless there is none or the output already contains it.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) u8, pub(crate) Option<String>);
+pub(crate) struct Exit(pub(crate) u8, pub(crate) Option<String>);
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for Exit {
     fn from(error: io::Error) -> Self {
         Self(FAILURE, Some(error_text(&error)))
     }
@@ -33,13 +34,13 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
 }
 
 /// Prints to stdout. A closed stdout is not an error.
-pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
+pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<(), Exit> {
     let mut stdout = io::stdout();
     let written = stdout.write_all(text.as_ref());
     match written.and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let error = format!("cannot write to stdout: {error}");
-            Err(Failure(FAILURE, Some(error)))
+            Err(Exit(FAILURE, Some(error)))
         }
         _ => Ok(()),
     }

@@ -23,7 +23,7 @@ use self::metrics::Endpoint;
 pub(crate) use self::options::Options;
 use self::signals::SignalLink;
 use crate::error::with_context;
-use crate::output::{FAILURE, Failure};
+use crate::output::{Exit, FAILURE};
 use crate::platform::{self, Adopt, Signals};
 
 /// What bounds the kernel's socket buffers of a TCP connection.
@@ -34,11 +34,11 @@ const SOCKET_BUFFERS: &str = if cfg!(target_os = "linux") {
 };
 
 /// Serves until a signal shuts the server down. Reports an error itself.
-pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+pub(crate) fn run(options: &Options) -> Result<(), Exit> {
     let prepared = prepare(options);
     let (inherited, signals, link, log) = prepared.map_err(|error| {
         logging::print_error(options.log_format, &error.to_string());
-        Failure(FAILURE, None)
+        Exit(FAILURE, None)
     })?;
     let result = serve(options, inherited, link, &log);
     if let Err(error) = &result {
@@ -47,7 +47,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     log.finish(FINISH_TIMEOUT);
     // Until now a second signal could end the process.
     drop(signals);
-    result.map_err(|_| Failure(FAILURE, None))
+    result.map_err(|_| Exit(FAILURE, None))
 }
 
 /// Takes the inherited sockets before any other file is opened, and registers the signals before any thread starts. A

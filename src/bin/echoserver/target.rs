@@ -9,7 +9,7 @@ use echoserver::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::error_text;
-use crate::output::{Failure, UNREACHABLE};
+use crate::output::{Exit, UNREACHABLE};
 use crate::platform;
 
 /// Help text of the argument that names the server.
@@ -26,7 +26,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// Resolves `address` and chooses the first of its socket addresses that accepts a connection.
-    pub(crate) fn find(address: &Address, timeout: Duration) -> Result<Self, Failure> {
+    pub(crate) fn find(address: &Address, timeout: Duration) -> Result<Self, Exit> {
         // With a low limit, connections fail with an error that says so.
         let _limit = platform::raise_descriptor_limit();
         let name = match address {
@@ -43,7 +43,7 @@ impl Target {
         let error = |error| format!("cannot connect to {name}: {}", client_error(&error));
         match found {
             Ok(address) => Ok(Self { name, address }),
-            Err(cause) => Err(Failure(UNREACHABLE, Some(error(cause)))),
+            Err(cause) => Err(Exit(UNREACHABLE, Some(error(cause)))),
         }
     }
 
