@@ -54,35 +54,26 @@ struct ListenerSlot<L> {
     errors: usize,
 }
 
-/// The outcome of an accept.
-enum Accept<C> {
-    Connection(C),
-    /// No client waits.
-    Empty,
-    /// The error concerns one client or is temporary: accept again at once.
-    Retry,
-    /// Accept again after a pause.
-    Failed(io::Error),
-}
-
 impl<L: Listen> ListenerSlot<L> {
-    fn accept(&mut self, counters: &AcceptorCounters) -> Accept<(L::Stream, Peer)> {
+    /// Accepts a connection. `None` if there was none: either no client waits, and the listener is not ready any more, or
+    /// the error concerns one client or is temporary. After other errors, or too many in a row, accepting must pause.
+    fn accept(&mut self, counters: &AcceptorCounters) -> io::Result<Option<(L::Stream, Peer)>> {
         match self.listener.accept() {
             Ok(connection) => {
                 counters.accepted.add(1);
                 self.errors = 0;
-                Accept::Connection(connection)
+                return Ok(Some(connection));
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Accept::Empty,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.ready = false,
             Err(error) => {
                 counters.accept_errors.add(1);
                 self.errors += 1;
                 if self.errors.is_multiple_of(MAX_ERRORS) || !is_transient(&error) {
-                    return Accept::Failed(error);
+                    return Err(error);
                 }
-                Accept::Retry
             }
         }
+        Ok(None)
     }
 }
 
@@ -216,15 +207,13 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             if !self.has_capacity() {
                 return self.pause_for_capacity();
             }
-            let slot = &mut self.listeners[index];
-            match slot.accept(&self.counters.acceptor) {
-                Accept::Connection(connection) => {
+            match self.listeners[index].accept(&self.counters.acceptor) {
+                Ok(Some(connection)) => {
                     self.backoff = MIN_BACKOFF;
                     self.dispatch(connection);
                 }
-                Accept::Empty => slot.ready = false,
-                Accept::Retry => {}
-                Accept::Failed(error) => return self.pause_after(&error),
+                Ok(None) => {}
+                Err(error) => return self.pause_after(&error),
             }
         }
     }
@@ -368,15 +357,16 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             if now < slot.open_until.min(deadline) {
                 return true;
             }
-            while slot.remaining > 0 {
+            // Without waiting for an edge.
+            slot.ready = true;
+            while slot.ready && slot.remaining > 0 {
                 match slot.accept(counters) {
-                    Accept::Connection(connection) => {
+                    Ok(Some(connection)) => {
                         slot.remaining -= 1;
                         pending.push_back(connection);
                     }
-                    Accept::Empty => return false,
-                    Accept::Retry => {}
-                    Accept::Failed(_) => return slot.listener.has_waiting_client(),
+                    Ok(None) => {}
+                    Err(_) => return slot.listener.has_waiting_client(),
                 }
             }
             false
