@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use crate::error::{error_text, with_context};
 use crate::net::is_network_error;
@@ -21,7 +22,7 @@ use crate::peer::Peer;
 use crate::server::control::Control;
 use crate::server::dispatcher::Dispatcher;
 use crate::stats::{AcceptorCounters, Counters};
-use crate::system::{Listen, Millis, PollEvent, Poller, Stream, Wake};
+use crate::system::{Listen, Millis, NEVER, PollEvent, Poller, Stream, Wake};
 
 /// Maximum accepts per tick. It bounds the delay of a shutdown.
 const MAX_BATCH: usize = 128;
@@ -80,8 +81,8 @@ impl<L: Listen> ListenerSlot<L> {
 #[derive(Debug)]
 struct Pause {
     since: Millis,
-    /// When to retry; `None` if only new capacity can end the pause.
-    until: Option<Millis>,
+    /// When to retry, or [`NEVER`] if only new capacity can end the pause.
+    until: Millis,
     was_logged: bool,
 }
 
@@ -158,22 +159,19 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 
     /// How long the next tick may sleep; `None` means until an event.
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
-        let next = match (self.shutdown_deadline, &self.pause) {
-            (Some(deadline), _) if self.listeners.is_empty() => Some(deadline),
-            // While a listener is still open, its accepts are retried.
+        let until = match (self.shutdown_deadline, &self.pause) {
             (Some(deadline), _) => {
-                let waiting = self.listeners.iter().map(|slot| slot.open_until);
-                let next = waiting.filter(|&until| until > self.now).min();
-                Some(deadline.min(next.unwrap_or(self.now + MIN_BACKOFF)))
+                // The accepts of a listener that is still open are retried.
+                let retry = self.now + MIN_BACKOFF;
+                let open_until = self.listeners.iter().map(|slot| slot.open_until);
+                let next = open_until.map(|until| if until > self.now { until } else { retry });
+                next.fold(deadline, Millis::min)
             }
             (None, Some(pause)) => pause.until,
-            (None, None) => self
-                .listeners
-                .iter()
-                .any(|slot| slot.ready)
-                .then_some(self.now),
+            (None, None) if self.listeners.iter().any(|slot| slot.ready) => self.now,
+            (None, None) => NEVER,
         };
-        next.map(|at| at.saturating_sub(self.now))
+        (until != NEVER).then(|| until.saturating_sub(self.now))
     }
 
     /// Runs one tick: waits for events, then accepts and dispatches one batch unless accepting is paused.
@@ -187,7 +185,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
                 slot.ready = true;
             }
         }
-        if self.pause_expired() {
+        let until = self.pause.as_ref().map_or(NEVER, |pause| pause.until);
+        if until <= self.now || self.control.has_new_capacity() {
             self.resume();
         }
         if let Some(deadline) = self.control.shutdown_deadline() {
@@ -205,7 +204,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
                 return;
             };
             if !self.has_capacity() {
-                return self.pause_for_capacity();
+                return self.pause(None);
             }
             match self.listeners[index].accept(&self.counters.acceptor) {
                 Ok(Some(connection)) => {
@@ -213,7 +212,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
                     self.dispatch(connection);
                 }
                 Ok(None) => {}
-                Err(error) => return self.pause_after(&error),
+                Err(error) => return self.pause(Some(&error)),
             }
         }
     }
@@ -250,40 +249,27 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.listeners.iter().all(|slot| !slot.ready)
     }
 
-    /// Pauses until a worker announces capacity.
-    fn pause_for_capacity(&mut self) {
-        if self.forget_empty_listeners() {
-            return;
-        }
-        self.control.await_capacity();
-        // Capacity may have appeared before the pause was visible to the workers.
-        if self.has_capacity() {
-            return;
-        }
-        let cause = if self.control.is_full() {
-            format!(
-                "connection limit reached ({})",
-                self.control.max_connections()
-            )
-        } else {
-            "all worker queues are full".to_owned()
-        };
-        self.start_pause(None, &cause);
-    }
-
-    /// Pauses after a failed accept.
-    fn pause_after(&mut self, error: &io::Error) {
+    /// Pauses until a worker announces capacity, and after an error at most until the backoff is over.
+    fn pause(&mut self, error: Option<&io::Error>) {
         // Without free descriptors, Linux reports an error even if no client waits.
         if self.forget_empty_listeners() {
             return;
         }
         self.control.await_capacity();
-        let until = self.now + self.backoff;
-        self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
-        self.start_pause(Some(until), &error_text(error));
-    }
-
-    fn start_pause(&mut self, until: Option<Millis>, cause: &str) {
+        let (until, cause) = match error {
+            Some(error) => {
+                let until = self.now + self.backoff;
+                self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
+                (until, error_text(error))
+            }
+            // Capacity may have appeared before the pause was visible to the workers.
+            None if self.has_capacity() => return,
+            None if self.control.is_full() => {
+                let limit = self.control.max_connections;
+                (NEVER, format!("connection limit reached ({limit})"))
+            }
+            None => (NEVER, "all worker queues are full".to_owned()),
+        };
         self.counters.acceptor.accept_pauses.add(1);
         self.counters.acceptor.is_accept_paused.add(1);
         let is_recent = |at| self.now.saturating_sub(at) < WARNING_INTERVAL;
@@ -299,24 +285,14 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         });
     }
 
-    /// Whether the current pause can end: capacity was announced, or its timer has expired.
-    fn pause_expired(&self) -> bool {
-        self.pause.as_ref().is_some_and(|pause| {
-            self.control.has_new_capacity() || pause.until.is_some_and(|until| until <= self.now)
-        })
-    }
-
     fn resume(&mut self) {
         if let Some(pause) = self.pause.take() {
             let length = self.now.saturating_sub(pause.since);
             self.counters.acceptor.is_accept_paused.adjust(1, 0);
             self.counters.acceptor.accept_paused.add(length);
             if pause.was_logged {
-                log::info!(
-                    "accept resumed after {}.{} s",
-                    length / 1000,
-                    length % 1000 / 100
-                );
+                let seconds = Duration::from_millis(length).as_secs_f64();
+                log::info!("accept resumed after {seconds:.1} s");
             }
         }
     }
@@ -338,7 +314,11 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.accept_backlog(deadline);
         if deadline <= self.now {
             self.listeners.clear();
-            self.reset_pending();
+            for (mut stream, _peer) in self.pending.drain(..) {
+                stream.abort();
+                drop(stream);
+                self.counters.acceptor.expired.add(1);
+            }
         }
         self.shutdown_deadline = Some(deadline);
         self.dispatch_pending();
@@ -374,18 +354,10 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     fn dispatch_pending(&mut self) {
-        while !self.pending.is_empty() && self.has_capacity() {
-            if let Some(connection) = self.pending.pop_front() {
-                self.dispatch(connection);
-            }
-        }
-    }
-
-    fn reset_pending(&mut self) {
-        for (mut stream, _peer) in self.pending.drain(..) {
-            stream.abort();
-            drop(stream);
-            self.counters.acceptor.expired.add(1);
+        while self.has_capacity()
+            && let Some(connection) = self.pending.pop_front()
+        {
+            self.dispatch(connection);
         }
     }
 }

@@ -11,7 +11,7 @@ pub(crate) struct Control<W> {
     capacity: Notifier<W>,
     /// Connections that were dispatched and are not closed.
     open: AtomicU64,
-    max_connections: u64,
+    pub(crate) max_connections: u64,
     /// Wake the workers, which look at the deadline when they wake up. A shutdown wakes them itself, because the
     /// acceptor may have ended before the deadline is moved.
     worker_wakers: Box<[W]>,
@@ -44,10 +44,6 @@ impl<W: Wake> Control<W> {
     /// Whether the connection limit is reached.
     pub(crate) fn is_full(&self) -> bool {
         self.open.load(Ordering::Relaxed) >= self.max_connections
-    }
-
-    pub(crate) fn max_connections(&self) -> u64 {
-        self.max_connections
     }
 
     /// Frees the places of connections that a worker has closed, and announces capacity.
