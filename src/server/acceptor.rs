@@ -241,18 +241,13 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         !self.control.is_full() && self.dispatcher.has_room()
     }
 
-    /// Forgets the readiness of listeners without a waiting client. Returns whether all are.
-    fn forget_empty_listeners(&mut self) -> bool {
-        for slot in &mut self.listeners {
-            slot.ready = slot.ready && slot.listener.has_waiting_client();
-        }
-        self.listeners.iter().all(|slot| !slot.ready)
-    }
-
     /// Pauses until a worker announces capacity, and after an error at most until the backoff is over.
     fn pause(&mut self, error: Option<&io::Error>) {
         // Without free descriptors, Linux reports an error even if no client waits.
-        if self.forget_empty_listeners() {
+        for slot in &mut self.listeners {
+            slot.ready = slot.ready && slot.listener.has_waiting_client();
+        }
+        if self.listeners.iter().all(|slot| !slot.ready) {
             return;
         }
         self.control.await_capacity();
