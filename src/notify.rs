@@ -13,15 +13,10 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use crate::system::Wake;
 
 /// A flag that any thread sets and one clears.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Flag(AtomicBool);
 
 impl Flag {
-    /// A flag that is clear.
-    pub(crate) fn new() -> Self {
-        Self(AtomicBool::new(false))
-    }
-
     /// Sets the flag. Returns whether it was clear.
     ///
     /// This and [`clear`](Self::clear) are acquire-release swaps, so whatever a thread wrote before it set the flag is
@@ -44,14 +39,15 @@ impl Flag {
 /// Wakes one thread for the changes that others make.
 #[derive(Debug)]
 pub(crate) struct Notifier<W> {
-    notified: Flag,
-    waker: W,
+    /// A change was announced. The owner clears this before it looks for changes, so that the next one notifies again.
+    pub(crate) notified: Flag,
+    pub(crate) waker: W,
 }
 
 impl<W: Wake> Notifier<W> {
     pub(crate) fn new(waker: W) -> Self {
         Self {
-            notified: Flag::new(),
+            notified: Flag::default(),
             waker,
         }
     }
@@ -61,21 +57,6 @@ impl<W: Wake> Notifier<W> {
         if self.notified.set() {
             self.waker.wake();
         }
-    }
-
-    /// Has the next change notify again. The owner calls this before it looks for changes.
-    pub(crate) fn clear(&self) {
-        self.notified.clear();
-    }
-
-    /// Whether a change was announced since the last [`clear`](Self::clear).
-    pub(crate) fn is_notified(&self) -> bool {
-        self.notified.is_set()
-    }
-
-    /// Wakes the owner in any case.
-    pub(crate) fn wake(&self) {
-        self.waker.wake();
     }
 }
 

@@ -121,7 +121,7 @@ impl WakeQueue {
     pub(crate) fn waker(&self, token: usize) -> Waker {
         Waker(Arc::new(Target {
             token,
-            queued: Flag::new(),
+            queued: Flag::default(),
             queue: self.clone(),
         }))
     }
@@ -137,7 +137,7 @@ impl WakeQueue {
 impl Waker {
     /// Whether a wake-up would notify the worker; the next would not.
     pub(crate) fn notifies(&self) -> bool {
-        !self.0.queue.0.notifier.is_notified()
+        !self.0.queue.0.notifier.notified.is_set()
     }
 }
 
@@ -151,7 +151,7 @@ impl WakeReceiver {
     /// Clears the flag: wake-ups that are pushed from now on notify the worker again. Call this before
     /// [`take`](Self::take).
     pub(crate) fn clear_notified(&self) {
-        self.queue.0.notifier.clear();
+        self.queue.0.notifier.notified.clear();
     }
 
     /// Takes a wake-up without waiting.

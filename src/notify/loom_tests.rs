@@ -33,7 +33,7 @@ impl Shared {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             notifier: Notifier::new(Notifications(AtomicUsize::new(0))),
-            queued: Flag::new(),
+            queued: Flag::default(),
             queue: Mutex::new(VecDeque::new()),
             data: AtomicUsize::new(0),
         })
@@ -53,7 +53,7 @@ impl Shared {
         if self.notifier.waker.0.swap(0, Ordering::Relaxed) == 0 {
             return None;
         }
-        self.notifier.clear();
+        self.notifier.notified.clear();
         let mut seen = None;
         while self
             .queue
@@ -83,7 +83,7 @@ fn added_item_is_seen_or_notifies() {
             })
         };
         shared.notifier.waker.0.store(0, Ordering::Relaxed);
-        shared.notifier.clear();
+        shared.notifier.notified.clear();
         let is_seen = shared.data.load(Ordering::Relaxed) == 1;
         adding.join().expect("it does not panic");
         assert!(is_seen || shared.notifier.waker.0.load(Ordering::Relaxed) == 1);
@@ -122,10 +122,10 @@ fn capacity_during_a_pause_is_seen_or_wakes_the_acceptor() {
                 shared.notifier.notify();
             })
         };
-        shared.notifier.clear();
+        shared.notifier.notified.clear();
         let is_seen = shared.data.load(Ordering::Relaxed) == 1;
         worker.join().expect("it does not panic");
         let wakes = shared.notifier.waker.0.load(Ordering::Relaxed);
-        assert!(is_seen || (wakes == 1 && shared.notifier.is_notified()));
+        assert!(is_seen || (wakes == 1 && shared.notifier.notified.is_set()));
     });
 }

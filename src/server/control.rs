@@ -54,18 +54,18 @@ impl<W: Wake> Control<W> {
 
     /// Announces a pause of the acceptor, which must look for capacity once more after this.
     pub(crate) fn await_capacity(&self) {
-        self.capacity.clear();
+        self.capacity.notified.clear();
     }
 
     /// Whether capacity was announced since the pause began.
     pub(crate) fn has_new_capacity(&self) -> bool {
-        self.capacity.is_notified()
+        self.capacity.notified.is_set()
     }
 
     /// Requests a shutdown, or moves the deadline of one to an earlier time.
     pub(crate) fn shut_down(&self, deadline: Millis) {
         self.shutdown_deadline.fetch_min(deadline, Ordering::SeqCst);
-        self.capacity.wake();
+        self.capacity.waker.wake();
         self.wake_workers();
     }
 

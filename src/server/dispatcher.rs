@@ -110,7 +110,7 @@ impl<T, W: Wake> Drop for Dispatcher<T, W> {
     fn drop(&mut self) {
         for Queue { sender, shared } in self.queues.drain(..) {
             drop(sender);
-            shared.notifier.wake();
+            shared.notifier.waker.wake();
         }
     }
 }
@@ -125,7 +125,7 @@ impl<T, W: Wake> Receiver<T, W> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
         // Before the first item: a sender that still finds the flag set has pushed an item that this call finds.
-        self.shared.notifier.clear();
+        self.shared.notifier.notified.clear();
         let items = iter::from_fn(|| match self.channel.try_recv() {
             Ok(item) => Some(item),
             Err(TryRecvError::Empty) => None,
