@@ -7,7 +7,6 @@
 
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, TryRecvError, TrySendError};
 
@@ -25,23 +24,16 @@ pub(crate) struct Dispatcher<T, W: Wake> {
 #[derive(Debug)]
 struct Queue<T, W> {
     sender: Sender<T>,
-    shared: Arc<Shared<W>>,
-}
-
-/// What both ends of a queue share besides the channel.
-#[derive(Debug)]
-struct Shared<W> {
-    /// Notifies the worker of new items.
-    notifier: Notifier<W>,
-    /// The receiver exists.
-    alive: AtomicBool,
+    /// Notifies the worker of new items. The receiver, while it exists, has the only other reference.
+    notifier: Arc<Notifier<W>>,
 }
 
 /// The receiving half: one worker's queue.
 #[derive(Debug)]
 pub(crate) struct Receiver<T, W: Wake> {
+    /// Dropped first, so that a queue without a receiver counts as full before items are refused.
+    notifier: Arc<Notifier<W>>,
     channel: crossbeam_channel::Receiver<T>,
-    shared: Arc<Shared<W>>,
     closed: bool,
 }
 
@@ -54,16 +46,13 @@ impl<T, W: Wake> Dispatcher<T, W> {
         let (mut queues, mut receivers) = (Vec::new(), Vec::new());
         for waker in wakers {
             let (sender, channel) = crossbeam_channel::bounded(capacity);
-            let shared = Arc::new(Shared {
-                notifier: Notifier::new(waker),
-                alive: AtomicBool::new(true),
-            });
+            let notifier = Arc::new(Notifier::new(waker));
             receivers.push(Receiver {
+                notifier: Arc::clone(&notifier),
                 channel,
-                shared: Arc::clone(&shared),
                 closed: false,
             });
-            queues.push(Queue { sender, shared });
+            queues.push(Queue { sender, notifier });
         }
         (Self { queues, next: 0 }, receivers)
     }
@@ -77,9 +66,6 @@ impl<T, W: Wake> Dispatcher<T, W> {
         for _ in 0..self.queues.len() {
             let queue = &self.queues[self.next];
             self.next = (self.next + 1) % self.queues.len();
-            if !queue.is_alive() {
-                continue;
-            }
             match queue.sender.try_send(item) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => item = back,
@@ -92,32 +78,25 @@ impl<T, W: Wake> Dispatcher<T, W> {
     pub(crate) fn notify(&self) {
         for queue in &self.queues {
             if !queue.sender.is_empty() {
-                queue.shared.notifier.notify();
+                queue.notifier.notify();
             }
         }
     }
 
     /// Whether a worker has room. This is the only sender, so the room lasts until it dispatches.
     pub(crate) fn has_room(&self) -> bool {
-        self.queues
-            .iter()
-            .any(|queue| queue.is_alive() && !queue.sender.is_full())
+        let mut queues = self.queues.iter();
+        queues.any(|queue| Arc::strong_count(&queue.notifier) > 1 && !queue.sender.is_full())
     }
 }
 
 impl<T, W: Wake> Drop for Dispatcher<T, W> {
     /// Closes the queues first, so that the workers see it when they wake up.
     fn drop(&mut self) {
-        for Queue { sender, shared } in self.queues.drain(..) {
+        for Queue { sender, notifier } in self.queues.drain(..) {
             drop(sender);
-            shared.notifier.waker.wake();
+            notifier.waker.wake();
         }
-    }
-}
-
-impl<T, W> Queue<T, W> {
-    fn is_alive(&self) -> bool {
-        self.shared.alive.load(Ordering::Acquire)
     }
 }
 
@@ -125,14 +104,11 @@ impl<T, W: Wake> Receiver<T, W> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
         // Before the first item: a sender that still finds the flag set has pushed an item that this call finds.
-        self.shared.notifier.notified.clear();
-        let items = iter::from_fn(|| match self.channel.try_recv() {
-            Ok(item) => Some(item),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                self.closed = true;
-                None
-            }
+        self.notifier.notified.clear();
+        let items = iter::from_fn(|| {
+            let item = self.channel.try_recv();
+            self.closed |= matches!(item, Err(TryRecvError::Disconnected));
+            item.ok()
         });
         items.take(max)
     }
@@ -140,12 +116,6 @@ impl<T, W: Wake> Receiver<T, W> {
     /// Whether [`take`](Self::take) has found the queue empty and closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
-    }
-}
-
-impl<T, W: Wake> Drop for Receiver<T, W> {
-    fn drop(&mut self) {
-        self.shared.alive.store(false, Ordering::Release);
     }
 }
 
