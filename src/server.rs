@@ -188,33 +188,11 @@ pub struct Server {
     config: Config,
     listeners: Vec<Listener>,
     addresses: Vec<Address>,
-    workers: Vec<WorkerParts>,
+    /// The poll and the buffers of each worker, whose thread begins when the server is run. They are allocated earlier, so
+    /// that a lack of descriptors or memory is an error at start.
+    workers: Vec<(MioPoller, Pool)>,
     poller: MioPoller,
     handle: Handle,
-}
-
-/// What a worker is made of before its thread runs. It is allocated early, so that a lack of descriptors or
-/// memory is an error at start.
-#[derive(Debug)]
-struct WorkerParts {
-    poller: MioPoller,
-    waker: Arc<Waker>,
-    pool: Pool,
-}
-
-impl WorkerParts {
-    fn new(config: &Config, clock: Clock) -> io::Result<Self> {
-        let (poller, waker) = MioPoller::new(clock, config.busy_poll)?;
-        let pool = Pool::new(config.buffer_size).map_err(|error| {
-            let size = config.buffer_size;
-            with_context(&error, &format!("cannot allocate buffers of {size} bytes"))
-        })?;
-        Ok(Self {
-            poller,
-            waker: Arc::new(waker),
-            pool,
-        })
-    }
 }
 
 impl Server {
@@ -232,25 +210,21 @@ impl Server {
         for address in &config.listen {
             listeners.extend(Listener::bind(address, config.listen_options())?);
         }
-        let addresses = listeners
-            .iter()
-            .map(Listener::address)
-            .collect::<io::Result<_>>()?;
+        let addresses: io::Result<_> = listeners.iter().map(Listener::address).collect();
         let clock = Clock::start();
-        let workers = (0..config.workers.get())
-            .map(|index| {
-                WorkerParts::new(&config, clock)
-                    .map_err(|error| with_context(&error, &format!("cannot set up worker {index}")))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let (poller, waker) = MioPoller::new(clock, Duration::ZERO)
+        let new_worker = |index| {
+            allocate_worker(&config, clock)
+                .map_err(|error| with_context(&error, &format!("cannot set up worker {index}")))
+        };
+        let allocated = (0..config.workers.get()).map(new_worker);
+        let workers = allocated.collect::<io::Result<Vec<_>>>()?;
+        let poller = MioPoller::new(clock, Duration::ZERO)
             .map_err(|error| with_context(&error, "cannot set up the acceptor"))?;
-        let worker_wakers = workers.iter().map(|parts| Arc::clone(&parts.waker));
         let handle = Handle {
             control: Arc::new(Control::new(
                 config.max_connections,
-                Arc::new(waker),
-                worker_wakers,
+                Arc::clone(&poller.waker),
+                wakers(&workers),
             )),
             counters: Arc::new(Counters::new(workers.len())),
             clock,
@@ -259,7 +233,7 @@ impl Server {
         Ok(Self {
             config,
             listeners,
-            addresses,
+            addresses: addresses?,
             workers,
             poller,
             handle,
@@ -314,51 +288,37 @@ impl Server {
     ///
     /// Fails if no listener is configured, a thread cannot be started, or the acceptor or a worker fails. In the last
     /// two cases the connections of the other workers are drained first.
-    pub fn run<H, F>(self, new_handler: F) -> io::Result<Stats>
+    pub fn run<H, F>(mut self, new_handler: F) -> io::Result<Stats>
     where
         H: Handler,
         F: Fn(&NewConnection<'_>) -> H + Sync,
     {
-        let Self {
-            config,
-            listeners,
-            workers,
-            mut poller,
-            handle,
-            ..
-        } = self;
-        if listeners.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "no listening address configured",
-            ));
+        if self.listeners.is_empty() {
+            let problem = "no listening address configured";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
-        let wakers = workers.iter().map(|parts| Arc::clone(&parts.waker));
-        let (dispatcher, receivers) = Dispatcher::new(QUEUE_CAPACITY, wakers);
+        let handle = &self.handle;
+        let (dispatcher, receivers) = Dispatcher::new(QUEUE_CAPACITY, wakers(&self.workers));
         let acceptor = Acceptor::new(
-            listeners,
-            config.backlog,
+            self.listeners,
+            self.config.backlog,
             dispatcher,
             Arc::clone(&handle.counters),
             Arc::clone(&handle.control),
         );
         let new_handler = |socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
-        let (handle, new_handler, timeouts) = (&handle, &new_handler, config.timeouts());
+        let (new_handler, timeouts) = (&new_handler, self.config.timeouts());
         thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (index, (parts, receiver)) in workers.into_iter().zip(receivers).enumerate() {
+            let workers = self.workers.into_iter().zip(receivers);
+            for (index, ((mut poller, pool), receiver)) in workers.enumerate() {
                 let counters = &handle.counters.workers[index];
                 let serve = move || {
                     let _guard = ShutdownOnDrop(handle);
-                    let WorkerParts {
-                        mut poller,
-                        pool,
-                        waker,
-                    } = parts;
+                    let waker = Arc::clone(&poller.waker);
                     let (wake_queue, wake_ups) = WakeQueue::new(move || Wake::wake(&waker));
                     let tick = Tick::new(timeouts, wake_queue, Arc::clone(counters));
-                    let resources = Resources { pool, tick };
-                    let table = ConnectionTable::new(resources, wake_ups, index);
+                    let table = ConnectionTable::new(Resources { pool, tick }, wake_ups, index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
                     worker.run(&mut poller, new_handler)
@@ -370,15 +330,24 @@ impl Server {
                     with_context(&error, &format!("cannot start worker {index}"))
                 })?);
             }
-            let accepted = acceptor.run(&mut poller);
-            let mut served = Ok(());
-            for (index, thread) in threads.into_iter().enumerate() {
-                served = served.and(join(index, thread));
-            }
-            accepted.and(served)
+            let accepted = acceptor.run(&mut self.poller);
+            let served = threads.into_iter().enumerate().map(join);
+            served.fold(accepted, Result::and)
         })?;
         Ok(handle.counters.snapshot())
     }
+}
+
+fn allocate_worker(config: &Config, clock: Clock) -> io::Result<(MioPoller, Pool)> {
+    let (poller, size) = (MioPoller::new(clock, config.busy_poll)?, config.buffer_size);
+    let pool = Pool::new(size).map_err(|error| {
+        with_context(&error, &format!("cannot allocate buffers of {size} bytes"))
+    })?;
+    Ok((poller, pool))
+}
+
+fn wakers(workers: &[(MioPoller, Pool)]) -> impl Iterator<Item = Arc<Waker>> {
+    workers.iter().map(|(poller, _)| Arc::clone(&poller.waker))
 }
 
 /// Shuts the server down when a worker ends for any reason, a panic included. Otherwise the acceptor
@@ -391,7 +360,7 @@ impl Drop for ShutdownOnDrop<'_> {
     }
 }
 
-fn join(index: usize, thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+fn join((index, thread): (usize, ScopedJoinHandle<'_, io::Result<()>>)) -> io::Result<()> {
     match thread.join() {
         Ok(served) => {
             served.map_err(|error| with_context(&error, &format!("worker {index} failed")))

@@ -1,9 +1,9 @@
 //! What an event loop needs from the operating system: a poll and a clock. A simulation can replace it.
 
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::event::Event as MioEvent;
 use mio::{Events, Poll, Token, Waker};
 
 use crate::net::Register;
@@ -30,10 +30,12 @@ impl Clock {
     }
 }
 
-/// A mio poll with its clock.
+/// A mio poll with its waker and its clock.
 #[derive(Debug)]
 pub(crate) struct MioPoller {
     poll: Poll,
+    /// Kept here, because a waker that is dropped removes its event from the poll.
+    pub(crate) waker: Arc<Waker>,
     events: Events,
     clock: Clock,
     /// How long to poll without sleeping before each sleep. It saves the latency of going to sleep and
@@ -42,17 +44,15 @@ pub(crate) struct MioPoller {
 }
 
 impl MioPoller {
-    /// Creates a poll, and its waker.
-    pub(crate) fn new(clock: Clock, busy_poll: Duration) -> io::Result<(Self, Waker)> {
+    pub(crate) fn new(clock: Clock, busy_poll: Duration) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
-        let poller = Self {
+        Ok(Self {
+            waker: Arc::new(Waker::new(poll.registry(), WAKER)?),
             poll,
             events: Events::with_capacity(MAX_EVENTS),
             clock,
             busy_poll,
-        };
-        Ok((poller, waker))
+        })
     }
 
     fn poll_once(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
@@ -90,12 +90,10 @@ impl<S: Register> Poller<S> for MioPoller {
     }
 
     fn events(&self) -> impl Iterator<Item = PollEvent> {
-        self.events
-            .iter()
-            .map(|event: &MioEvent| match event.token() {
-                WAKER => PollEvent::Wake,
-                Token(token) => PollEvent::Ready(token, readiness(event)),
-            })
+        self.events.iter().map(|event| match event.token() {
+            WAKER => PollEvent::Wake,
+            Token(token) => PollEvent::Ready(token, readiness(event)),
+        })
     }
 
     fn now(&self) -> Millis {

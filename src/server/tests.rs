@@ -29,9 +29,9 @@ fn every_worker_can_be_woken() {
     };
     let mut server = Server::bind(two_workers).unwrap();
     server.handle().wake_workers();
-    for worker in &mut server.workers {
-        Poller::<Socket>::poll(&mut worker.poller, Some(0)).unwrap();
-        assert_eq!(Poller::<Socket>::events(&worker.poller).count(), 1);
+    for (poller, _) in &mut server.workers {
+        Poller::<Socket>::poll(poller, Some(0)).unwrap();
+        assert_eq!(Poller::<Socket>::events(poller).count(), 1);
     }
 }
 
@@ -45,7 +45,7 @@ fn end_of_a_worker_shuts_the_server_down() {
 #[test]
 fn failures_of_a_worker_are_named() {
     let fail = |serve: fn() -> io::Result<()>| {
-        let served = thread::scope(|scope| join(3, scope.spawn(serve)));
+        let served = thread::scope(|scope| join((3, scope.spawn(serve))));
         served.map_err(|error| error.to_string())
     };
     assert_eq!(fail(|| Ok(())), Ok(()));

@@ -3,10 +3,10 @@ use crate::net::stream::Socket;
 
 const BUSY: Duration = Duration::from_secs(60);
 
-fn poller(busy_poll: Duration, max_events: usize) -> (MioPoller, Waker) {
-    let (mut poller, waker) = MioPoller::new(Clock::start(), busy_poll).unwrap();
+fn poller(busy_poll: Duration, max_events: usize) -> MioPoller {
+    let mut poller = MioPoller::new(Clock::start(), busy_poll).unwrap();
     poller.events = Events::with_capacity(max_events);
-    (poller, waker)
+    poller
 }
 
 /// Polls; returns whether more may be pending, and the tokens of the events.
@@ -28,13 +28,13 @@ fn poll(poller: &mut MioPoller, timeout: Option<Millis>) -> (bool, Vec<usize>) {
 #[test]
 fn more_may_be_pending_after_a_full_batch() {
     for busy_poll in [Duration::ZERO, BUSY] {
-        let (mut poller, waker) = poller(busy_poll, 2);
+        let mut poller = poller(busy_poll, 2);
         assert_eq!(Poller::<Socket>::max_events(&poller), 2);
-        waker.wake().unwrap();
+        poller.waker.wake();
         assert_eq!(poll(&mut poller, None), (false, vec![WAKER.0]));
         let (mut socket, _client) = Socket::with_client();
         poller.register(&mut socket, 7).unwrap();
-        waker.wake().unwrap();
+        poller.waker.wake();
         assert_eq!(poll(&mut poller, None), (true, vec![7, WAKER.0]));
         assert_eq!(poll(&mut poller, Some(0)), (false, vec![]));
     }
@@ -43,7 +43,7 @@ fn more_may_be_pending_after_a_full_batch() {
 #[test]
 fn poll_without_an_event_ends_at_its_timeout() {
     for busy_poll in [Duration::ZERO, Duration::from_millis(5), BUSY] {
-        let (mut poller, _waker) = poller(busy_poll, 2);
+        let mut poller = poller(busy_poll, 2);
         let start = Poller::<Socket>::now(&poller);
         assert_eq!(poll(&mut poller, Some(20)), (false, vec![]));
         assert!(Poller::<Socket>::now(&poller) >= start + 20);
@@ -62,7 +62,7 @@ fn busy_poll_does_not_sleep() {
         let status = Status::from_file("/proc/thread-self/status").unwrap();
         status.voluntary_ctxt_switches.unwrap()
     };
-    let (mut poller, _waker) = poller(BUSY, 2);
+    let mut poller = poller(BUSY, 2);
     let before = sleeps();
     assert_eq!(poll(&mut poller, Some(20)), (false, vec![]));
     assert_eq!(sleeps(), before);
