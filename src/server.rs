@@ -22,7 +22,7 @@ use self::dispatcher::Dispatcher;
 use self::new_connection::NewConnection;
 use self::worker::Worker;
 use crate::connection::Resources;
-use crate::connection::buffer::{Buffer, Buffers, Pool};
+use crate::connection::buffer::{Buffers, Pool};
 use crate::connection::handler::Handler;
 use crate::connection::tick::{Tick, Timeouts};
 use crate::connection::waker::WakeQueue;
@@ -92,7 +92,7 @@ impl Config {
     pub const MAX_WORKERS: usize = 1024;
 
     /// The largest buffer size in bytes: 1 GiB.
-    pub const MAX_BUFFER_SIZE: usize = Buffer::MAX_CAPACITY;
+    pub const MAX_BUFFER_SIZE: usize = 1 << 30;
 
     /// Returns the maximum number of bytes in buffers: two buffers for each connection, in whole pages, and
     /// the spare buffers of the workers. The kernel's socket buffers are not included.
@@ -110,17 +110,14 @@ impl Config {
     }
 
     fn validate(&self) -> io::Result<()> {
-        let problem = if self.workers.get() > Self::MAX_WORKERS {
+        let (workers, size) = (self.workers.get(), self.buffer_size);
+        let problem = if workers > Self::MAX_WORKERS {
             format!(
-                "{} workers exceed the limit of {}",
-                self.workers,
+                "{workers} workers exceed the limit of {}",
                 Self::MAX_WORKERS
             )
-        } else if self.buffer_size == 0 || self.buffer_size > Self::MAX_BUFFER_SIZE {
-            format!(
-                "buffer size of {} bytes is not between 1 byte and 1 GiB",
-                self.buffer_size
-            )
+        } else if size == 0 || size > Self::MAX_BUFFER_SIZE {
+            format!("buffer size of {size} bytes is not between 1 byte and 1 GiB")
         } else if self.idle_timeout == Some(Duration::ZERO) {
             "idle timeout must not be zero".to_owned()
         } else if self.max_connections == 0 {

@@ -27,9 +27,6 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// The largest capacity, in bytes: 1 GiB.
-    pub(crate) const MAX_CAPACITY: usize = 1 << 30;
-
     /// Creates an empty buffer that holds at most `capacity` bytes. Fails if the memory is not available.
     pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         Ok(Self {
