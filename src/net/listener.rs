@@ -4,6 +4,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use mio::event::Source;
+use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 
@@ -34,9 +36,9 @@ pub(crate) struct ListenOptions {
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
-    Tcp(mio::net::TcpListener),
+    Tcp(TcpListener),
     /// A socket that was created elsewhere. Other processes may accept from it too.
-    AdoptedTcp(mio::net::TcpListener),
+    AdoptedTcp(TcpListener),
     #[cfg(unix)]
     Unix {
         /// Removed on drop, before the listener is closed. In the other order a second server could find
@@ -76,7 +78,7 @@ impl Listener {
         let socket = SockRef::from(&listener);
         check_listening(&socket, &[Domain::IPV4, Domain::IPV6], "TCP")?;
         set_options(&socket, options)?;
-        Ok(Self::AdoptedTcp(mio::net::TcpListener::from_std(listener)))
+        Ok(Self::AdoptedTcp(TcpListener::from_std(listener)))
     }
 
     /// Takes over a Unix-domain socket that already listens. Its file is kept on drop.
@@ -142,13 +144,12 @@ impl Listen for Listener {
 
 impl Register for Listener {
     fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        match self {
-            Self::Tcp(listener) | Self::AdoptedTcp(listener) => {
-                registry.register(listener, token, Interest::READABLE)
-            }
+        let source: &mut dyn Source = match self {
+            Self::Tcp(listener) | Self::AdoptedTcp(listener) => listener,
             #[cfg(unix)]
-            Self::Unix { listener, .. } => registry.register(listener, token, Interest::READABLE),
-        }
+            Self::Unix { listener, .. } => listener,
+        };
+        registry.register(source, token, Interest::READABLE)
     }
 }
 
@@ -208,11 +209,8 @@ fn bind_existing<T>(
 /// `mio::net::TcpListener::bind` has a fixed backlog and leaves it to the system whether `[::]`
 /// accepts IPv4 clients.
 fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Listener> {
-    let socket = RawSocket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let domain = Domain::for_address(address);
+    let socket = RawSocket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
@@ -224,32 +222,27 @@ fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Listen
     set_options(&socket, options)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-    Ok(Listener::Tcp(mio::net::TcpListener::from_std(
-        socket.into(),
-    )))
+    Ok(Listener::Tcp(TcpListener::from_std(socket.into())))
 }
 
 /// Sets the options of a TCP listener. On Linux, accepted sockets inherit all but the non-blocking mode.
 fn set_options(socket: &RawSocket, options: ListenOptions) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     set_common_options(socket)?;
-    set_keepalive(socket, options.keepalive).map_err(|error| {
-        let time = options.keepalive.unwrap_or_default();
-        with_context(&error, &format!("cannot set TCP keepalive to {time:?}"))
-    })?;
-    platform::limit_unsent(socket)
-}
-
-fn set_keepalive(socket: &RawSocket, idle: Option<Duration>) -> io::Result<()> {
-    let Some(idle) = idle else {
+    if let Some(idle) = options.keepalive {
+        let keepalive = TcpKeepalive::new()
+            .with_time(idle)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES);
+        let set = socket.set_tcp_keepalive(&keepalive);
+        set.map_err(|error| {
+            with_context(&error, &format!("cannot set TCP keepalive to {idle:?}"))
+        })?;
+    } else {
         // A socket that was created elsewhere may have it on.
-        return socket.set_keepalive(false);
-    };
-    let keepalive = TcpKeepalive::new()
-        .with_time(idle)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)
+        socket.set_keepalive(false)?;
+    }
+    platform::limit_unsent(socket)
 }
 
 /// Small answers are sent without delay, and urgent bytes stay in the stream.

@@ -89,10 +89,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         return Ok(());
     };
     if !data.file_type().is_socket() {
-        return Err(io::Error::new(
-            ErrorKind::AlreadyExists,
-            "file exists and is not a socket",
-        ));
+        let problem = "file exists and is not a socket";
+        return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A connect to a listener with a full backlog would block, which also shows that it is in use.

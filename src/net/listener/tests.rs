@@ -1,6 +1,6 @@
 use std::io::ErrorKind;
 #[cfg(unix)]
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener as StdListener, UdpSocket};
 #[cfg(unix)]
 use std::os::fd::OwnedFd;
 
@@ -74,7 +74,7 @@ fn keepalive_is_set_and_cleared() {
         unix_mode: None,
         keepalive,
     };
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let socket = SockRef::from(&listener);
     set_options(&socket, options(Some(Duration::from_secs(42)))).unwrap();
     assert!(socket.keepalive().unwrap());
@@ -209,7 +209,7 @@ fn handshakes_in_progress_complete_and_no_others_begin() {
 #[test]
 #[cfg(target_os = "linux")]
 fn adopted_listener_keeps_its_handshakes() {
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = StdListener::bind("127.0.0.1:0").unwrap();
     let address = tcp.local_addr().unwrap();
     let adopted = Listener::from_tcp(tcp.try_clone().unwrap(), OPTIONS).unwrap();
     assert!(!adopted.stop_handshakes());
@@ -229,7 +229,7 @@ fn sockets_that_cannot_accept_are_refused() {
     let tcp = |socket: OwnedFd| Listener::from_tcp(socket.into(), OPTIONS);
     let unix = |socket: OwnedFd| Listener::from_unix(socket.into());
     let directory = tempfile::tempdir().unwrap();
-    let tcp_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp_listener = StdListener::bind("127.0.0.1:0").unwrap();
     let unix_listener = UnixListener::bind(directory.path().join("echo")).unwrap();
     let (connected, _peer) = UnixStream::pair().unwrap();
 
