@@ -142,12 +142,11 @@ impl<T> Drop for WorkQueue<T> {
 
 impl<T> fmt::Debug for WorkQueue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.jobs.as_ref().map_or(0, Sender::len);
-        write!(
-            f,
-            "WorkQueue({} threads, {waiting} waiting jobs)",
-            self.threads.len()
-        )
+        let (threads, waiting) = (
+            self.threads.len(),
+            self.jobs.as_ref().map_or(0, Sender::len),
+        );
+        write!(f, "WorkQueue({threads} threads, {waiting} waiting jobs)")
     }
 }
 

@@ -117,17 +117,12 @@ impl Context<'_> {
     /// 64 KiB, also after a pause of the process. Data that the server does not read because output is pending is not:
     /// a client is idle by this timer if it does not read its answers.
     pub fn set_timer(&mut self, timeout: Option<Duration>) {
-        match timeout {
-            Some(timeout) => {
-                // Not in this tick, which would never end if each call set such a timer.
-                let at = self.tick.now.saturating_add(millis(timeout).max(1));
-                self.extras.get_or_insert_default().timer = at.min(NEVER - 1);
-            }
-            None => {
-                if let Some(extras) = self.extras {
-                    extras.timer = NEVER;
-                }
-            }
+        if let Some(timeout) = timeout {
+            // Not in this tick, which would never end if each call set such a timer.
+            let at = self.tick.now.saturating_add(millis(timeout).max(1));
+            self.extras.get_or_insert_default().timer = at.min(NEVER - 1);
+        } else if let Some(extras) = self.extras {
+            extras.timer = NEVER;
         }
     }
 
