@@ -1,6 +1,5 @@
 //! The protocol interface: one [`Handler`] per connection, which works on bytes only.
 
-use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -98,6 +97,7 @@ pub enum Action {
 }
 
 /// A handler's view of its connection during one call.
+#[derive(Debug)]
 pub struct Context<'a> {
     /// Bytes from the client.
     pub input: Input<'a>,
@@ -133,15 +133,6 @@ impl Context<'_> {
         let waker = &mut self.extras.get_or_insert_default().waker;
         let waker = waker.get_or_insert_with(|| self.tick.wakes.waker(self.tick.token));
         waker.clone()
-    }
-}
-
-impl fmt::Debug for Context<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
-            .field("input", &self.input)
-            .field("output", &self.output)
-            .finish_non_exhaustive()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::system::Wake;
 /// that was closed does nothing.
 ///
 /// What a thread has done before [`wake`](Self::wake) is visible to the handler in the call that follows.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Waker(Arc<Target>);
 
 #[derive(Debug)]
@@ -54,12 +54,6 @@ impl Waker {
     /// Whether both wake the same connection.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl fmt::Debug for Waker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waker").finish_non_exhaustive()
     }
 }
 
