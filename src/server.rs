@@ -217,12 +217,9 @@ impl Server {
         let workers = allocated.collect::<io::Result<Vec<_>>>()?;
         let poller = MioPoller::new(clock, Duration::ZERO)
             .map_err(|error| with_context(&error, "cannot set up the acceptor"))?;
+        let (max, waker) = (config.max_connections, Arc::clone(&poller.waker));
         let handle = Handle {
-            control: Arc::new(Control::new(
-                config.max_connections,
-                Arc::clone(&poller.waker),
-                wakers(&workers),
-            )),
+            control: Arc::new(Control::new(max, waker, wakers(&workers))),
             counters: Arc::new(Counters::new(workers.len())),
             clock,
             drain_timeout: config.drain_timeout,
@@ -358,15 +355,11 @@ impl Drop for ShutdownOnDrop<'_> {
 }
 
 fn join((index, thread): (usize, ScopedJoinHandle<'_, io::Result<()>>)) -> io::Result<()> {
-    match thread.join() {
-        Ok(served) => {
-            served.map_err(|error| with_context(&error, &format!("worker {index} failed")))
-        }
-        Err(panic) => Err(io::Error::other(format!(
-            "worker {index} panicked: {}",
-            panic_message(&*panic)
-        ))),
-    }
+    let served = thread.join().map_err(|panic| {
+        let message = panic_message(&*panic);
+        io::Error::other(format!("worker {index} panicked: {message}"))
+    })?;
+    served.map_err(|error| with_context(&error, &format!("worker {index} failed")))
 }
 
 /// Controls a [`Server`] from any thread. Clones control the same server.

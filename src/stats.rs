@@ -321,11 +321,8 @@ impl Counters {
 
     /// Returns a snapshot.
     pub(crate) fn snapshot(&self) -> Stats {
-        let workers = self.workers.iter();
-        Stats::read(
-            &self.acceptor,
-            workers.map(|worker| WorkerStats::read(worker)).collect(),
-        )
+        let workers = self.workers.iter().map(|worker| WorkerStats::read(worker));
+        Stats::read(&self.acceptor, workers.collect())
     }
 }
 
