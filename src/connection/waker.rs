@@ -35,7 +35,10 @@ impl Waker {
     /// Schedules a call of the handler. Several wake-ups can be merged into one call. Never blocks.
     pub fn wake(&self) {
         if self.0.queued.set() {
-            self.0.queue.push(self.clone());
+            let queue = &self.0.queue.0;
+            // It fails only if the worker has ended.
+            let _ended = queue.sender.send(self.clone());
+            queue.notifier.notify();
         }
     }
 
@@ -118,12 +121,6 @@ impl WakeQueue {
             queued: Flag::default(),
             queue: self.clone(),
         }))
-    }
-
-    fn push(&self, waker: Waker) {
-        // It fails only if the worker has ended.
-        let _ended = self.0.sender.send(waker);
-        self.0.notifier.notify();
     }
 }
 

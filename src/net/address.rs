@@ -1,5 +1,6 @@
 //! Listening addresses: their text form, and the socket addresses they resolve to.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -44,20 +45,14 @@ pub enum Address {
 impl Address {
     /// Returns the socket addresses to bind.
     pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        let mut addresses = match self {
+        let addresses = match self {
             Self::AnyInterface(port) => vec![(Ipv6Addr::UNSPECIFIED, *port).into()],
             Self::Ip(address) => vec![*address],
             Self::Host(host, port) => (host.as_str(), *port).to_socket_addrs()?.collect(),
-            Self::UnixPath(_) | Self::UnixAbstract(_) => {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
+            _ => return Err(io::ErrorKind::Unsupported.into()),
         };
-        for address in &mut addresses {
-            *address = to_canonical(*address);
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        Ok(addresses)
+        let distinct: BTreeSet<_> = addresses.into_iter().map(to_canonical).collect();
+        Ok(distinct.into_iter().collect())
     }
 }
 
