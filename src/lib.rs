@@ -239,10 +239,11 @@
 //! takes ready connections from it: it shares the state of every connection between threads and needs locks on the path
 //! of each byte.
 //!
-//! In one tick, a worker drives the connections whose budget was used in the last tick, then those with an event, then a
-//! bounded number of those that were woken, then new ones. The result is *idle* (wait for an event), *runnable* (the budget
-//! is used: the connection moves to the back of the run queue, and the next poll does not sleep) or *closed*, with a
-//! [`CloseReason`] that is counted.
+//! In one tick, a worker drives the connections with an event, then a bounded number of those that were woken, then new
+//! ones, and closes those that have expired. A connection that moves much at a time is *bulk*: what happens to it only
+//! marks it, and a few of those that are marked get a turn at the end of each tick. So a small message does not wait for
+//! the floods. A turn ends *idle* (wait for an event), *runnable* (the budget is used, and the next poll does not sleep) or
+//! *closed*, with a [`CloseReason`] that is counted.
 //!
 //! Tests are in `tests.rs` beside a module, and in `tests/`, whose README describes their layers. `benches/` and
 //! `packaging/` have a README as well.

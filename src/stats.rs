@@ -262,8 +262,10 @@ counters! {
     discarded: [u64; CloseReason::ALL.len()] = "discarded_bytes_total",
     /// Ticks of the event loop, each with one wait for events.
     ticks: u64 = "worker_ticks_total",
-    /// How often a connection used its budget and moved to the back of the run queue.
-    yields: u64 = "worker_yields_total",
+    /// Turns of bulk connections, which wait in a queue behind the small messages of others.
+    bulk_turns: u64 = "worker_bulk_turns_total",
+    /// Open connections that are bulk: their last turn moved 32 KiB or more, or used its budget.
+    bulk: u64 = "worker_bulk_connections",
     /// The longest tick: how long the events of other connections have waited at most.
     longest_tick: Duration = "worker_longest_tick_seconds",
     /// Connections that the worker took from its queue.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::*;
 use crate::connection::buffer::OUT_OF_MEMORY;
 use crate::connection::handler::Echo;
+use crate::connection::tick::Turns;
 use crate::connection::waker::WakeQueue;
 
 impl<S, H> Connection<S, H> {
@@ -431,7 +432,7 @@ impl Stream for Endless {
 
 #[test]
 fn budget_limits_reads_and_sends_for_any_buffer_size() {
-    for buffer_size in [1, 1 << 10, BUDGET, 16 << 20] {
+    for buffer_size in [1, 1 << 10, 64 << 10, 16 << 20] {
         let stream = Endless::default();
         let mut connection = Connection::new(stream.clone(), Echo, 0);
         connection.add_readiness(READABLE);
@@ -440,11 +441,11 @@ fn budget_limits_reads_and_sends_for_any_buffer_size() {
             let status = connection.drive(&mut resources);
             assert_eq!(status, Status::Runnable, "{buffer_size}");
             assert!(
-                connection.bytes_in() <= turn * BUDGET as u64,
+                connection.bytes_in() <= turn * Turns::default().interactive_budget,
                 "{buffer_size}"
             );
             assert!(
-                connection.bytes_out() <= turn * BUDGET as u64,
+                connection.bytes_out() <= turn * Turns::default().interactive_budget,
                 "{buffer_size}"
             );
             assert!(stream.0.take().len() <= 2 * MAX_ROUNDS);
@@ -465,7 +466,10 @@ fn budget_limits_the_sends_of_a_handler_without_input() {
     for turn in 1..=3 {
         let status = connection.drive(&mut resources);
         assert_eq!(status, Status::Runnable);
-        assert_eq!(connection.bytes_out(), turn * BUDGET as u64);
+        assert_eq!(
+            connection.bytes_out(),
+            turn * Turns::default().interactive_budget
+        );
     }
 }
 

@@ -8,18 +8,47 @@ use crate::connection::waker::WakeQueue;
 use crate::stats::WorkerCounters;
 use crate::system::{Millis, NEVER};
 
+/// How the turns of connections are shared out; see the table of a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turns {
+    /// Bytes that an interactive connection may read and send in a turn.
+    pub(crate) interactive_budget: u64,
+    /// The same for a bulk connection.
+    pub(crate) bulk_budget: u64,
+    /// Bytes read and sent in a turn from which on a connection is bulk.
+    pub(crate) bulk_bytes: u64,
+    /// Each tick has one bulk turn, and one more for this many interactive turns.
+    pub(crate) interactive_per_bulk: usize,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            interactive_budget: 64 << 10,
+            bulk_budget: 256 << 10,
+            // A message of 16 KiB that is echoed.
+            bulk_bytes: 32 << 10,
+            interactive_per_bulk: 64,
+        }
+    }
+}
+
 /// One tick of a worker, as its connections and their handlers see it.
 #[derive(Debug)]
 pub(crate) struct Tick {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
     pub(crate) wakes: WakeQueue,
     pub(crate) timeouts: Timeouts,
+    pub(crate) turns: Turns,
     /// How far a graceful shutdown has come.
     pub(crate) drain: Drain,
     /// The time at the start of the tick.
     pub(crate) now: Millis,
     /// The connection that is driven.
     pub(crate) token: usize,
+    /// Bytes that it may read and send before others are driven. What was read is still answered, which can send as many
+    /// bytes again.
+    pub(crate) budget: u64,
 }
 
 impl Tick {
@@ -32,9 +61,11 @@ impl Tick {
             counters,
             wakes,
             timeouts,
+            turns: Turns::default(),
             drain: Drain::Off,
             now: 0,
             token: 0,
+            budget: Turns::default().interactive_budget,
         }
     }
 }

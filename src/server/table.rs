@@ -3,10 +3,11 @@
 //! This is all of a worker except its thread and its poll. Time, readiness and new streams are arguments,
 //! so a simulated kernel can drive exactly the code that serves sockets.
 //!
-//! A connection that becomes ready is driven at once, up to a [budget](crate::connection::BUDGET) of bytes. A
-//! connection that has used its budget moves to the back of the run queue, which is run once per tick,
-//! before any event is handled. While the run queue is not empty, the worker must not sleep. A flooding
-//! connection therefore delays the others by one budget per tick.
+//! A *turn* is one call that drives a connection. A connection whose last turn moved much or used its budget is *bulk*,
+//! any other is *interactive*; see [`Turns`]. What happens to an interactive connection is handled at once. What
+//! happens to a bulk connection puts it into the run queue, of which each tick serves a share after everything else. So a small message waits for the other small ones of its tick and for a few bulk turns, however many
+//! connections flood, and each bulk connection gets its turn in order. While the run queue is not empty, the worker must
+//! not sleep.
 //!
 //! A connection has one [deadline](Connection::deadline). Progress moves it without touching the [timers](Timers), so
 //! nothing is scheduled per message. A handler's timer is independent of the deadline; one timer is set, for the
@@ -19,6 +20,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use slab::Slab;
 
 use crate::connection::handler::Handler;
+#[cfg(doc)]
+use crate::connection::tick::Turns;
 use crate::connection::tick::{Drain, Tick};
 use crate::connection::waker::WakeReceiver;
 use crate::connection::{Connection, Resources, State, Status};
@@ -39,8 +42,21 @@ struct Entry<S, H> {
     /// When to look at the connection next, or [`NEVER`]: a timer is set for this time. Earlier than or equal to the
     /// deadline and the handler's timer.
     armed: Millis,
-    /// The connection is in the run queue.
-    queued: bool,
+    /// The last turn has moved much, or used its budget.
+    bulk: bool,
+    /// The connection's number in the run queue; 0 if it is not in there.
+    ticket: u32,
+}
+
+/// A connection as its table sees it.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inspection {
+    /// Or [`NEVER`].
+    pub(crate) deadline: Millis,
+    pub(crate) is_bulk: bool,
+    /// It is in the run queue.
+    pub(crate) is_queued: bool,
 }
 
 impl<S: Stream, H: Handler> Entry<S, H> {
@@ -49,7 +65,19 @@ impl<S: Stream, H: Handler> Entry<S, H> {
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
         resources.tick.token = token;
+        self.ticket = 0;
+        let before = self.connection.transferred();
         let status = self.connection.drive(resources);
+        let moved = self.connection.transferred() - before;
+        let bulk = moved >= resources.tick.turns.bulk_bytes || status == Status::Runnable;
+        if bulk != self.bulk {
+            self.bulk = bulk;
+            resources
+                .tick
+                .counters
+                .bulk
+                .adjust(usize::from(!bulk), usize::from(bulk));
+        }
         let is_armed = self.armed != NEVER || resources.tick.timeouts.idle.is_none();
         let is_unchanged = status == Status::Idle && self.connection.awaits_input() && is_armed;
         (!is_unchanged).then_some(status)
@@ -59,8 +87,12 @@ impl<S: Stream, H: Handler> Entry<S, H> {
 #[derive(Debug)]
 pub(crate) struct ConnectionTable<S, H> {
     entries: Slab<Entry<S, H>>,
-    /// Tokens of runnable connections (see [`Entry::queued`]), and some of connections that were closed.
-    run_queue: VecDeque<usize>,
+    /// Tokens and tickets of bulk connections that are ready, and some of connections that were closed or driven since.
+    run_queue: VecDeque<(usize, u32)>,
+    /// The ticket that was given last.
+    last_ticket: u32,
+    /// Turns of interactive connections in this tick.
+    interactive_turns: usize,
     timers: Timers,
     wakes: WakeReceiver,
     /// The queue of wake-ups may not be empty, although its notification has been handled.
@@ -77,6 +109,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         Self {
             entries: Slab::new(),
             run_queue: VecDeque::new(),
+            last_ticket: 0,
+            interactive_turns: 0,
             timers: Timers::default(),
             wakes,
             has_wakes: false,
@@ -89,6 +123,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Starts a tick, and sets its time.
     pub(crate) fn start_tick(&mut self, now: Millis) {
         self.resources.tick.now = now;
+        self.resources.tick.budget = self.tick().turns.interactive_budget;
+        self.interactive_turns = 0;
     }
 
     /// The time of the current tick.
@@ -137,11 +173,21 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.entries.len()
     }
 
-    /// The deadline of a connection, or [`NEVER`]; `None` for an unknown token.
+    /// What the simulation compares with its model; `None` for an unknown token.
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn deadline(&self, token: usize) -> Option<Millis> {
+    pub(crate) fn inspect(&self, token: usize) -> Option<Inspection> {
         let entry = self.entries.get(token)?;
-        Some(entry.connection.deadline(self.tick()))
+        Some(Inspection {
+            deadline: entry.connection.deadline(self.tick()),
+            is_bulk: entry.bulk,
+            is_queued: entry.ticket != 0,
+        })
+    }
+
+    /// How many bulk turns this tick owed.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn share(&self) -> u64 {
+        1 + (self.interactive_turns / self.tick().turns.interactive_per_bulk) as u64
     }
 
     pub(crate) fn drain_timeout(&self) -> Millis {
@@ -190,9 +236,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             peer,
             opened: now,
             armed: NEVER,
-            queued: false,
+            bulk: false,
+            ticket: 0,
         });
-        self.drive(token);
+        self.schedule(token);
     }
 
     /// Grows a full table by a quarter; doubling would waste up to half of it.
@@ -203,32 +250,61 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Drives the connections that were in the run queue when this was called.
+    /// Drives the connections at the front of the run queue, as many as this tick's share, each once.
     pub(crate) fn run_queued(&mut self) {
+        let turns = self.tick().turns;
+        let mut share = 1 + self.interactive_turns / turns.interactive_per_bulk;
+        self.resources.tick.budget = turns.bulk_budget;
         for _ in 0..self.run_queue.len() {
-            let Some(token) = self.run_queue.pop_front() else {
-                return;
+            let Some((token, ticket)) = self.run_queue.pop_front() else {
+                break;
             };
-            // A closed connection leaves its token in the queue.
-            if let Some(entry) = self.entries.get_mut(token)
-                && mem::take(&mut entry.queued)
+            // A connection that was closed or driven meanwhile has left its ticket, which costs no turn.
+            if self
+                .entries
+                .get(token)
+                .is_some_and(|entry| entry.ticket == ticket)
             {
+                self.tick().counters.bulk_turns.add(1);
                 self.drive(token);
+                share -= 1;
+                if share == 0 {
+                    break;
+                }
             }
         }
+        self.resources.tick.budget = turns.interactive_budget;
     }
 
-    /// Adds readiness to a connection and drives it, unless it is in the run queue. An unknown token
+    /// Adds readiness to a connection, and drives it if it is interactive. An unknown token
     /// belongs to a connection that was closed earlier in this batch.
     #[inline(always)]
     pub(crate) fn on_ready(&mut self, token: usize, readiness: Readiness) {
         if let Some(entry) = self.entries.get_mut(token) {
             entry.connection.add_readiness(readiness);
-            if !entry.queued
-                && let Some(status) = entry.drive(token, &mut self.resources)
-            {
+            if entry.bulk {
+                return self.enqueue(token);
+            }
+            self.interactive_turns += 1;
+            if let Some(status) = entry.drive(token, &mut self.resources) {
                 self.after_drive(token, status);
             }
+        }
+    }
+
+    /// Drives a connection at once if it is interactive, otherwise in its turn.
+    fn schedule(&mut self, token: usize) {
+        self.on_ready(token, Readiness::default());
+    }
+
+    /// Adds a connection to the back of the run queue, unless it is in the queue.
+    #[inline(never)]
+    fn enqueue(&mut self, token: usize) {
+        let entry = &mut self.entries[token];
+        if entry.ticket == 0 {
+            self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
+            entry.ticket = self.last_ticket;
+            self.run_queue.push_back((token, entry.ticket));
         }
     }
 
@@ -251,9 +327,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 && entry.connection.owns(&waker)
             {
                 entry.connection.woken();
-                if !entry.queued {
-                    self.drive(waker.token());
-                }
+                self.schedule(waker.token());
             }
         }
         self.has_wakes = true;
@@ -280,12 +354,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     fn after_drive(&mut self, token: usize, status: Status) {
         match status {
             Status::Idle => {}
-            Status::Runnable => {
-                self.tick().counters.yields.add(1);
-                if !mem::replace(&mut self.entries[token].queued, true) {
-                    self.run_queue.push_back(token);
-                }
-            }
+            Status::Runnable => self.enqueue(token),
             Status::Closed(reason) => return self.close(token, reason),
         }
         self.arm(token);
@@ -349,7 +418,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         entry.armed = NEVER;
         if entry.connection.timer() <= now {
             entry.connection.timer_expired();
-            self.drive(token);
+            self.schedule(token);
         }
         match self.entries.get(token) {
             Some(entry) if entry.connection.deadline(self.tick()) <= now => self.expire_one(token),
@@ -358,41 +427,42 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Handles a deadline that has passed. A connection with empty buffers is closed cleanly. One with buffered bytes gets
-    /// one more write: if that makes progress, the deadline is extended; otherwise the connection is reset, because
-    /// bytes are lost. A serving or closing connection in the run queue can make progress, and does not expire.
+    /// Handles a deadline that has passed. A connection with empty buffers is closed cleanly. One with buffered bytes, or in
+    /// the run queue, is driven once more at once: if that makes progress, the deadline is extended; otherwise the
+    /// connection is closed, with a reset if bytes are lost. It does not expire while it can make progress.
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
         let entry = &mut self.entries[token];
-        let reason = match entry.connection.state() {
+        let lingers_for = match entry.connection.state() {
             State::Refusing => {
                 entry
                     .connection
                     .close_after_flush(CloseReason::Shutdown, now);
                 return self.drive(token);
             }
-            State::Lingering(reason) => reason,
-            _ if entry.queued => {
-                entry.connection.postpone_deadline(now);
-                return self.arm(token);
-            }
-            _ if entry.connection.buffered() == 0 => {
-                entry
-                    .connection
-                    .close_after_flush(CloseReason::IdleTimeout, now);
-                return self.drive(token);
-            }
-            _ => CloseReason::IdleTimeout,
+            State::Lingering(reason) => Some(reason),
+            _ => None,
         };
         // The kernel announces room in large steps only, so try once more.
         entry.connection.add_readiness(Readiness::WRITABLE);
         self.drive(token);
-        match self.entries.get(token) {
-            Some(entry) if entry.connection.deadline(self.tick()) <= now => {
-                self.close(token, reason);
+        let Some(entry) = self.entries.get_mut(token) else {
+            return;
+        };
+        if entry.connection.deadline(&self.resources.tick) > now {
+            return self.arm(token);
+        }
+        match lingers_for {
+            Some(reason) => self.close(token, reason),
+            // Its next turn sets a timer.
+            None if entry.ticket != 0 => {}
+            None if entry.connection.buffered() == 0 => {
+                entry
+                    .connection
+                    .close_after_flush(CloseReason::IdleTimeout, now);
+                self.drive(token);
             }
-            Some(_) => self.arm(token),
-            None => {}
+            None => self.close(token, CloseReason::IdleTimeout),
         }
     }
 
@@ -401,9 +471,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             mut connection,
             peer,
             opened,
+            bulk,
             ..
         } = self.entries.remove(token);
         let Tick { counters, now, .. } = &self.resources.tick;
+        counters.bulk.adjust(usize::from(bulk), 0);
         connection.abort_if_incomplete();
         counters.buffered.adjust(connection.buffered(), 0);
         counters.discarded[reason as usize].add(connection.buffered() as u64);

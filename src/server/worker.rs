@@ -60,10 +60,10 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         self.receiver.is_closed() && self.table.len() == 0
     }
 
-    /// See [`ConnectionTable::deadline`].
+    /// For the simulation.
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn deadline(&self, token: usize) -> Option<Millis> {
-        self.table.deadline(token)
+    pub(crate) fn table(&self) -> &ConnectionTable<S, H> {
+        &self.table
     }
 
     /// How long the next tick may sleep; `None` means until an event.
@@ -74,9 +74,8 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         }
     }
 
-    /// Runs one tick: waits for events, then drives the connections that have used their budget in the last
-    /// tick, those with an event, those that were woken and new ones, and expires those whose deadline has
-    /// passed.
+    /// Runs one tick: waits for events, then drives the interactive connections with an event, those that were woken and
+    /// new ones, expires those whose deadline has passed, and gives the bulk connections their share of turns.
     ///
     /// Before a timer expires, the events that the kernel already holds are handled, so time for which the process was
     /// stopped or busy does not count against a client. A shutdown deadline that has passed when it is requested or
@@ -90,7 +89,6 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         let now = poller.now();
         self.table.start_tick(now);
         self.counters.ticks.add(1);
-        self.table.run_queued();
         self.handle_events(poller);
         let mut is_due = self.table.is_due();
         if is_due {
@@ -112,6 +110,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         if is_due {
             self.table.expire();
         }
+        self.table.run_queued();
         let closed = self.table.take_closed();
         if closed > 0 || took_any {
             self.control.free(closed);

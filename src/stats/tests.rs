@@ -59,12 +59,13 @@ fn totals_are_sums_except_the_longest_tick() {
             buffered,
             discarded,
             ticks,
-            yields,
+            bulk_turns,
+            bulk,
             longest_tick,
         } = &***worker;
         let by_reason = closed.iter().chain(discarded);
         let numbers = [assigned, bytes_in, bytes_out, bytes_generated];
-        let others = [buffered, ticks, yields, longest_tick];
+        let others = [buffered, ticks, bulk_turns, bulk, longest_tick];
         let all = numbers.into_iter().chain(others).chain(by_reason);
         for (number, counter) in (1..).zip(all) {
             counter.add(number * factor);
@@ -78,10 +79,11 @@ fn totals_are_sums_except_the_longest_tick() {
         bytes_generated: 44,
         buffered: 55,
         ticks: 66,
-        yields: 77,
-        longest_tick: Duration::from_millis(80),
-        closed: std::array::from_fn(|index| 11 * (9 + index as u64)),
-        discarded: std::array::from_fn(|index| 11 * (19 + index as u64)),
+        bulk_turns: 77,
+        bulk: 88,
+        longest_tick: Duration::from_millis(90),
+        closed: std::array::from_fn(|index| 11 * (10 + index as u64)),
+        discarded: std::array::from_fn(|index| 11 * (20 + index as u64)),
     };
     assert_eq!(total, expected);
 }

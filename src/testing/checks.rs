@@ -2,6 +2,7 @@
 
 use super::connection::{Close, ClosePolicy, ReadPolicy, Refusal, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Poller};
+use crate::server::table::Inspection;
 use crate::stats::{CloseReason, Counter};
 use crate::system::Millis;
 
@@ -57,11 +58,13 @@ impl Kernel<'_> {
         self.check(is_bounded, || format!("{accepts} accepts in one tick"));
     }
 
-    /// Checks what must hold after each tick of a worker, whose table holds `deadline_of` the connection with a token.
+    /// Checks what must hold after each tick of a worker, which owed `share` bulk turns, and whose table sees each
+    /// connection as `inspect` returns.
     pub(super) fn check_worker_tick(
         &mut self,
         thread: usize,
-        deadline_of: impl Fn(usize) -> Option<Millis>,
+        share: u64,
+        inspect: impl Fn(usize) -> Option<Inspection>,
     ) {
         self.check_last_close(thread);
         let poller = &mut self.pollers[thread];
@@ -92,6 +95,12 @@ impl Kernel<'_> {
         self.check(wakes <= MAX_WAKES, || {
             format!("{wakes} handlers were woken in one tick")
         });
+        let bulk_turns = self.counters.workers[thread - 1].bulk_turns.get();
+        let bulk_turns = bulk_turns - self.pollers[thread].bulk_turns_before;
+        self.check(bulk_turns <= share, || {
+            format!("{bulk_turns} bulk turns in one tick, at most {share} are its share")
+        });
+        let has_share = bulk_turns < share;
         let may_sleep = !self.is_ready(thread);
         let mut open = 0;
         for id in 0..self.connections.len() {
@@ -101,9 +110,12 @@ impl Kernel<'_> {
                 continue;
             };
             open += 1;
-            self.check_deadline(thread, id, deadline_of(token));
+            let Some(inspection) = inspect(token) else {
+                return self.fail(format!("connection {id} is not in the table of its worker"));
+            };
+            self.check_turn(thread, id, inspection, has_share);
+            self.check_deadline(thread, id, inspection.deadline);
             self.check_timer(thread, id);
-            self.check_served(id);
             if may_sleep {
                 self.check_idle(thread, id);
             }
@@ -124,15 +136,25 @@ impl Kernel<'_> {
         }
     }
 
-    /// Checks that a connection with input was served at most one tick late.
-    fn check_served(&mut self, id: usize) {
-        if let Some(ticks) = &mut self.connections[id].ticks_unserved {
-            *ticks += 1;
-            let ticks = *ticks;
-            self.check(ticks <= 2, || {
-                format!("connection {id} has input and was not served in {ticks} ticks")
-            });
-        }
+    /// Checks the class of a connection after a tick, and that it waits in the run queue only for a reason.
+    fn check_turn(&mut self, thread: usize, id: usize, inspection: Inspection, has_share: bool) {
+        let tick = self.pollers[thread].ticks;
+        let connection = &mut self.connections[id];
+        connection.is_bulk = inspection.is_bulk;
+        connection.is_queued = inspection.is_queued;
+        let had_turn = connection.bulk_turn_tick == tick;
+        let is_lost = connection.is_unserved && !connection.is_queued;
+        let is_passed_over = connection.is_queued && !had_turn && has_share;
+        let is_demoted = connection.is_bulk && !connection.moved_much;
+        self.check(!is_lost, || {
+            format!("connection {id} has input and neither was served nor waits for its turn")
+        });
+        self.check(!is_passed_over, || {
+            format!("connection {id} waits for its turn, and the tick did not use its share")
+        });
+        self.check(!is_demoted, || {
+            format!("connection {id} is bulk, and its last turn has moved little")
+        });
     }
 
     /// Checks that the handler is called when its timer expires, and that its worker does not sleep beyond it.
@@ -142,9 +164,9 @@ impl Kernel<'_> {
         let Some(timer) = connection.timer.filter(|_| connection.calls_handler()) else {
             return;
         };
+        let had_turn = connection.bulk_turn_tick == poller.ticks;
         // A connection in the run queue is called in its next turn, or refuses input then.
-        let is_queued = connection.used_budget || connection.found_unread;
-        let called = poller.now < timer || is_queued;
+        let called = poller.now < timer || connection.is_queued || had_turn;
         let at = timer + poller.tick_length;
         let is_armed = self.is_ready(thread) || poller.wake_at.is_some_and(|wake_at| wake_at <= at);
         self.check(called && is_armed, || {

@@ -166,10 +166,18 @@ pub(super) struct SimConnection {
     pub(super) quiet_since: Millis,
     /// The last turn has used the budget, so the connection can be in the run queue.
     pub(super) used_budget: bool,
-    /// Ticks that have ended since an event reported input, and before the server's next call.
-    pub(super) ticks_unserved: Option<u32>,
-    /// The tick in which the connection was driven from the run queue.
-    pub(super) queued_turn: u64,
+    /// The last turn has used the budget, or so much of it that the connection is bulk.
+    pub(super) moved_much: bool,
+    /// An event has reported input, and the server has not made a call since.
+    pub(super) is_unserved: bool,
+    /// The connection is bulk, and in the run queue, as its table has said after the last tick.
+    pub(super) is_bulk: bool,
+    pub(super) is_queued: bool,
+    /// The ticks of its last turn, and of its last turn from the run queue.
+    pub(super) last_turn_tick: u64,
+    pub(super) bulk_turn_tick: u64,
+    /// The connections that had a turn from the run queue while this one waited for its turn.
+    pub(super) waits_behind: Vec<usize>,
     /// What had arrived when the server was asked to shut down.
     pub(super) arrived_before_drain: usize,
     pub(super) close: Option<Close>,

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::connection::SimConnection;
 use super::random::Rng;
-use crate::connection::tick::Timeouts;
-use crate::connection::{BUDGET, MAX_ROUNDS};
+use crate::connection::MAX_ROUNDS;
+use crate::connection::tick::{Timeouts, Turns};
 use crate::stats::{CloseReason, Counters};
 use crate::system::{Millis, PollEvent, Readiness};
 
@@ -38,6 +38,7 @@ pub(super) struct Parameters {
     pub(super) max_connections: usize,
     pub(super) backlog: u32,
     pub(super) timeouts: Timeouts,
+    pub(super) turns: Turns,
     /// Events per poll.
     pub(super) max_events: usize,
     pub(super) max_descriptors: usize,
@@ -73,6 +74,7 @@ impl Parameters {
             max_connections: rng.choose(&[1, 2, 4, 100]),
             backlog: rng.choose(&[2, 8]),
             timeouts,
+            turns: random_turns(rng),
             max_events: rng.choose(&[1, 2, 4, 1024]),
             max_descriptors: rng.choose(&[2, 1000, 1000, 1000]),
             has_errors: rng.one_in(4),
@@ -89,6 +91,18 @@ impl Parameters {
     /// When the server stops reading in a shutdown.
     pub(super) fn end_of_reading(&self, shutdown: Shutdown) -> Millis {
         shutdown.deadline.saturating_sub(self.timeouts.drain / 2)
+    }
+}
+
+/// Chooses sizes of turns so that inputs of all lengths are bulk in some schedules.
+fn random_turns(rng: &mut Rng) -> Turns {
+    let real = Turns::default();
+    let budget = rng.choose(&[8, 64, 400, real.interactive_budget]);
+    Turns {
+        interactive_budget: budget,
+        bulk_budget: 4 * budget,
+        bulk_bytes: budget / 2,
+        interactive_per_bulk: rng.choose(&[1, 2, real.interactive_per_bulk]),
     }
 }
 
@@ -121,16 +135,17 @@ pub(super) struct SimEvent {
 /// The part of a tick that a worker is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum TickPhase {
-    RunQueue,
     Events,
     #[default]
     AfterEvents,
+    RunQueue,
 }
 
 /// Consecutive calls for one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
     id: usize,
+    calls: usize,
     reads: usize,
     bytes: usize,
 }
@@ -152,6 +167,11 @@ pub(super) struct Poller {
     pub(super) now: Millis,
     pub(super) sequence: u64,
     pub(super) turn: Option<Turn>,
+    /// The number of bulk turns at the start of the tick, and when the last one was noticed.
+    pub(super) bulk_turns_before: u64,
+    pub(super) bulk_turns: u64,
+    /// Interactive connections with an event of the batch that the worker handles.
+    pub(super) must_serve: Vec<usize>,
     /// Accepts or registrations in the tick.
     pub(super) new_connections: usize,
     /// Calls of handlers for a wake-up in the tick.
@@ -170,7 +190,7 @@ pub(super) struct Poller {
 impl Poller {
     /// Whether the worker can have begun a shutdown: it does so at the end of a tick.
     pub(super) fn can_see_shutdown(&self) -> bool {
-        self.sees_shutdown && self.tick_phase == TickPhase::AfterEvents
+        self.sees_shutdown && self.tick_phase != TickPhase::Events
     }
 }
 
@@ -426,11 +446,21 @@ impl<'a> Kernel<'a> {
     /// A worker takes the next event of its batch, which starts a turn.
     pub(super) fn start_turn(&mut self, thread: usize, event: Option<SimEvent>) {
         let poller = &mut self.pollers[thread];
+        if event.is_none() {
+            for id in std::mem::take(&mut poller.must_serve) {
+                let is_closed = !self.connections[id].is_open();
+                self.check(is_closed, || {
+                    format!("connection {id} has a small message and was not served at once")
+                });
+            }
+        }
+        let poller = &mut self.pollers[thread];
         poller.turn = None;
         poller.tick_phase = match event {
             Some(_) => TickPhase::Events,
             None => TickPhase::AfterEvents,
         };
+        let tick = poller.ticks;
         if let Some(event) = event
             && let PollEvent::Ready(_, readiness) = event.event
             && let Some((id, arrived)) = event.connection
@@ -446,7 +476,11 @@ impl<'a> Kernel<'a> {
             let may_wait =
                 connection.is_pending() && (is_limited || connection.is_full(buffer_size));
             if event.must_serve && connection.is_readable() && !connection.blocked && !may_wait {
-                connection.ticks_unserved.get_or_insert(0);
+                connection.is_unserved = true;
+                let is_interactive = !connection.is_bulk && connection.last_turn_tick != tick;
+                self.pollers[thread]
+                    .must_serve
+                    .extend(is_interactive.then_some(id));
             }
         }
     }
@@ -454,47 +488,107 @@ impl<'a> Kernel<'a> {
     /// Accounts for a call of the server that has moved `read` and `sent` bytes of a connection, and checks
     /// that its turn stays within the budget.
     pub(super) fn account(&mut self, id: usize, read: usize, sent: usize) {
-        let poller = &self.pollers[self.current];
-        let (phase, tick) = (poller.tick_phase, poller.ticks);
+        self.note_turn(id);
         let connection = &mut self.connections[id];
-        connection.ticks_unserved = None;
+        connection.is_unserved = false;
         connection.found_delivered = false;
         connection.found_empty = false;
         if read + sent > 0 {
             self.progress += 1;
             self.note_transfer(id);
         }
-        let connection = &mut self.connections[id];
-        let poller = &self.pollers[self.current];
-        let mut turn = match poller.turn {
-            Some(turn) if turn.id == id => turn,
-            _ => {
-                let is_second = phase == TickPhase::RunQueue && connection.queued_turn == tick;
-                if phase == TickPhase::RunQueue {
-                    connection.queued_turn = tick;
-                }
-                if is_second {
-                    self.fail(format!("connection {id} has two turns in the run queue"));
-                }
-                Turn {
-                    id,
-                    reads: 0,
-                    bytes: 0,
-                }
-            }
-        };
+        let poller = &mut self.pollers[self.current];
+        let phase = poller.tick_phase;
+        let Some(turn) = &mut poller.turn else { return };
         turn.reads += usize::from(read > 0);
         turn.bytes += read + sent;
-        self.pollers[self.current].turn = Some(turn);
-        self.connections[id].used_budget = turn.reads >= MAX_ROUNDS || turn.bytes >= BUDGET;
+        let turn = *turn;
+        let turns = self.parameters.turns;
+        let budget = match phase {
+            TickPhase::RunQueue => turns.bulk_budget,
+            _ => turns.interactive_budget,
+        } as usize;
+        let connection = &mut self.connections[id];
+        connection.used_budget = turn.reads >= MAX_ROUNDS || turn.bytes >= budget;
+        connection.moved_much = turn.bytes as u64 >= turns.bulk_bytes
+            || connection.used_budget
+            || turn.calls >= MAX_ROUNDS;
         // The write after the last read can be as large as the budget. A connection that ends its half in this
         // turn starts to count again, for what it discards.
-        let restarts = usize::from(self.connections[id].write_shutdown.is_some());
+        let restarts = usize::from(connection.write_shutdown.is_some());
         let max_reads = MAX_ROUNDS * (1 + restarts);
-        let max_bytes = BUDGET * (2 + restarts);
+        let max_bytes = budget * (2 + restarts);
         let exceeded = turn.reads > max_reads || turn.bytes > max_bytes;
         self.check(!exceeded || phase == TickPhase::AfterEvents, || {
             format!("connection {id} has exceeded its budget: {turn:?}")
         });
+    }
+
+    /// Notes a call of the server for a connection or its handler, which may be the first of a turn.
+    pub(super) fn note_turn(&mut self, id: usize) {
+        if self.current == ACCEPTOR {
+            return;
+        }
+        let bulk_turns = self.counters.workers[self.current - 1].bulk_turns.get();
+        let poller = &mut self.pollers[self.current];
+        poller.must_serve.retain(|served| *served != id);
+        let is_bulk_turn = bulk_turns > poller.bulk_turns;
+        let is_new = is_bulk_turn || poller.turn.is_none_or(|turn| turn.id != id);
+        poller.bulk_turns = bulk_turns;
+        if !is_new {
+            if let Some(turn) = &mut poller.turn {
+                turn.calls += 1;
+            }
+            return;
+        }
+        let (phase, tick) = (poller.tick_phase, poller.ticks);
+        poller.turn = Some(Turn {
+            id,
+            calls: 1,
+            reads: 0,
+            bytes: 0,
+        });
+        if is_bulk_turn {
+            poller.tick_phase = TickPhase::RunQueue;
+            self.note_bulk_turn(id, tick);
+        }
+        let connection = &mut self.connections[id];
+        let was_driven = connection.last_turn_tick == tick;
+        connection.last_turn_tick = tick;
+        connection.waits_behind.clear();
+        let is_misplaced = match phase {
+            _ if is_bulk_turn => false,
+            TickPhase::RunQueue => true,
+            TickPhase::Events => connection.is_bulk && !was_driven,
+            TickPhase::AfterEvents => false,
+        };
+        self.check(!is_misplaced, || {
+            format!("connection {id} was driven although it was not its turn: {phase:?}")
+        });
+    }
+
+    /// Checks that each bulk connection gets a turn after at most one of each other.
+    fn note_bulk_turn(&mut self, id: usize, tick: u64) {
+        let is_second = self.connections[id].bulk_turn_tick == tick;
+        self.check(!is_second, || {
+            format!("connection {id} has two turns in the run queue")
+        });
+        self.connections[id].bulk_turn_tick = tick;
+        self.connections[id].is_queued = false;
+        let thread = self.current;
+        for waiting in 0..self.connections.len() {
+            let connection = &mut self.connections[waiting];
+            let is_here = connection.registered.is_some_and(|(of, _)| of == thread);
+            if !is_here || !connection.is_open() || !connection.is_queued {
+                continue;
+            }
+            let is_overtaken = connection.waits_behind.contains(&id);
+            connection.waits_behind.push(id);
+            self.check(!is_overtaken, || {
+                format!(
+                    "connection {id} has a second turn while connection {waiting} waits for one"
+                )
+            });
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown};
+use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown, TickPhase};
 use super::random::Rng;
 use super::system::{
     Machine, Register, SimListener, SimPoller, SimStream, SimWaker, Threads, client_of,
@@ -17,7 +17,7 @@ use super::system::{
 use crate::connection::Resources;
 use crate::connection::buffer::{OUT_OF_MEMORY, Pool};
 use crate::connection::handler::{Action, Context, Event, Handler};
-use crate::connection::tick::Tick;
+use crate::connection::tick::{Tick, Turns};
 use crate::connection::waker::WakeQueue;
 use crate::peer::Peer;
 use crate::server::acceptor::Acceptor;
@@ -141,6 +141,7 @@ impl<H: Handler> Handler for ObservedHandler<'_, H> {
 impl Kernel<'_> {
     /// Checks that a call of a handler is due, and what its buffers hold.
     fn begin_call(&mut self, id: usize, event: Event, context: &Context<'_>) {
+        self.note_turn(id);
         let now = self.pollers[self.current].now;
         let connection = &mut self.connections[id];
         let is_due = match event {
@@ -153,7 +154,8 @@ impl Kernel<'_> {
         };
         if event == Event::Wake {
             connection.is_woken = false;
-            self.pollers[self.current].wakes += usize::from(!connection.used_budget);
+            let poller = &mut self.pollers[self.current];
+            poller.wakes += usize::from(poller.tick_phase != TickPhase::RunQueue);
         }
         self.note_call(id);
         let connection = &self.connections[id];
@@ -253,10 +255,13 @@ impl<'a, H: Handler + 'a> Threads for Simulation<'a, H> {
         poller.wake_at = poll_timeout.map(|timeout| now + timeout);
         match thread {
             ACCEPTOR => kernel.check_acceptor_tick(),
-            worker => kernel.check_worker_tick(worker, |token| match &*running {
-                Thread::Worker(worker, ..) => worker.deadline(token),
-                _ => None,
-            }),
+            worker => match &*running {
+                Thread::Worker(running, ..) => {
+                    let table = running.table();
+                    kernel.check_worker_tick(worker, table.share(), |token| table.inspect(token));
+                }
+                _ => kernel.check_last_close(worker),
+            },
         }
         kernel.current = outer;
     }
@@ -278,6 +283,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
             parameters.scale = BULK_SCALE;
             parameters.buffer_size *= BULK_SCALE;
             parameters.tiny_writes = false;
+            parameters.turns = Turns::default();
         }
         let counters = Arc::new(Counters::new(parameters.workers));
         let shared = Arc::clone(&counters);
@@ -608,7 +614,8 @@ fn new_threads<'a, H: Handler>(
         let woken = Arc::clone(&machine.kernel.borrow().pollers[index + 1].woken);
         let notify = move || woken.store(true, Ordering::Relaxed);
         let (wake_queue, wake_ups) = WakeQueue::new(notify);
-        let tick = Tick::new(parameters.timeouts, wake_queue, Arc::clone(counters));
+        let mut tick = Tick::new(parameters.timeouts, wake_queue, Arc::clone(counters));
+        tick.turns = parameters.turns;
         let table = ConnectionTable::new(Resources { pool, tick }, wake_ups, index);
         let worker = Worker::new(table, receiver, Arc::clone(control), Arc::clone(counters));
         let poller = SimPoller::new(index + 1, machine);

@@ -514,8 +514,13 @@ impl<S: Register> Poller<S> for SimPoller<'_> {
         let (now, sequence) = (kernel.now, kernel.sequence);
         let poller = &mut kernel.pollers[self.thread];
         (poller.now, poller.sequence) = (now, sequence);
-        (poller.tick_phase, poller.turn) = (TickPhase::RunQueue, None);
+        (poller.tick_phase, poller.turn) = (TickPhase::Events, None);
         poller.wakes = 0;
+        if self.thread != ACCEPTOR {
+            let bulk_turns = kernel.counters.workers[self.thread - 1].bulk_turns.get();
+            let poller = &mut kernel.pollers[self.thread];
+            (poller.bulk_turns, poller.bulk_turns_before) = (bulk_turns, bulk_turns);
+        }
         now
     }
 

@@ -110,16 +110,14 @@ impl Kernel<'_> {
 
     /// Checks the deadline that the table holds for a connection after a tick of its worker, that the connection is not
     /// open after it, and that the worker does not sleep beyond it.
-    pub(super) fn check_deadline(&mut self, thread: usize, id: usize, held: Option<Millis>) {
-        let Some(held) = held else {
-            return self.fail(format!("connection {id} is not in the table of its worker"));
-        };
+    pub(super) fn check_deadline(&mut self, thread: usize, id: usize, held: Millis) {
         let poller = &self.pollers[thread];
         let (now, draining) = (poller.now, poller.draining);
         let connection = &self.connections[id];
         let (action, timeout) = self.limit_of(connection, draining);
         let is_lingering = connection.write_shutdown.is_some();
-        let is_queued = connection.used_budget || connection.found_unread;
+        // A turn from the run queue comes after the expiries of its tick.
+        let is_queued = connection.is_queued || connection.bulk_turn_tick == poller.ticks;
         let since = connection.quiet_since;
         let due = deadline(since, timeout);
         // To be tightened: once it has stopped refusing, it can wait in the run queue to end its half.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 
 use super::*;
+use crate::connection::MAX_ROUNDS;
 use crate::connection::buffer::Pool;
 use crate::connection::handler::{Action, Context, Echo, Event};
 use crate::connection::tick::Timeouts;
 use crate::connection::waker::WakeQueue;
-use crate::connection::{BUDGET, MAX_ROUNDS};
 use crate::stats::Counters;
 use crate::stats::WorkerCounters;
 
@@ -39,7 +39,13 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 /// The size of the buffers, and of each read.
 const CHUNK: usize = 512;
 
-/// Reads in one budget.
+/// More than all turns of a test read.
+const LARGE: usize = 1 << 30;
+
+/// Interactive turns for each bulk turn after the first.
+const PER_BULK: usize = 64;
+
+/// Reads in one turn.
 const READS: usize = MAX_ROUNDS;
 
 /// The calls of all streams, in order.
@@ -149,11 +155,11 @@ impl<H: Handler> Harness<H> {
     /// One tick with events for the given tokens.
     fn tick(&mut self, now: Millis, readable: &[usize]) {
         self.table.start_tick(now);
-        self.table.run_queued();
         for &token in readable {
             self.table.on_ready(token, Readiness::READABLE);
         }
         self.table.expire();
+        self.table.run_queued();
     }
 
     fn shut_down(&mut self, deadline: Millis, now: Millis) {
@@ -199,40 +205,71 @@ impl<H: Handler> Harness<H> {
 fn echoes(timeouts: Timeouts, clients: &str) -> Harness<Echo> {
     let mut harness = Harness::new(timeouts);
     for name in clients.chars() {
-        harness.register(0, name, 1000 * BUDGET, |_| Ok(Echo));
+        harness.register(0, name, LARGE, |_| Ok(Echo));
     }
     harness
 }
 
 /// Rule 2 of the event loop.
 #[test]
-fn connection_with_used_budget_moves_to_the_back() {
+fn floods_are_driven_in_turns_after_everything_else() {
     let mut harness = echoes(TIMEOUTS, "abc");
     assert_eq!(harness.poll_timeout(0), None, "none is readable");
     harness.tick(0, &[2, 0]);
-    assert_eq!(harness.reads(), "ca");
-    assert_eq!(harness.calls("read").len(), 2 * READS, "one budget each");
-    assert_eq!(harness.poll_timeout(0), Some(0), "two are runnable");
+    assert_eq!(harness.reads(), "cac", "at first both are interactive");
+    assert_eq!(harness.calls("read").len(), 3 * READS, "one turn each");
+    assert_eq!(harness.poll_timeout(0), Some(0), "two are ready");
     harness.tick(0, &[1, 0]);
-    assert_eq!(
-        harness.reads(),
-        "cacab",
-        "run queue first; an event does not drive a queued connection"
-    );
+    assert_eq!(harness.reads(), "cacba", "an event does not drive a flood");
     harness.tick(0, &[]);
-    assert_eq!(harness.reads(), "cacabcab");
-    assert_eq!(harness.counters.snapshot().total().yields, 2 + 3 + 3);
+    harness.tick(0, &[]);
+    assert_eq!(harness.reads(), "cacbacb");
+    let total = harness.counters.snapshot().total();
+    assert_eq!((total.bulk_turns, total.bulk), (4, 3));
 }
 
 #[test]
-fn quiet_connection_is_served_after_one_budget_of_each_flood() {
-    let mut harness = echoes(TIMEOUTS, "fg");
+fn small_message_is_handled_before_one_turn_of_a_flood() {
+    let mut harness = echoes(TIMEOUTS, "fgh");
     harness.register(0, 'q', 3, |_| Ok(Echo));
-    harness.tick(0, &[0, 1]);
+    harness.tick(0, &[0, 1, 2]);
     harness.log.0.borrow_mut().clear();
-    harness.tick(0, &[2]);
-    assert_eq!(harness.reads(), "fgq");
-    assert_eq!(harness.calls("read").len(), 2 * READS + 1);
+    harness.tick(0, &[3]);
+    assert_eq!(harness.reads(), "qg");
+    assert_eq!(harness.calls("read").len(), 1 + READS);
+}
+
+#[test]
+fn floods_get_a_turn_more_for_many_turns_of_others() {
+    let mut harness = echoes(TIMEOUTS, "fgh");
+    let many = 9 * PER_BULK;
+    for _ in 0..many {
+        harness.register(0, 'q', 0, |_| Ok(Echo));
+    }
+    harness.tick(0, &[0, 1, 2]);
+    let mut bulk_turns = |count: usize| {
+        let before = harness.counters.snapshot().total().bulk_turns;
+        let quiet: Vec<_> = (3..3 + count).collect();
+        harness.tick(0, &quiet);
+        harness.counters.snapshot().total().bulk_turns - before
+    };
+    assert_eq!(bulk_turns(PER_BULK - 1), 1);
+    assert_eq!(bulk_turns(PER_BULK), 2);
+    assert_eq!(bulk_turns(many), 3, "no flood has two");
+}
+
+#[test]
+fn connection_that_moves_little_is_interactive_again() {
+    let mut harness = Harness::new(TIMEOUTS);
+    harness.register(0, 'a', READS * CHUNK, |_| Ok(Echo));
+    harness.tick(0, &[0]);
+    assert!(!harness.table.entries[0].bulk, "nothing is left to read");
+    let total = harness.counters.snapshot().total();
+    assert_eq!((total.bulk_turns, total.bulk), (1, 0));
+    harness.table.entries[0].connection.stream_mut().unread = 1;
+    harness.log.0.borrow_mut().clear();
+    harness.table.on_ready(0, Readiness::READABLE);
+    assert_eq!(harness.reads(), "a", "at once");
 }
 
 #[test]
@@ -300,9 +337,7 @@ fn deadlines_are_an_eighth_of_the_timeout_apart() {
 fn progress_sets_no_timer() {
     let mut harness = echoes(with_idle_timeout(800), "a");
     for now in 0..1000 {
-        harness.table.start_tick(now);
-        harness.table.run_queued();
-        harness.table.on_ready(0, Readiness::READABLE);
+        harness.tick(now, &[0]);
     }
     let mut timers = 0;
     while harness.table.timers.pop_expired(NEVER).is_some() {
@@ -427,15 +462,16 @@ fn token_of_a_closed_runnable_connection_is_reused_safely() {
     let mut harness = echoes(TIMEOUTS, "ab");
     harness.tick(0, &[0, 1]);
     harness.table.close(0, CloseReason::Reset);
-    harness.register(0, 'c', BUDGET, |_| Ok(Echo));
+    harness.register(0, 'c', LARGE, |_| Ok(Echo));
     harness.log.0.borrow_mut().clear();
-    harness.tick(0, &[]);
-    assert_eq!(harness.reads(), "b", "the stale token drives no connection");
     harness.tick(0, &[0]);
+    assert_eq!(harness.reads(), "cb", "the event, and the queue");
+    harness.tick(0, &[]);
+    harness.tick(0, &[]);
     assert_eq!(
         harness.reads(),
-        "bc",
-        "b is served in its turn, c for its event"
+        "cbcb",
+        "the stale ticket gives no connection a turn"
     );
 }
 
@@ -557,8 +593,7 @@ fn closing_a_long_run_queue_takes_linear_time() {
     let mut harness = Harness::new(TIMEOUTS);
     for token in 0..COUNT {
         harness.register(0, 'a', 0, |_| Ok(Echo));
-        harness.table.entries[token].queued = true;
-        harness.table.run_queue.push_back(token);
+        harness.table.enqueue(token);
     }
     // With a search of the run queue per close this takes a minute.
     for token in (0..COUNT).rev() {

@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use super::*;
 use crate::connection::tick::Timeouts;
+use crate::server::table::Inspection;
 use crate::stats::Counters;
 use crate::system::NEVER;
 use crate::testing::connection::WriteShutdown;
-use crate::testing::kernel::{Parameters, Shutdown, Source};
+use crate::testing::kernel::{Parameters, Shutdown, Source, TickPhase};
 use crate::testing::random::Rng;
 
 pub(in crate::testing) const WORKER: usize = 1;
@@ -55,6 +56,7 @@ pub(in crate::testing) fn kernel_at_rest() -> Kernel<'static> {
     kernel.descriptors = 1;
     (kernel.bytes_read, kernel.bytes_written) = (3, 3);
     kernel.pollers[WORKER].wake_at = Some(100);
+    kernel.pollers[WORKER].ticks = 1;
     counters.acceptor.accepted.add(1);
     let worker = &counters.workers[0];
     worker.assigned.add(1);
@@ -72,7 +74,16 @@ fn check_at_rest(kernel: &mut Kernel<'_>) {
     } else {
         DEADLINE
     };
-    kernel.check_worker_tick(WORKER, |_| Some(deadline));
+    let connection = &kernel.connections[0];
+    let inspection = Inspection {
+        deadline,
+        is_bulk: connection.is_bulk,
+        is_queued: connection.is_queued,
+    };
+    let token = connection.registered.map(|(_, token)| token);
+    kernel.check_worker_tick(WORKER, 1, |wanted| {
+        (token == Some(wanted) && wanted == 0).then_some(inspection)
+    });
     kernel.check_balance();
     kernel.check_rest();
     kernel.check_complete();
@@ -122,7 +133,7 @@ fn server_at_rest_keeps_its_promises() {
 type Break = fn(&mut Kernel<'_>);
 
 /// What [`check_at_rest`] must report, and how the kernel gets there.
-const AT_REST: [(&str, Break); 21] = [
+const AT_REST: [(&str, Break); 25] = [
     (
         "its deadline is 108 ms; idle since 10 ms, it should be 120 ms",
         |kernel| {
@@ -150,8 +161,23 @@ const AT_REST: [(&str, Break); 21] = [
             kernel.counters.workers[0].buffered.add(33);
         },
     ),
-    ("has input and was not served in 3 ticks", |kernel| {
-        kernel.connections[0].ticks_unserved = Some(2);
+    ("has input and neither was served nor waits", |kernel| {
+        kernel.connections[0].is_unserved = true;
+    }),
+    (
+        "2 bulk turns in one tick, at most 1 are its share",
+        |kernel| {
+            kernel.counters.workers[0].bulk_turns.add(2);
+        },
+    ),
+    ("the tick did not use its share", |kernel| {
+        kernel.connections[0].is_queued = true;
+    }),
+    ("is bulk, and its last turn has moved little", |kernel| {
+        kernel.connections[0].is_bulk = true;
+    }),
+    ("is not in the table of its worker", |kernel| {
+        kernel.connections[0].registered = Some((WORKER, 7));
     }),
     ("is still open after its deadline, 108 ms", |kernel| {
         kernel.pollers[WORKER].now = 112;
@@ -401,4 +427,53 @@ fn each_broken_promise_is_reported() {
             close(kernel, reason);
         });
     }
+}
+
+/// What the calls of a worker in one tick must report.
+#[test]
+fn turns_in_the_wrong_order_are_reported() {
+    let bulk_turn = |kernel: &mut Kernel<'_>| {
+        kernel.counters.workers[0].bulk_turns.add(1);
+        kernel.account(0, 1, 0);
+    };
+    let rows: [(&str, Break); 4] = [
+        ("driven although it was not its turn: Events", |kernel| {
+            kernel.pollers[WORKER].tick_phase = TickPhase::Events;
+            kernel.connections[0].is_bulk = true;
+            kernel.account(0, 1, 0);
+        }),
+        ("driven although it was not its turn: RunQueue", |kernel| {
+            kernel.pollers[WORKER].tick_phase = TickPhase::RunQueue;
+            kernel.account(0, 1, 0);
+        }),
+        ("was not served at once", |kernel| {
+            kernel.pollers[WORKER].must_serve.push(0);
+            kernel.start_turn(WORKER, None);
+        }),
+        ("has exceeded its budget", |kernel| {
+            kernel.pollers[WORKER].tick_phase = TickPhase::Events;
+            kernel.parameters.turns.interactive_budget = 4;
+            kernel.account(0, 5, 4);
+        }),
+    ];
+    for (message, happen) in rows {
+        assert_reports(message, |kernel| {
+            kernel.current = WORKER;
+            happen(kernel);
+        });
+    }
+    assert_reports("has two turns in the run queue", |kernel| {
+        kernel.current = WORKER;
+        bulk_turn(kernel);
+        bulk_turn(kernel);
+    });
+    assert_reports("a second turn while connection 1 waits for one", |kernel| {
+        kernel.current = WORKER;
+        kernel.connect(b"abc");
+        kernel.connections[1].registered = Some((WORKER, 1));
+        kernel.connections[1].is_queued = true;
+        bulk_turn(kernel);
+        kernel.pollers[WORKER].ticks += 1;
+        bulk_turn(kernel);
+    });
 }

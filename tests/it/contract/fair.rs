@@ -26,12 +26,12 @@ fn during_a_flood(server: &TestServer, test: impl FnOnce()) {
         });
         scope.spawn(|| while read_some(&flood) > 0 {});
         wait_until("the flood has used its budget", || {
-            server.stats().total().yields > 0
+            server.stats().total().bulk_turns > 0
         });
-        let yields = server.stats().total().yields;
+        let turns = server.stats().total().bulk_turns;
         test();
         wait_until("the flood has continued", || {
-            server.stats().total().yields > yields
+            server.stats().total().bulk_turns > turns
         });
     });
 }
@@ -101,7 +101,7 @@ fn endless_output_does_not_starve_other_connections() {
             }
         });
         wait_until("it has used its budget", || {
-            server.stats().total().yields > 0
+            server.stats().total().bulk_turns > 0
         });
         for _ in 0..100 {
             other.ping(b"ping");

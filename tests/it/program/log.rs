@@ -312,7 +312,7 @@ fn json_log_has_one_object_per_line() {
             assert_eq!(stats[name], value, "{name}: {stats:?}");
         }
         let names: BTreeSet<_> = stats.keys().map(String::as_str).collect();
-        assert!(names.contains("ticks") && names.contains("yields"));
+        assert!(names.contains("ticks") && names.contains("bulk_turns"));
     }
 }
 
