@@ -4,8 +4,9 @@
 //! so a simulated kernel can drive exactly the code that serves sockets.
 //!
 //! A *turn* is one call that drives a connection. A connection whose last turn moved much or used its budget is *bulk*,
-//! any other is *interactive*; see [`Turns`]. What happens to an interactive connection is handled at once. What
-//! happens to a bulk connection puts it into the run queue, of which each tick serves a share after everything else. So a small message waits for the other small ones of its tick and for a few bulk turns, however many
+//! any other is *interactive*; see [`Turns`](crate::connection::tick::Turns). What happens to an interactive connection is
+//! handled at once. What happens to a bulk connection puts it into the run queue, of which each tick serves a share after
+//! everything else. So a small message waits for the other small ones of its tick and for a few bulk turns, however many
 //! connections flood, and each bulk connection gets its turn in order. While the run queue is not empty, the worker must
 //! not sleep.
 //!
@@ -20,8 +21,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use slab::Slab;
 
 use crate::connection::handler::Handler;
-#[cfg(doc)]
-use crate::connection::tick::Turns;
 use crate::connection::tick::{Drain, Tick};
 use crate::connection::waker::WakeReceiver;
 use crate::connection::{Connection, Resources, State, Status};
