@@ -27,7 +27,7 @@ use crate::connection::{Connection, Resources, State, Status};
 use crate::error::dispose;
 use crate::peer::Peer;
 use crate::server::timers::Timers;
-use crate::stats::CloseReason;
+use crate::stats::{CloseReason, WorkerCounters};
 use crate::system::{Millis, NEVER, Readiness, Stream};
 
 /// Wake-ups per tick, so that many at once do not delay the events of sockets.
@@ -64,22 +64,24 @@ impl<S: Stream, H: Handler> Entry<S, H> {
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
         resources.tick.token = token;
-        self.ticket = 0;
         let before = self.connection.transferred();
         let status = self.connection.drive(resources);
         let moved = self.connection.transferred() - before;
         let bulk = moved >= resources.tick.turns.bulk_bytes || status == Status::Runnable;
         if bulk != self.bulk {
-            self.bulk = bulk;
-            resources
-                .tick
-                .counters
-                .bulk
-                .adjust(usize::from(!bulk), usize::from(bulk));
+            self.change_class(&resources.tick.counters);
         }
         let is_armed = self.armed != NEVER || resources.tick.timeouts.idle.is_none();
         let is_unchanged = status == Status::Idle && self.connection.awaits_input() && is_armed;
         (!is_unchanged).then_some(status)
+    }
+
+    #[cold]
+    fn change_class(&mut self, counters: &WorkerCounters) {
+        self.bulk = !self.bulk;
+        counters
+            .bulk
+            .adjust(usize::from(!self.bulk), usize::from(self.bulk));
     }
 }
 
@@ -332,10 +334,12 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.has_wakes = true;
     }
 
-    /// Drives a connection at once.
+    /// Drives a connection at once. If it is in the run queue, it loses its place there.
     #[inline(never)]
     fn drive(&mut self, token: usize) {
-        if let Some(status) = self.entries[token].drive(token, &mut self.resources) {
+        let entry = &mut self.entries[token];
+        entry.ticket = 0;
+        if let Some(status) = entry.drive(token, &mut self.resources) {
             self.after_drive(token, status);
         }
     }
@@ -415,9 +419,15 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             return;
         }
         entry.armed = NEVER;
-        if entry.connection.timer() <= now {
+        if entry.ticket != 0 {
+            // Data that has arrived is handled before the handler's timer.
+            self.drive(token);
+        }
+        if let Some(entry) = self.entries.get_mut(token)
+            && entry.connection.timer() <= now
+        {
             entry.connection.timer_expired();
-            self.schedule(token);
+            self.drive(token);
         }
         match self.entries.get(token) {
             Some(entry) if entry.connection.deadline(self.tick()) <= now => self.expire_one(token),

@@ -861,3 +861,21 @@ fn waker_of_an_earlier_connection_does_nothing() {
     wake(1);
     assert_eq!(*calls.borrow(), [Event::Wake], "of the new one");
 }
+
+#[test]
+fn flood_that_has_arrived_is_handled_before_the_timer_of_its_handler() {
+    let (mut harness, calls) = with_handler(TIMEOUTS, |event, context| {
+        if event == Event::Open {
+            context.set_timer(Some(Duration::from_millis(50)));
+        }
+        Echo.process(event, context)
+    });
+    harness.table.entries[0].connection.stream_mut().unread = LARGE;
+    harness.tick(0, &[0]);
+    assert_eq!(harness.poll_timeout(0), Some(0), "it waits for its turn");
+    calls.borrow_mut().clear();
+    harness.tick(50, &[]);
+    let calls = calls.borrow();
+    let timer = calls.iter().position(|event| *event == Event::Timer);
+    assert_eq!(timer, Some(READS), "after one turn");
+}
