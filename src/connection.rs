@@ -30,8 +30,8 @@
 //! when the peer has acknowledged all output ([`Stream::await_delivery`]). A reset or another error closes it
 //! in any state.
 //!
-//! A state begins, and bytes move, at the time [`since`](Connection::since). The deadline is a timeout after that, which
-//! depends on the state: see [`Connection::deadline`].
+//! The deadline is a timeout that depends on the state, see [`Connection::deadline`]. It counts from the moment at which
+//! bytes were moved last, or at which the connection began to refuse, to close or to linger.
 
 pub(crate) mod buffer;
 pub(crate) mod handler;
@@ -54,14 +54,15 @@ use crate::system::{Millis, NEVER, Readiness, Stream};
 pub(crate) enum Status {
     /// All further progress requires an event, for example input, room for the rest of a write, a wake-up or a timer.
     Idle,
-    /// The [budget](Tick::budget) is used; the connection can make progress without an event.
+    /// The [budget](Tick::budget) or the rounds of the turn are used, or more has arrived in a shutdown: the connection can
+    /// make progress without an event.
     Runnable,
     /// The connection has ended and can be dropped.
     Closed(CloseReason),
 }
 
-/// Rounds per turn, each a read or a call of the handler, followed by sends. It bounds the number of calls where
-/// messages are small. Once the server has shut its write half down, as many reads again discard input.
+/// Rounds per turn: a read, a call of the handler, or both, followed by sends. It bounds the number of calls where messages
+/// are small. Once the server has shut its write half down, as many reads again discard input.
 pub(crate) const MAX_ROUNDS: usize = 64;
 
 /// The states of the diagram above. In the first four, which it calls *Serving*, the handler can be called.
@@ -77,7 +78,8 @@ pub(crate) enum State {
     Pending,
     /// In a shutdown, more input has arrived than is answered. It is discarded while the write half stays open. If the
     /// client sends EOF, the connection is reset, so that the client does not mistake an EOF for a complete answer.
-    /// If it keeps sending, the write half is shut down at the deadline.
+    /// A client that keeps sending has not ended its stream and expects no complete answer: at the deadline the write half
+    /// is shut down.
     Refusing,
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Closing(CloseReason),
@@ -96,13 +98,13 @@ impl State {
     }
 }
 
-/// What a connection without pending output does next.
+/// What a connection does next.
 enum Step {
     Call(Event),
     Read,
     /// All further progress requires an event.
     Wait,
-    /// Nothing more is to be read and handled.
+    /// Nothing more is to be handled: end the connection, or go on with that.
     Finish,
 }
 
@@ -122,9 +124,12 @@ pub(crate) struct Connection<S, H> {
     extras: Option<Box<Extras>>,
     bytes_in: u64,
     bytes_out: u64,
-    /// No more is read than this many bytes in total, and an EOF after them. Unlimited until a shutdown stops reading.
+    /// No read starts once this many bytes were read in total, except one that looks for the EOF. Unlimited until a shutdown
+    /// stops reading.
     read_limit: u64,
-    /// The time of the last progress or change of state, from which the deadline counts.
+    /// The time from which the deadline counts: when bytes were moved last, an answer came that was awaited, or the
+    /// connection began to refuse, to close or to linger. The states in which the handler is called follow each other
+    /// without a change of it.
     since: Millis,
     state: State,
     /// The client has ended its half.
@@ -157,9 +162,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.readiness.read_until_would_block |= event.read_until_would_block;
     }
 
-    /// Has input read until a read would block, which alone proves that nothing more has arrived. For the start of a
-    /// shutdown.
-    pub(crate) fn read_what_has_arrived(&mut self) {
+    /// Makes the next turn read until a read would block, which alone proves that nothing more has arrived. For the start of
+    /// a shutdown.
+    pub(crate) fn expect_unread_input(&mut self) {
         if self.state.is_serving() && !self.ended {
             self.readiness.readable = true;
             self.readiness.read_until_would_block = true;
@@ -167,10 +172,10 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Limits reading to data that has already arrived, for a client that never stops sending. An EOF is read as well.
-    pub(crate) fn limit_reading(&mut self) {
+    pub(crate) fn set_read_limit(&mut self) {
         if self.state.is_serving() && !self.ended {
             self.read_limit = self.bytes_in + self.stream.unread();
-            self.read_what_has_arrived();
+            self.expect_unread_input();
         }
     }
 
@@ -185,13 +190,13 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         (self.state, self.since) = (state, now);
     }
 
-    /// Has the handler called with [`Event::Timer`] when the connection is driven next.
+    /// Makes the next turn call the handler with [`Event::Timer`].
     pub(crate) fn timer_expired(&mut self) {
         let extras = self.extras.get_or_insert_default();
         (extras.timer, extras.timer_is_due) = (NEVER, true);
     }
 
-    /// Has the handler called with [`Event::Wake`] when the connection is driven next.
+    /// Makes the next turn call the handler with [`Event::Wake`].
     pub(crate) fn woken(&mut self) {
         self.extras.get_or_insert_default().wake_is_due = true;
     }
@@ -229,7 +234,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             // A shutdown has a deadline of its own.
             _ if tick.drain != Drain::Off => None,
             State::Pending if !self.has_output() => None,
-            // Once the client has ended its half, nothing changes for it.
+            // After the client's EOF the idle timeout goes on.
             State::Closing(reason) if reason != CloseReason::PeerClosed => Some(flush),
             _ => idle,
         };
@@ -259,9 +264,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_in + self.bytes_out
     }
 
-    /// Whether the connection serves, waits for input only, and its handler has neither a timer nor a waker: then
-    /// progress can move its deadline only to a later time.
-    pub(crate) fn awaits_input(&self) -> bool {
+    /// Whether only the idle timeout applies: progress moves the deadline to a later time, and the handler has never asked for
+    /// a timer or a waker.
+    pub(crate) fn deadline_only_grows(&self) -> bool {
         self.state == State::Reading && self.extras.is_none()
     }
 
@@ -295,14 +300,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             pool.give_back(buffers);
             result.unwrap_or_else(Status::Closed)
         } else {
-            self.keep(buffers, result, pool, tick)
+            self.keep_or_reset(buffers, result, pool, tick)
         }
     }
 
-    /// Keeps buffers that hold bytes. If the connection has failed, or there is no memory for the next one, it closes with
-    /// a reset, and the bytes are discarded.
+    /// Keeps buffers that hold bytes, and refills the pool. If the connection has failed, or there is no memory for another
+    /// pair, it closes with a reset, and the bytes are discarded.
     #[inline(never)]
-    fn keep(
+    fn keep_or_reset(
         &mut self,
         mut buffers: Box<Buffers>,
         result: Result<Status, CloseReason>,
@@ -369,7 +374,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     fn awaits_event(&self, tick: &Tick) -> bool {
-        self.awaits_input() && !self.readiness.readable && tick.drain == Drain::Off
+        self.deadline_only_grows() && !self.readiness.readable && tick.drain == Drain::Off
     }
 
     /// The status of a connection that has used its budget. With pending output, only a write that would block has to
@@ -389,7 +394,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             return Step::Call(event);
         }
         if !buffers.output.is_empty() {
-            // A write would block.
+            // A write would block, unless the budget has ended in the middle of the output.
             return Step::Wait;
         }
         let takes_input = self.state == State::Reading || self.state == State::Pending;
@@ -429,12 +434,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             && !self.ended
             && input.room() > 0
             && (self.bytes_in < self.read_limit
-                // The EOF is not among the unread bytes.
+                // The EOF does not count as unread: one more read looks for it.
                 || (self.bytes_in == self.read_limit && self.stream.unread() == 0))
     }
 
-    /// Ends a connection that has nothing left to read, handle or send: in a shutdown, waits for delivery; then shuts
-    /// the write half down and discards input until EOF.
+    /// Ends a connection that has nothing left to handle or send, and goes on with that in each further turn.
+    ///
+    /// In a shutdown it first waits for delivery. If more input has arrived by then, it goes back to reading, or refuses it.
+    /// Otherwise it shuts the write half down. While it refuses or lingers, it discards input until EOF. `Err` is the reason
+    /// to close, also after the client's EOF, when all is well.
     #[cold]
     fn finish(
         &mut self,
@@ -477,8 +485,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 return Ok(Status::Idle);
             }
             discard(input, reason, &tick.counters);
-            // A client that keeps sending could extend the wait for its EOF without end. The deadline of a shutdown
-            // prevents that.
+            // Only a shutdown has a deadline of its own, which bounds how long a client can extend the wait for its EOF.
             if tick.drain != Drain::Off && self.state != State::Refusing {
                 self.since = tick.now;
             }
@@ -499,7 +506,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(())
     }
 
-    /// Sends `output` until all of it is sent, a write would block or the budget is used.
+    /// Sends `output` until all of it is sent, a write would block or the budget is used. The last write can be as large as
+    /// the budget, because what was read within it is answered.
     #[inline(always)]
     fn flush(&mut self, output: &mut Buffer, limit: u64, tick: &Tick) -> Result<(), CloseReason> {
         while !output.is_empty() && self.readiness.writable {
@@ -524,7 +532,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn process(&mut self, event: Event, buffers: &mut Buffers, tick: &Tick) {
         let (before, unsent) = (buffers.len(), buffers.output.len());
         if unsent == 0 && self.state == State::Pending {
-            // While only an answer is awaited, no time counts.
+            // The idle time starts again when the answer comes.
             self.since = tick.now;
         }
         let mut context = Context {

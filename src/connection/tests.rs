@@ -159,13 +159,13 @@ impl<H: Handler> Harness<H> {
     /// Starts a shutdown.
     fn drain(&mut self) {
         self.resources.tick.drain = Drain::Reading { deadline: 1000 };
-        self.connection.read_what_has_arrived();
+        self.connection.expect_unread_input();
     }
 
     /// Ends reading in a shutdown.
     fn limit_reading(&mut self) {
         self.resources.tick.drain = Drain::Sending { deadline: 1000 };
-        self.connection.limit_reading();
+        self.connection.set_read_limit();
     }
 
     fn discarded(&self, reason: CloseReason) -> u64 {

@@ -1,4 +1,4 @@
-//! What a connection sees of its worker while it is driven.
+//! What the connections of a worker, and their handlers, see of it.
 
 use std::sync::Arc;
 
@@ -8,7 +8,9 @@ use crate::connection::waker::WakeQueue;
 use crate::stats::WorkerCounters;
 use crate::system::{Millis, NEVER};
 
-/// How the turns of connections are shared out; see the table of a worker.
+/// How turns are shared out. A *turn* is one call that drives a connection. After a turn of at least `bulk_bytes`, or one
+/// that has used its budget, a connection is *bulk*, otherwise *interactive*. Interactive connections are driven at once;
+/// events and wake-ups only put bulk ones into the run queue, of which each tick serves a share.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turns {
     /// Bytes that an interactive connection may read and send in a turn.
@@ -33,7 +35,7 @@ impl Default for Turns {
     }
 }
 
-/// One tick of a worker, as its connections and their handlers see it.
+/// A worker, as its connections and their handlers see it in a tick.
 #[derive(Debug)]
 pub(crate) struct Tick {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
@@ -77,7 +79,7 @@ pub(crate) enum Drain {
     Off,
     /// Data that arrives is still read and answered.
     Reading { deadline: Millis },
-    /// Only data that had arrived before is answered.
+    /// Only what had arrived before is still read and answered.
     Sending { deadline: Millis },
 }
 

@@ -3,12 +3,10 @@
 //! This is all of a worker except its thread and its poll. Time, readiness and new streams are arguments,
 //! so a simulated kernel can drive exactly the code that serves sockets.
 //!
-//! A *turn* is one call that drives a connection. A connection whose last turn moved much or used its budget is *bulk*,
-//! any other is *interactive*; see [`Turns`](crate::connection::tick::Turns). What happens to an interactive connection is
-//! handled at once. What happens to a bulk connection puts it into the run queue, of which each tick serves a share after
-//! everything else. So a small message waits for the other small ones of its tick and for a few bulk turns, however many
-//! connections flood, and each bulk connection gets its turn in order. While the run queue is not empty, the worker must
-//! not sleep.
+//! What happens to an interactive connection is handled at once; what happens to a bulk connection puts it into the run
+//! queue, of which each tick serves a share after everything else: see [`Turns`](crate::connection::tick::Turns). So a
+//! small message waits for the other small ones of its tick and for a few bulk turns, however many connections flood, and
+//! each bulk connection gets its turn in order. While the run queue is not empty, the worker must not sleep.
 //!
 //! A connection has one [deadline](Connection::deadline). Progress moves it without touching the [timers](Timers), so
 //! nothing is scheduled per message. A handler's timer is independent of the deadline; one timer is set, for the
@@ -38,12 +36,12 @@ struct Entry<S, H> {
     connection: Connection<S, H>,
     peer: Peer,
     opened: Millis,
-    /// When to look at the connection next, or [`NEVER`]: a timer is set for this time. Earlier than or equal to the
-    /// deadline and the handler's timer.
+    /// When to look at the connection next: a timer is set for this time, which is not later than the deadline and the
+    /// handler's timer. [`NEVER`] if neither is set, or if its next turn sets one.
     armed: Millis,
     /// The last turn has moved much, or used its budget.
     bulk: bool,
-    /// The connection's number in the run queue; 0 if it is not in there.
+    /// The number of its entry in the run queue; 0 if it has none. Entries with another number are void.
     ticket: u32,
 }
 
@@ -59,8 +57,8 @@ pub(crate) struct Inspection {
 }
 
 impl<S: Stream, H: Handler> Entry<S, H> {
-    /// Drives the connection. Returns its status unless it waits for input, and a timer is set if it needs one: progress
-    /// only moves the deadline to a later time.
+    /// Drives the connection. Returns its status, or `None` if there is nothing to do: it waits for an event, and the timer
+    /// that is set is early enough, because its deadline has only moved to a later time.
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
         resources.tick.token = token;
@@ -71,9 +69,10 @@ impl<S: Stream, H: Handler> Entry<S, H> {
         if bulk != self.bulk {
             self.change_class(&resources.tick.counters);
         }
-        let is_armed = self.armed != NEVER || resources.tick.timeouts.idle.is_none();
-        let is_unchanged = status == Status::Idle && self.connection.awaits_input() && is_armed;
-        (!is_unchanged).then_some(status)
+        let has_timer = self.armed != NEVER || resources.tick.timeouts.idle.is_none();
+        let needs_nothing =
+            status == Status::Idle && self.connection.deadline_only_grows() && has_timer;
+        (!needs_nothing).then_some(status)
     }
 
     #[cold]
@@ -88,7 +87,8 @@ impl<S: Stream, H: Handler> Entry<S, H> {
 #[derive(Debug)]
 pub(crate) struct ConnectionTable<S, H> {
     entries: Slab<Entry<S, H>>,
-    /// Tokens and tickets of bulk connections that are ready, and some of connections that were closed or driven since.
+    /// Tokens and tickets of bulk connections that are ready. Entries of connections that were closed or driven since are
+    /// void.
     run_queue: VecDeque<(usize, u32)>,
     /// The ticket that was given last.
     last_ticket: u32,
@@ -156,7 +156,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         timer.min(self.next_drain_step())
     }
 
-    /// When the shutdown stops reading, or ends.
+    /// When a shutdown stops reading what arrives, and then when it ends.
     fn next_drain_step(&self) -> Millis {
         match self.tick().drain {
             Drain::Off => NEVER,
@@ -185,10 +185,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         })
     }
 
-    /// How many bulk turns this tick owed.
-    #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn share(&self) -> u64 {
-        1 + (self.interactive_turns / self.tick().turns.interactive_per_bulk) as u64
+    /// How many bulk turns this tick has.
+    pub(crate) fn share(&self) -> usize {
+        1 + self.interactive_turns / self.tick().turns.interactive_per_bulk
     }
 
     pub(crate) fn drain_timeout(&self) -> Millis {
@@ -229,8 +228,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let mut connection = Connection::new(stream, handler, now);
         match self.resources.tick.drain {
             Drain::Off => {}
-            Drain::Reading { .. } => connection.read_what_has_arrived(),
-            Drain::Sending { .. } => connection.limit_reading(),
+            Drain::Reading { .. } => connection.expect_unread_input(),
+            Drain::Sending { .. } => connection.set_read_limit(),
         }
         slot.insert(Entry {
             connection,
@@ -240,7 +239,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             bulk: false,
             ticket: 0,
         });
-        self.schedule(token);
+        self.drive_or_enqueue(token);
     }
 
     /// Grows a full table by a quarter; doubling would waste up to half of it.
@@ -254,13 +253,13 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Drives the connections at the front of the run queue, as many as this tick's share, each once.
     pub(crate) fn run_queued(&mut self) {
         let turns = self.tick().turns;
-        let mut share = 1 + self.interactive_turns / turns.interactive_per_bulk;
+        let mut share = self.share();
         self.resources.tick.budget = turns.bulk_budget;
         for _ in 0..self.run_queue.len() {
             let Some((token, ticket)) = self.run_queue.pop_front() else {
                 break;
             };
-            // A connection that was closed or driven meanwhile has left its ticket, which costs no turn.
+            // A void entry costs no turn.
             if self
                 .entries
                 .get(token)
@@ -294,7 +293,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     }
 
     /// Drives a connection at once if it is interactive, otherwise in its turn.
-    fn schedule(&mut self, token: usize) {
+    fn drive_or_enqueue(&mut self, token: usize) {
         self.on_ready(token, Readiness::default());
     }
 
@@ -328,7 +327,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 && entry.connection.owns(&waker)
             {
                 entry.connection.woken();
-                self.schedule(waker.token());
+                self.drive_or_enqueue(waker.token());
             }
         }
         self.has_wakes = true;
@@ -386,7 +385,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Closes the connections whose deadline has passed, and advances a shutdown.
+    /// Calls the handlers whose timer has expired, closes the connections whose deadline has passed, and advances a
+    /// shutdown.
     ///
     /// Call this only after all events up to now were handled: a connection is idle only if the kernel
     /// has nothing to report about it.
@@ -399,7 +399,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         {
             self.resources.tick.drain = Drain::Sending { deadline };
             for (_, entry) in &mut self.entries {
-                entry.connection.limit_reading();
+                entry.connection.set_read_limit();
             }
             self.drive_all();
         }
@@ -436,9 +436,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Handles a deadline that has passed. A connection with empty buffers is closed cleanly. One with buffered bytes, or in
-    /// the run queue, is driven once more at once: if that makes progress, the deadline is extended; otherwise the
-    /// connection is closed, with a reset if bytes are lost. It does not expire while it can make progress.
+    /// Handles a deadline that has passed. A connection that refuses input ends its half. Any other is driven once more at
+    /// once; if that makes progress, the deadline has moved. Otherwise one that lingers is closed, one in the run queue can
+    /// make progress in its turn, one with empty buffers is closed cleanly, and one with buffered bytes is reset.
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
         let entry = &mut self.entries[token];
@@ -521,7 +521,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
         self.resources.tick.drain = Drain::Reading { deadline };
         for (_, entry) in &mut self.entries {
-            entry.connection.read_what_has_arrived();
+            entry.connection.expect_unread_input();
         }
         self.drive_all();
     }

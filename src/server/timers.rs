@@ -36,8 +36,8 @@ impl Timers {
         })
     }
 
-    /// Whether there are many more timers than `open` connections: those of closed connections and of earlier
-    /// phases.
+    /// Whether there are many more timers than `open` connections: those of closed connections and of deadlines
+    /// that were replaced.
     pub(crate) fn needs_rebuild(&self, open: usize) -> bool {
         self.heap.len() > 2 * open + 64
     }

@@ -21,8 +21,8 @@ const MAX_NEW_CONNECTIONS: usize = 128;
 pub(crate) struct Worker<S, H, W: Wake> {
     table: ConnectionTable<S, H>,
     receiver: Receiver<(S, Peer), W>,
-    /// The queue may hold connections whose wake-up has been handled.
-    has_new: bool,
+    /// The queue may hold connections: the worker was woken, for whatever reason, or has not taken all.
+    may_have_new: bool,
     control: Arc<Control<W>>,
     counters: Arc<CachePadded<WorkerCounters>>,
 }
@@ -37,7 +37,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         Self {
             table,
             receiver,
-            has_new: false,
+            may_have_new: false,
             control,
             counters,
         }
@@ -68,7 +68,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
 
     /// How long the next tick may sleep; `None` means until an event.
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
-        match self.has_new {
+        match self.may_have_new {
             true => Some(0),
             false => self.table.poll_timeout(),
         }
@@ -92,6 +92,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         self.handle_events(poller);
         let mut is_due = self.table.is_due();
         if is_due {
+            // Enough batches for an event of each connection, and an end for those that come meanwhile.
             for _ in 0..=self.table.len() / poller.max_events() {
                 let may_be_more = poller.poll(Some(0))?;
                 self.handle_events(poller);
@@ -102,9 +103,10 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         }
         self.table.run_wakes();
         // New connections follow the events, because their tokens may have just been freed.
-        let took_any = self.has_new && self.take_new(poller, handler);
+        let took_any = self.may_have_new && self.take_new(poller, handler);
         if let Some(deadline) = self.shutdown_deadline() {
             self.table.shut_down(deadline);
+            // The deadline of a shutdown goes by the clock, whatever the clients have sent.
             is_due = self.table.is_due();
         }
         if is_due {
@@ -125,7 +127,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         for event in poller.events() {
             match event {
                 PollEvent::Wake => {
-                    self.has_new = true;
+                    self.may_have_new = true;
                     self.table.on_wake();
                 }
                 PollEvent::Ready(token, readiness) => {
@@ -149,7 +151,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
             };
             self.table.register(stream, peer, open);
         }
-        self.has_new = count == MAX_NEW_CONNECTIONS;
+        self.may_have_new = count == MAX_NEW_CONNECTIONS;
         count > 0
     }
 

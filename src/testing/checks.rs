@@ -63,7 +63,7 @@ impl Kernel<'_> {
     pub(super) fn check_worker_tick(
         &mut self,
         thread: usize,
-        share: u64,
+        share: usize,
         inspect: impl Fn(usize) -> Option<Inspection>,
     ) {
         self.check_last_close(thread);
@@ -97,6 +97,7 @@ impl Kernel<'_> {
         });
         let bulk_turns = self.counters.workers[thread - 1].bulk_turns.get();
         let bulk_turns = bulk_turns - self.pollers[thread].bulk_turns_before;
+        let share = share as u64;
         self.check(bulk_turns <= share, || {
             format!("{bulk_turns} bulk turns in one tick, at most {share} are its share")
         });
@@ -145,7 +146,8 @@ impl Kernel<'_> {
         let had_turn = connection.bulk_turn_tick == tick;
         let is_lost = connection.is_unserved && !connection.is_queued;
         let is_passed_over = connection.is_queued && !had_turn && has_share;
-        let is_demoted = connection.is_bulk && !connection.moved_much;
+        // One in the run queue can have more to do for another reason.
+        let is_demoted = connection.is_bulk && !connection.is_queued && !connection.moved_much;
         self.check(!is_lost, || {
             format!("connection {id} has input and neither was served nor waits for its turn")
         });
