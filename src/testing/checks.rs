@@ -75,6 +75,35 @@ impl Kernel<'_> {
         {
             poller.stopped_reading.get_or_insert(poller.now);
         }
+        let has_share = self.check_counts(thread, share);
+        let may_sleep = !self.is_ready(thread);
+        let mut open = 0;
+        for id in 0..self.connections.len() {
+            let connection = &self.connections[id];
+            let here = connection.registered.filter(|(of, _)| *of == thread);
+            let Some((_, token)) = here.filter(|_| connection.is_open()) else {
+                continue;
+            };
+            open += 1;
+            let Some(inspection) = inspect(token) else {
+                return self.fail(format!("connection {id} is not in the table of its worker"));
+            };
+            self.check_turn(thread, id, inspection, has_share);
+            self.check_deadline(thread, id, inspection.deadline);
+            self.check_timer(thread, id);
+            if may_sleep {
+                self.check_idle(thread, id);
+            }
+        }
+        let buffered = self.counters.workers[thread - 1].buffered.get();
+        let bound = (open * 2 * self.parameters.buffer_size) as u64;
+        self.check(buffered <= bound, || {
+            format!("{buffered} bytes are buffered for {open} connections, more than {bound}")
+        });
+    }
+
+    /// Checks what a worker has counted in a tick with at most `share` bulk turns. Returns whether it has had fewer.
+    fn check_counts(&mut self, thread: usize, share: usize) -> bool {
         let workers = self.counters.workers.iter();
         let (mut bytes_in, mut bytes_out) = (0, 0);
         for worker in workers {
@@ -101,31 +130,7 @@ impl Kernel<'_> {
         self.check(bulk_turns <= share, || {
             format!("{bulk_turns} bulk turns in one tick, at most {share} are its share")
         });
-        let has_share = bulk_turns < share;
-        let may_sleep = !self.is_ready(thread);
-        let mut open = 0;
-        for id in 0..self.connections.len() {
-            let connection = &self.connections[id];
-            let here = connection.registered.filter(|(of, _)| *of == thread);
-            let Some((_, token)) = here.filter(|_| connection.is_open()) else {
-                continue;
-            };
-            open += 1;
-            let Some(inspection) = inspect(token) else {
-                return self.fail(format!("connection {id} is not in the table of its worker"));
-            };
-            self.check_turn(thread, id, inspection, has_share);
-            self.check_deadline(thread, id, inspection.deadline);
-            self.check_timer(thread, id);
-            if may_sleep {
-                self.check_idle(thread, id);
-            }
-        }
-        let buffered = self.counters.workers[thread - 1].buffered.get();
-        let bound = (open * 2 * self.parameters.buffer_size) as u64;
-        self.check(buffered <= bound, || {
-            format!("{buffered} bytes are buffered for {open} connections, more than {bound}")
-        });
+        bulk_turns < share
     }
 
     /// Checks the equations of the counters. No thread is in a tick.
