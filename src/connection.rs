@@ -122,8 +122,8 @@ pub(crate) struct Connection<S, H> {
     /// Present only while they hold bytes.
     buffers: Option<Box<Buffers>>,
     extras: Option<Box<Extras>>,
-    bytes_in: u64,
-    bytes_out: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
     /// No read starts once this many bytes were read in total, except one that looks for the EOF. Unlimited until a shutdown
     /// stops reading.
     read_limit: u64,
@@ -131,7 +131,7 @@ pub(crate) struct Connection<S, H> {
     /// connection began to refuse, to close or to linger. The states in which the handler is called follow each other
     /// without a change of it.
     since: Millis,
-    state: State,
+    pub(crate) state: State,
     /// The client has ended its half.
     ended: bool,
     readiness: Readiness,
@@ -210,10 +210,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         own.is_some_and(|own| own.is_same(waker))
     }
 
-    pub(crate) fn state(&self) -> State {
-        self.state
-    }
-
     /// When the handler's timer expires, or [`NEVER`].
     pub(crate) fn timer(&self) -> Millis {
         self.extras.as_ref().map_or(NEVER, |extras| extras.timer)
@@ -249,14 +245,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn has_output(&self) -> bool {
         let buffers = self.buffers.as_ref();
         buffers.is_some_and(|buffers| !buffers.output.is_empty())
-    }
-
-    pub(crate) fn bytes_in(&self) -> u64 {
-        self.bytes_in
-    }
-
-    pub(crate) fn bytes_out(&self) -> u64 {
-        self.bytes_out
     }
 
     /// Bytes read and sent.

@@ -204,8 +204,8 @@ fn a_message_costs_one_read_and_one_write() {
     for _ in 0..3 {
         assert_eq!(harness.event(READABLE, &message), Status::Idle);
     }
-    assert_eq!(harness.connection.bytes_in(), 9);
-    assert_eq!(harness.connection.bytes_out(), 9);
+    assert_eq!(harness.connection.bytes_in, 9);
+    assert_eq!(harness.connection.bytes_out, 9);
     assert_eq!(harness.resources.tick.counters.bytes_in.get(), 9);
     assert_eq!(harness.resources.tick.counters.bytes_out.get(), 9);
 }
@@ -441,11 +441,11 @@ fn budget_limits_reads_and_sends_for_any_buffer_size() {
             let status = connection.drive(&mut resources);
             assert_eq!(status, Status::Runnable, "{buffer_size}");
             assert!(
-                connection.bytes_in() <= turn * Turns::default().interactive_budget,
+                connection.bytes_in <= turn * Turns::DEFAULT.interactive_budget,
                 "{buffer_size}"
             );
             assert!(
-                connection.bytes_out() <= turn * Turns::default().interactive_budget,
+                connection.bytes_out <= turn * Turns::DEFAULT.interactive_budget,
                 "{buffer_size}"
             );
             assert!(stream.0.take().len() <= 2 * MAX_ROUNDS);
@@ -467,8 +467,8 @@ fn budget_limits_the_sends_of_a_handler_without_input() {
         let status = connection.drive(&mut resources);
         assert_eq!(status, Status::Runnable);
         assert_eq!(
-            connection.bytes_out(),
-            turn * Turns::default().interactive_budget
+            connection.bytes_out,
+            turn * Turns::DEFAULT.interactive_budget
         );
     }
 }
@@ -494,7 +494,7 @@ fn handler_close_shuts_down_writes_and_discards_input() {
     ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.state(),
+        harness.connection.state,
         State::Lingering(CloseReason::Handler)
     );
     assert_eq!(harness.connection.buffered(), 0);
@@ -513,7 +513,7 @@ fn handler_close_waits_for_its_output() {
     let calls = [ReadCall(Ok(b"q")), WriteCall(b"bye", Err(WOULD_BLOCK))];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.state(),
+        harness.connection.state,
         State::Closing(CloseReason::Handler)
     );
     let calls = [WriteCall(b"bye", Ok(3)), ShutdownWrite(Ok(())), EOF];
@@ -533,7 +533,7 @@ fn handler_panic_closes_the_connection() {
     let calls = [ReadCall(Ok(b"ab")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.state(),
+        harness.connection.state,
         State::Lingering(CloseReason::Panic)
     );
     assert_eq!(harness.discarded(CloseReason::Panic), 3);
@@ -549,7 +549,7 @@ fn message_larger_than_the_buffer_closes_the_connection() {
     let calls = [ReadCall(Ok(b"d")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.state(),
+        harness.connection.state,
         State::Lingering(CloseReason::BufferFull)
     );
     assert_eq!(harness.discarded(CloseReason::BufferFull), 4);
@@ -567,7 +567,7 @@ fn answer_larger_than_the_buffer_closes_the_connection() {
     let calls = [ReadCall(Ok(b"a")), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(
-        harness.connection.state(),
+        harness.connection.state,
         State::Lingering(CloseReason::BufferFull)
     );
 }
@@ -657,7 +657,7 @@ fn with_a_pending_answer() -> (Harness<ScriptedHandler>, ScriptedHandler) {
     let status = harness.event(READABLE, &[ReadCall(Ok(b"a"))]);
     assert_eq!(status, Status::Idle);
     assert_eq!(handler.take_events(), [Event::Open, Event::Input]);
-    assert_eq!(harness.connection.state(), State::Pending);
+    assert_eq!(harness.connection.state, State::Pending);
     (harness, handler)
 }
 
@@ -666,7 +666,7 @@ fn pending_answer_keeps_the_connection_open_after_eof() {
     let (mut harness, handler) = with_a_pending_answer();
     assert_eq!(harness.event(READ_CLOSED, &[EOF]), Status::Idle);
     assert_eq!(handler.take_events(), [Event::Eof]);
-    assert_eq!(harness.connection.state(), State::Pending);
+    assert_eq!(harness.connection.state, State::Pending);
     handler.set(b"part", Action::Pending);
     harness.connection.woken();
     assert_eq!(harness.run(&[WriteCall(b"part", Ok(4))]), Status::Idle);
@@ -682,7 +682,7 @@ fn pending_answer_keeps_the_connection_open_in_a_drain() {
     let (mut harness, handler) = with_a_pending_answer();
     harness.drain();
     assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
-    assert_eq!(harness.connection.state(), State::Pending);
+    assert_eq!(harness.connection.state, State::Pending);
     handler.set(b"yes", Action::Continue);
     harness.connection.woken();
     let calls = [
@@ -694,7 +694,7 @@ fn pending_answer_keeps_the_connection_open_in_a_drain() {
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.state(), lingering);
+    assert_eq!(harness.connection.state, lingering);
 }
 
 #[test]
@@ -738,7 +738,7 @@ fn wake_up_calls_the_handler_while_output_is_pending() {
     harness.connection.woken();
     let status = harness.run(&[WriteCall(b"ab", Err(WOULD_BLOCK))]);
     assert_eq!(status, Status::Idle);
-    assert_eq!(harness.connection.state(), State::Reading);
+    assert_eq!(harness.connection.state, State::Reading);
     harness.connection.woken();
     assert_eq!(harness.run(&[]), Status::Idle);
     let status = harness.event(WRITABLE, &[WriteCall(b"abab", Ok(4))]);
@@ -762,7 +762,7 @@ fn panic_keeps_the_output_of_earlier_calls() {
     ];
     assert_eq!(harness.event(WRITABLE, &calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Panic);
-    assert_eq!(harness.connection.state(), lingering);
+    assert_eq!(harness.connection.state, lingering);
 }
 
 #[test]
@@ -801,7 +801,7 @@ fn drain_answers_data_that_arrived_without_an_event() {
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.state(), lingering);
+    assert_eq!(harness.connection.state, lingering);
     let status = harness.event(READ_CLOSED, &[EOF]);
     assert_eq!(status, Status::Closed(CloseReason::Shutdown));
 }
@@ -818,7 +818,7 @@ fn drain_waits_for_delivery_and_answers_meanwhile() {
         IsDelivered(false),
     ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
-    assert_eq!(harness.connection.state(), State::Reading);
+    assert_eq!(harness.connection.state, State::Reading);
     let calls = [
         IsDelivered(true),
         Unread(0),
@@ -840,7 +840,7 @@ fn drain_reads_what_has_arrived_before_the_acknowledgement() {
         IsDelivered(false),
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    assert_eq!(harness.connection.state(), State::Reading);
+    assert_eq!(harness.connection.state, State::Reading);
 }
 
 #[test]
@@ -871,7 +871,7 @@ fn refusing() -> Harness<Echo> {
     assert_eq!(harness.run(&calls), Status::Runnable);
     let calls = [ReadCall(Ok(b"more")), WOULD_BLOCK_READ];
     assert_eq!(harness.run(&calls), Status::Idle);
-    assert_eq!(harness.connection.state(), State::Refusing);
+    assert_eq!(harness.connection.state, State::Refusing);
     assert_eq!(harness.discarded(CloseReason::DrainTimeout), 4);
     harness
 }
@@ -885,7 +885,7 @@ fn client_that_goes_on_sending_after_the_read_deadline_gets_an_eof() {
     let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.run(&calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.state(), lingering);
+    assert_eq!(harness.connection.state, lingering);
 }
 
 #[test]
@@ -917,7 +917,7 @@ fn drain_after_the_read_deadline_answers_what_has_arrived() {
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Shutdown);
-    assert_eq!(harness.connection.state(), lingering);
+    assert_eq!(harness.connection.state, lingering);
 }
 
 #[test]
@@ -994,7 +994,7 @@ fn panic_of_a_panic_payload_is_contained() {
     harness.connection.add_readiness(READABLE);
     assert_eq!(harness.run(&calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Panic);
-    assert_eq!(harness.connection.state(), lingering);
+    assert_eq!(harness.connection.state, lingering);
 }
 
 #[test]
@@ -1008,7 +1008,7 @@ fn first_close_reason_wins() {
         .close_after_flush(CloseReason::Shutdown, 0);
     harness.run(&[ShutdownWrite(Ok(())), WOULD_BLOCK_READ]);
     assert_eq!(
-        harness.connection.state(),
+        harness.connection.state,
         State::Lingering(CloseReason::IdleTimeout)
     );
 }

@@ -23,16 +23,14 @@ pub(crate) struct Turns {
     pub(crate) interactive_per_bulk: usize,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            interactive_budget: 64 << 10,
-            bulk_budget: 256 << 10,
-            // A message of 16 KiB that is echoed.
-            bulk_bytes: 32 << 10,
-            interactive_per_bulk: 64,
-        }
-    }
+impl Turns {
+    pub(crate) const DEFAULT: Self = Self {
+        interactive_budget: 64 << 10,
+        bulk_budget: 256 << 10,
+        // A message of 16 KiB that is echoed.
+        bulk_bytes: 32 << 10,
+        interactive_per_bulk: 64,
+    };
 }
 
 /// A worker, as its connections and their handlers see it in a tick.
@@ -63,11 +61,11 @@ impl Tick {
             counters,
             wakes,
             timeouts,
-            turns: Turns::default(),
+            turns: Turns::DEFAULT,
             drain: Drain::Off,
             now: 0,
             token: 0,
-            budget: Turns::default().interactive_budget,
+            budget: Turns::DEFAULT.interactive_budget,
         }
     }
 }

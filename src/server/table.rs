@@ -65,22 +65,20 @@ impl<S: Stream, H: Handler> Entry<S, H> {
         let before = self.connection.transferred();
         let status = self.connection.drive(resources);
         let moved = self.connection.transferred() - before;
-        let bulk = moved >= resources.tick.turns.bulk_bytes || status == Status::Runnable;
+        let bulk = moved >= resources.tick.turns.bulk_bytes;
         if bulk != self.bulk {
-            self.change_class(&resources.tick.counters);
+            self.set_bulk(bulk, &resources.tick.counters);
         }
-        let has_timer = self.armed != NEVER || resources.tick.timeouts.idle.is_none();
+        let has_timer = resources.tick.timeouts.idle.is_none() || self.armed != NEVER;
         let needs_nothing =
             status == Status::Idle && self.connection.deadline_only_grows() && has_timer;
         (!needs_nothing).then_some(status)
     }
 
     #[cold]
-    fn change_class(&mut self, counters: &WorkerCounters) {
-        self.bulk = !self.bulk;
-        counters
-            .bulk
-            .adjust(usize::from(!self.bulk), usize::from(self.bulk));
+    fn set_bulk(&mut self, bulk: bool, counters: &WorkerCounters) {
+        let before = mem::replace(&mut self.bulk, bulk);
+        counters.bulk.adjust(before.into(), bulk.into());
     }
 }
 
@@ -356,7 +354,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     fn after_drive(&mut self, token: usize, status: Status) {
         match status {
             Status::Idle => {}
-            Status::Runnable => self.enqueue(token),
+            Status::Runnable => {
+                self.entries[token].set_bulk(true, &self.resources.tick.counters);
+                self.enqueue(token);
+            }
             Status::Closed(reason) => return self.close(token, reason),
         }
         self.arm(token);
@@ -442,7 +443,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
         let entry = &mut self.entries[token];
-        let lingers_for = match entry.connection.state() {
+        let lingers_for = match entry.connection.state {
             State::Refusing => {
                 entry
                     .connection
@@ -484,14 +485,14 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             ..
         } = self.entries.remove(token);
         let Tick { counters, now, .. } = &self.resources.tick;
-        counters.bulk.adjust(usize::from(bulk), 0);
+        counters.bulk.adjust(bulk.into(), 0);
         connection.abort_if_incomplete();
         counters.buffered.adjust(connection.buffered(), 0);
         counters.discarded[reason as usize].add(connection.buffered() as u64);
         log::debug!(
             target: "echoserver::access",
             peer:%, worker = self.worker, ms = now.saturating_sub(opened),
-            bytes_in = connection.bytes_in(), bytes_out = connection.bytes_out(), reason:%;
+            bytes_in = connection.bytes_in, bytes_out = connection.bytes_out, reason:%;
             "closed"
         );
         // Dropping the handler runs user code. The panic hook has already reported a panic.
@@ -528,7 +529,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Closes every connection at the deadline of a shutdown.
     fn close_all(&mut self) {
-        let reason_of = |entry: &Entry<S, H>| match entry.connection.state() {
+        let reason_of = |entry: &Entry<S, H>| match entry.connection.state {
             State::Lingering(reason) => reason,
             _ => CloseReason::DrainTimeout,
         };

@@ -96,7 +96,7 @@ impl Parameters {
 
 /// Chooses sizes of turns so that inputs of all lengths are bulk in some schedules.
 fn random_turns(rng: &mut Rng) -> Turns {
-    let real = Turns::default();
+    let real = Turns::DEFAULT;
     let budget = rng.choose(&[8, 64, 400, real.interactive_budget]);
     Turns {
         interactive_budget: budget,

@@ -283,7 +283,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
             parameters.scale = BULK_SCALE;
             parameters.buffer_size *= BULK_SCALE;
             parameters.tiny_writes = false;
-            parameters.turns = Turns::default();
+            parameters.turns = Turns::DEFAULT;
         }
         let counters = Arc::new(Counters::new(parameters.workers));
         let shared = Arc::clone(&counters);

@@ -194,7 +194,7 @@ impl<H: Handler> Harness<H> {
     }
 
     fn state(&self, token: usize) -> State {
-        self.table.entries[token].connection.state()
+        self.table.entries[token].connection.state
     }
 
     fn closed(&self, reason: CloseReason) -> u64 {
