@@ -43,7 +43,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::connection::handler::{Action, Context, Event, Extras, Handler, Input, Output};
-use crate::connection::tick::{Drain, Tick, Timeouts, deadline_after};
+use crate::connection::tick::{Drain, Tick, deadline_after};
 use crate::connection::waker::Waker;
 use crate::error::dispose;
 use crate::stats::{CloseReason, WorkerCounters};
@@ -193,7 +193,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Makes the next turn call the handler with [`Event::Timer`].
     pub(crate) fn timer_expired(&mut self) {
         let extras = self.extras.get_or_insert_default();
-        (extras.timer, extras.timer_is_due) = (NEVER, true);
+        (extras.timer, extras.timer_is_due) = (None, true);
     }
 
     /// Makes the next turn call the handler with [`Event::Wake`].
@@ -212,27 +212,23 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// When the handler's timer expires, or [`NEVER`].
     pub(crate) fn timer(&self) -> Millis {
-        self.extras.as_ref().map_or(NEVER, |extras| extras.timer)
+        let extras = self.extras.as_ref();
+        extras.and_then(|extras| extras.timer).unwrap_or(NEVER)
     }
 
     /// When the connection expires unless it makes progress, or [`NEVER`].
     pub(crate) fn deadline(&self, tick: &Tick) -> Millis {
-        let Timeouts {
-            idle,
-            flush,
-            linger,
-            drain,
-        } = tick.timeouts;
+        let timeouts = &tick.timeouts;
         let timeout = match self.state {
-            State::Lingering(_) => Some(linger),
+            State::Lingering(_) => Some(timeouts.linger),
             // Long enough for a client to send what a closed window has held back.
-            State::Refusing => Some(linger.min(drain / 8)),
+            State::Refusing => Some(timeouts.linger.min(timeouts.drain / 8)),
             // A shutdown has a deadline of its own.
             _ if tick.drain != Drain::Off => None,
             State::Pending if !self.has_output() => None,
             // After the client's EOF the idle timeout goes on.
-            State::Closing(reason) if reason != CloseReason::PeerClosed => Some(flush),
-            _ => idle,
+            State::Closing(reason) if reason != CloseReason::PeerClosed => Some(timeouts.flush),
+            _ => timeouts.idle,
         };
         timeout.map_or(NEVER, |timeout| deadline_after(self.since, timeout))
     }

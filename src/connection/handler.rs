@@ -120,9 +120,9 @@ impl Context<'_> {
         if let Some(timeout) = timeout {
             // Not in this tick, which would never end if each call set such a timer.
             let at = self.tick.now.saturating_add(millis(timeout).max(1));
-            self.extras.get_or_insert_default().timer = at.min(NEVER - 1);
+            self.extras.get_or_insert_default().timer = Some(at.min(NEVER - 1));
         } else if let Some(extras) = self.extras {
-            extras.timer = NEVER;
+            extras.timer = None;
         }
     }
 
@@ -137,25 +137,14 @@ impl Context<'_> {
 }
 
 /// What a connection has only once its handler has asked for it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Extras {
     pub(crate) waker: Option<Waker>,
-    /// When the handler's timer expires, or [`NEVER`].
-    pub(crate) timer: Millis,
+    /// When the handler's timer expires.
+    pub(crate) timer: Option<Millis>,
     /// Calls of the handler that are due.
     pub(crate) timer_is_due: bool,
     pub(crate) wake_is_due: bool,
-}
-
-impl Default for Extras {
-    fn default() -> Self {
-        Self {
-            waker: None,
-            timer: NEVER,
-            timer_is_due: false,
-            wake_is_due: false,
-        }
-    }
 }
 
 /// The bytes that have arrived and were not consumed, at most the server's

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::*;
 use crate::connection::buffer::OUT_OF_MEMORY;
 use crate::connection::handler::Echo;
-use crate::connection::tick::Turns;
+use crate::connection::tick::{Timeouts, Turns};
 use crate::connection::waker::WakeQueue;
 
 impl<S, H> Connection<S, H> {

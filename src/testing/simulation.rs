@@ -26,7 +26,6 @@ use crate::server::dispatcher::Dispatcher;
 use crate::server::table::ConnectionTable;
 use crate::server::worker::Worker;
 use crate::stats::Counters;
-use crate::system::NEVER;
 
 /// What is simulated. One value is used for many seeds.
 pub(super) struct Scenario<'a, H> {
@@ -215,7 +214,7 @@ impl Kernel<'_> {
         connection.appended += appended;
         connection.end_handled |= event == Event::Eof;
         if let Some(extras) = context.extras.as_deref() {
-            connection.timer = (extras.timer != NEVER).then_some(extras.timer);
+            connection.timer = extras.timer;
             connection.waker.clone_from(&extras.waker);
         }
         if action == Action::Close && !connection.end_handled {

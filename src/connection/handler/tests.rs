@@ -43,11 +43,11 @@ fn longest_timer_is_a_timer_too() {
     };
     context.set_timer(Some(Duration::MAX));
     assert_eq!(
-        context.extras.as_ref().map(|extras| extras.timer),
+        context.extras.as_ref().and_then(|extras| extras.timer),
         Some(NEVER - 1)
     );
     context.set_timer(None);
-    assert_eq!(extras.map(|extras| extras.timer), Some(NEVER));
+    assert_eq!(extras.and_then(|extras| extras.timer), None);
 }
 
 #[test]
