@@ -10,8 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Map, Value};
 
 use crate::harness::{
-    Client, Process, READY, error_line, number, program, program_after, random_bytes, total,
-    wait_until,
+    Client, Process, READY, error_line, number, program, random_bytes, total, wait_until,
 };
 
 #[test]
@@ -166,6 +165,8 @@ fn invalid_rust_log_is_reported() {
 #[test]
 #[cfg(target_os = "linux")]
 fn invalid_rust_log_is_survived_by_a_full_or_closed_stderr() {
+    use crate::harness::program_after;
+
     for redirection in ["2>/dev/full", "2>&-"] {
         let mut command = program_after(&format!("exec {redirection}"));
         command.env("RUST_LOG", "a=b=c");
@@ -406,7 +407,7 @@ fn journal_gets_priorities_instead_of_timestamps() {
 #[test]
 #[cfg(target_os = "linux")]
 fn full_log_file_is_survived_and_lost_lines_are_reported() {
-    use crate::harness::BALANCED;
+    use crate::harness::{BALANCED, program_after};
 
     let file = tempfile::NamedTempFile::new().unwrap();
     let read = || fs::read_to_string(file.path()).unwrap();
