@@ -125,8 +125,11 @@ fn message_costs_three_system_calls() {
             client.close();
         })
     };
+    let mut more = difference(&calls(100), &calls(2_100));
+    // Whether a thread must be woken at the start and at the end depends on which one is faster.
+    more.retain(|name, count| name != "write" || count.abs() > 2);
     assert_calls(
-        &difference(&calls(100), &calls(2_100)),
+        &more,
         [
             ("epoll_wait", 2_000),
             ("recvfrom", 2_000),
