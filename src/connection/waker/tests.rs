@@ -56,3 +56,19 @@ fn waker_of_a_worker_that_has_ended_does_nothing() {
     waker.wake();
     waker.wake();
 }
+
+#[test]
+fn wake_up_is_in_the_queue_before_the_notification() {
+    let receiver = Arc::new(std::sync::Mutex::new(None::<WakeReceiver>));
+    let (at_notification, taken) = (Arc::clone(&receiver), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&taken);
+    let (queue, own) = WakeQueue::new(move || {
+        let receiver = at_notification.lock().unwrap();
+        let wakes = receiver.as_ref().and_then(WakeReceiver::take).into_iter();
+        count.fetch_add(wakes.count(), Ordering::Relaxed);
+    });
+    *receiver.lock().unwrap() = Some(own);
+    queue.waker(1).wake();
+    assert_eq!(taken.load(Ordering::Relaxed), 1);
+    drop(receiver.lock().unwrap().take());
+}

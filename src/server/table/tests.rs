@@ -879,3 +879,13 @@ fn flood_that_has_arrived_is_handled_before_the_timer_of_its_handler() {
     let timer = calls.iter().position(|event| *event == Event::Timer);
     assert_eq!(timer, Some(READS), "after one turn");
 }
+
+/// What has arrived before a worker takes a connection over raises no event in a shutdown that has begun.
+#[test]
+fn connection_taken_over_in_a_shutdown_reads_what_has_arrived() {
+    let mut harness = echoes(TIMEOUTS, "");
+    harness.shut_down(1000, 0);
+    harness.register(0, 'a', 3, |_| Ok(Echo));
+    assert_eq!(harness.counters.snapshot().total().bytes_out, 3);
+    assert_eq!(harness.calls("shutdown"), ['a']);
+}
