@@ -1,7 +1,7 @@
 //! The promises of the server, as checks of the kernel's state.
 
 use super::connection::{Close, ClosePolicy, ReadPolicy, Refusal, SimConnection};
-use super::kernel::{ACCEPTOR, Kernel, Poller};
+use super::kernel::{ACCEPTOR, Kernel, Poller, TickPhase};
 use crate::server::table::Inspection;
 use crate::stats::{CloseReason, Counter};
 use crate::system::Millis;
@@ -324,7 +324,13 @@ impl Kernel<'_> {
     /// read after that is refused, once everything before it is answered and delivered. A read that looks for the EOF,
     /// after none was unread, can return data that has just arrived.
     pub(super) fn check_reading(&mut self, id: usize, count: usize, looks_for_eof: bool) {
-        let is_second_half = self.pollers[self.current].stopped_reading.is_some();
+        let poller = &self.pollers[self.current];
+        // In the tick that stops reading, the run queue comes after that.
+        let stops_now = poller.tick_phase == TickPhase::RunQueue
+            && poller.sees_shutdown
+            && (self.shutdown)
+                .is_some_and(|shutdown| poller.now >= self.parameters.end_of_reading(shutdown));
+        let is_second_half = poller.stopped_reading.is_some() || stops_now;
         let connection = &self.connections[id];
         let read = connection.read - count;
         if !is_second_half

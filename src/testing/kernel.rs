@@ -579,7 +579,9 @@ impl<'a> Kernel<'a> {
         for waiting in 0..self.connections.len() {
             let connection = &mut self.connections[waiting];
             let is_here = connection.registered.is_some_and(|(of, _)| of == thread);
-            if !is_here || !connection.is_open() || !connection.is_queued {
+            // A handler that has announced an answer can have a turn without a call.
+            let can_be_seen = connection.is_queued && !connection.is_pending();
+            if !is_here || !connection.is_open() || !can_be_seen {
                 continue;
             }
             let is_overtaken = connection.waits_behind.contains(&id);
