@@ -248,11 +248,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Drives the connections at the front of the run queue, as many as this tick's share, each once.
+    /// Drives the connections at the front of the run queue, as many as this tick's share, each once. This ends a tick.
     pub(crate) fn run_queued(&mut self) {
-        let turns = self.tick().turns;
         let mut share = self.share();
-        self.resources.tick.budget = turns.bulk_budget;
+        self.resources.tick.budget = self.tick().turns.bulk_budget;
         for _ in 0..self.run_queue.len() {
             let Some((token, ticket)) = self.run_queue.pop_front() else {
                 break;
@@ -271,7 +270,6 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 }
             }
         }
-        self.resources.tick.budget = turns.interactive_budget;
     }
 
     /// Adds readiness to a connection, and drives it if it is interactive. An unknown token
@@ -420,7 +418,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             return;
         }
         entry.armed = NEVER;
-        if entry.ticket != 0 {
+        if entry.ticket != 0 && entry.connection.timer() <= now {
             // Data that has arrived is handled before the handler's timer.
             self.drive(token);
         }

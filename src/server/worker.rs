@@ -68,9 +68,10 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
 
     /// How long the next tick may sleep; `None` means until an event.
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
-        match self.may_have_new {
-            true => Some(0),
-            false => self.table.poll_timeout(),
+        if self.may_have_new {
+            Some(0)
+        } else {
+            self.table.poll_timeout()
         }
     }
 
