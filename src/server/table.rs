@@ -62,11 +62,11 @@ impl<S: Stream, H: Handler> Entry<S, H> {
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
         resources.tick.token = token;
-        let before = self.connection.transferred();
+        let (before, was_bulk) = (self.connection.transferred(), self.bulk);
         let status = self.connection.drive(resources);
         let moved = self.connection.transferred() - before;
         let bulk = moved >= resources.tick.turns.bulk_bytes;
-        if bulk != self.bulk {
+        if bulk != was_bulk {
             self.set_bulk(bulk, &resources.tick.counters);
         }
         let has_timer = resources.tick.timeouts.idle.is_none() || self.armed != NEVER;
