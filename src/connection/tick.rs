@@ -11,6 +11,25 @@ use crate::system::{Millis, NEVER};
 /// How turns are shared out. A *turn* is one call that drives a connection. After a turn of at least `bulk_bytes`, or one
 /// that has used its budget, a connection is *bulk*, otherwise *interactive*. Interactive connections are driven at once;
 /// events and wake-ups only put bulk ones into the run queue, of which each tick serves a share.
+///
+/// The default budgets are a choice between latency and throughput. Measured with one worker on one CPU and all load on
+/// another, as medians of 5 to 9 interleaved rounds, where a raw epoll loop has a throughput of 1:
+///
+/// | budget of bulk turns | p99 of a ping beside 20 floods | beside 200 | throughput of 50 floods |
+/// | --- | --- | --- | --- |
+/// | 256 KiB | 0.13 ms | 0.15 ms | 1.0 |
+/// | 512 KiB | 0.20 ms | 0.22 ms | 1.0 |
+/// | 1 MiB | 0.25 ms | 0.36 ms | 1.1 |
+/// | 4 MiB | 1.1 ms | | 1.2 |
+/// | raw epoll loop | 1.4 ms | 14 ms | 1 |
+/// | tokio | 24 ms | 176 ms | 1.2 |
+///
+/// Larger budgets gain because data that was just copied is still in the CPU's cache. 16 turns in a row of the same
+/// connection, with a poll after each, would keep the latency and gain 0.0 to 0.1, but one flood would wait 16 times as
+/// long for the others.
+///
+/// With one bulk turn for each 32, 48 and 64 interactive ones, 500 pings beside 50 floods get 1.0, 1.1 and 1.3 times the
+/// messages of a server that drives all connections in turn, and the floods 0.9, 0.9 and 0.8 to 0.95 of the throughput.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turns {
     /// Bytes that an interactive connection may read and send in a turn.
