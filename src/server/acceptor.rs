@@ -241,7 +241,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         !self.control.is_full() && self.dispatcher.has_room()
     }
 
-    /// Pauses until a worker announces capacity, and after an error at most until the backoff is over.
+    /// Pauses until a worker announces capacity, and after an error at most until the backoff is over. Does nothing if no
+    /// client waits any more, or without an error, if there is capacity again.
     fn pause(&mut self, error: Option<&io::Error>) {
         // Without free descriptors, Linux reports an error even if no client waits.
         for slot in &mut self.listeners {
@@ -250,14 +251,14 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         if self.listeners.iter().all(|slot| !slot.ready) {
             return;
         }
-        self.control.await_capacity();
+        self.control.watch_capacity();
         let (until, cause) = match error {
             Some(error) => {
                 let until = self.now + self.backoff;
                 self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
                 (until, error_text(error))
             }
-            // Capacity may have appeared before the pause was visible to the workers.
+            // Capacity may have appeared before its announcements were watched.
             None if self.has_capacity() => return,
             None if self.control.is_full() => {
                 let limit = self.control.max_connections;
@@ -316,11 +317,12 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             }
         }
         self.shutdown_deadline = Some(deadline);
-        self.dispatch_pending();
-        if !self.is_done() {
-            self.control.await_capacity();
-            // Capacity may have appeared before the pause was visible to the workers.
-            self.dispatch_pending();
+        // Capacity that appears from here on is announced.
+        self.control.watch_capacity();
+        while self.has_capacity()
+            && let Some(connection) = self.pending.pop_front()
+        {
+            self.dispatch(connection);
         }
     }
 
@@ -332,7 +334,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             if now < slot.open_until.min(deadline) {
                 return true;
             }
-            // Without waiting for an edge.
+            // An edge may have been missed, or is still to be reported.
             slot.ready = true;
             while slot.ready && slot.remaining > 0 {
                 match slot.accept(counters) {
@@ -346,14 +348,6 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             }
             false
         });
-    }
-
-    fn dispatch_pending(&mut self) {
-        while self.has_capacity()
-            && let Some(connection) = self.pending.pop_front()
-        {
-            self.dispatch(connection);
-        }
     }
 }
 

@@ -46,18 +46,18 @@ impl<W: Wake> Control<W> {
         self.open.load(Ordering::Relaxed) >= self.max_connections
     }
 
-    /// Frees the places of connections that a worker has closed, and announces capacity.
+    /// Announces capacity: these places, of connections that a worker has closed, and room in that worker's queue.
     pub(crate) fn free(&self, places: u64) {
         self.open.fetch_sub(places, Ordering::Relaxed);
         self.capacity.notify();
     }
 
-    /// Announces a pause of the acceptor, which must look for capacity once more after this.
-    pub(crate) fn await_capacity(&self) {
+    /// Makes the next announcement of capacity wake the acceptor, which must look for capacity after this.
+    pub(crate) fn watch_capacity(&self) {
         self.capacity.notified.clear();
     }
 
-    /// Whether capacity was announced since the pause began.
+    /// Whether capacity was announced since [`watch_capacity`](Self::watch_capacity).
     pub(crate) fn has_new_capacity(&self) -> bool {
         self.capacity.notified.is_set()
     }

@@ -115,6 +115,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         }
         self.table.run_queued();
         let closed = self.table.take_closed();
+        // New connections that were taken have left room in the queue.
         if closed > 0 || took_any {
             self.control.free(closed);
         }

@@ -271,7 +271,7 @@ fn intake_per_tick_is_bounded_and_resumed_without_an_event() {
 #[test]
 fn intake_and_closes_announce_capacity() {
     let mut harness = Harness::new();
-    harness.control.await_capacity();
+    harness.control.watch_capacity();
     harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.waker.count(), 0, "nothing has changed");
@@ -279,7 +279,7 @@ fn intake_and_closes_announce_capacity() {
     harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
     assert_eq!(harness.waker.count(), 1, "the queue has room");
-    harness.control.await_capacity();
+    harness.control.watch_capacity();
     harness.tick(8);
     assert_eq!(harness.waker.count(), 1);
     harness.tick(16);
