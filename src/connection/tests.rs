@@ -898,6 +898,14 @@ fn stream_that_ends_after_the_read_deadline_is_reset() {
 }
 
 #[test]
+fn connection_that_refuses_at_the_deadline_of_a_drain_is_reset() {
+    let mut harness = refusing();
+    harness.script.0.borrow_mut().push_back(Abort);
+    harness.connection.abort_if_incomplete();
+    assert!(harness.script.0.borrow().is_empty());
+}
+
+#[test]
 fn drain_after_the_read_deadline_answers_what_has_arrived() {
     let mut harness = Harness::new(Echo);
     harness.run(&[]);
