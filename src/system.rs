@@ -62,8 +62,9 @@ pub(crate) trait Stream: Read + Write {
     /// If the peer has reset the connection.
     fn shutdown_write(&mut self) -> io::Result<()>;
 
-    /// Whether the peer has acknowledged everything that was written. After `false`, a readiness event for
-    /// writing follows once it has. Always true except for TCP on Linux.
+    /// Returns whether the peer has acknowledged everything that was written. After `false`, a readiness event for
+    /// writing follows once it has: to that end the kernel's send buffer is made as small as possible, so call it only when
+    /// nothing more is to be written. Always true except for TCP on Linux.
     fn await_delivery(&mut self) -> bool;
 
     /// The number of bytes that have arrived and were not read. Always 0 except on Linux.

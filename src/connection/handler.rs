@@ -8,7 +8,8 @@ use crate::connection::tick::Tick;
 use crate::connection::waker::Waker;
 use crate::system::{Millis, NEVER, millis};
 
-/// A protocol implementation. One value per connection, created on accept and dropped on close.
+/// A protocol implementation. One value per connection, created when a worker takes it over
+/// and dropped on close.
 ///
 /// A handler consumes bytes from the front of [`input`](Context::input) and appends its answer to
 /// [`output`](Context::output). It has no access to the socket: reading, writing, scheduling and closing are
