@@ -54,7 +54,7 @@ impl Case {
         let Self(_, connections, measure) = *self;
         let connections = connections.min(run.max_connections);
         measure(Trial {
-            server: server.start(run.workers)?,
+            server: server.start(run)?,
             connections,
             // Long enough that each connection gets several answers.
             seconds: run.sample_seconds.max(50e-6 * connections as f64),
@@ -113,7 +113,13 @@ impl Trial<'_> {
         let flood = flood.spawn()?;
         // The floods need time to fill their sockets.
         thread::sleep(Duration::from_secs_f64(self.seconds / 4.0));
-        let single = self.load_command(1, self.seconds, &[]).output();
+        let load = self.load_command(1, self.seconds, &[]);
+        let mut single = Command::new("env");
+        if self.run.real_time_pings {
+            single.args(["chrt", "-f", "1"]);
+        }
+        single.arg(load.get_program()).args(load.get_args());
+        let single = single.output();
         // Ctrl-C. It fails only if the load has ended.
         let _ended = kill_process(Pid::from_child(&flood), Signal::INT);
         let flood = Report::new(&flood.wait_with_output()?)?;

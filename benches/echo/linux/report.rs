@@ -139,13 +139,14 @@ fn run(results: &Results) -> String {
         format!("Other processes used {median:.2} CPUs in the median sample, {max:.2} at most.")
     });
     format!(
-        "`{}` on {}, commit {}: {} rounds, samples of {} s, {} worker(s) and as many load threads. {}; {}. {noise}\n",
+        "`{}` on {}, commit {}: {} rounds, samples of {} s, {} worker(s) and as many load threads; {}. {}; {}. {noise}\n",
         results.command,
         results.date,
         results.commit,
         results.rounds,
         results.sample_seconds,
         results.workers,
+        results.placement(),
         results.machine,
         results.versions.join(", "),
     )

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::SystemTime;
-use std::{env, fs, thread};
+use std::{env, fs};
 
+use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::{Deserialize, Serialize};
 
 use super::Result;
@@ -12,8 +13,9 @@ use super::Result;
 /// What a server did under one load, by name. The names contain the unit.
 pub(crate) type Figures = BTreeMap<String, f64>;
 
-/// One run, as JSON in `benches/results/`.
+/// One run, as JSON in `benches/results/`. What an older file lacks is empty.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Results {
     pub(crate) date: String,
     pub(crate) commit: String,
@@ -24,8 +26,12 @@ pub(crate) struct Results {
     pub(crate) rounds: u32,
     pub(crate) sample_seconds: f64,
     /// Limit for the connections of each case.
-    #[serde(default)]
     pub(crate) max_connections: usize,
+    /// The CPUs of the server, and those of the load. With a single CPU, both are empty, and nothing is pinned.
+    pub(crate) server_cpus: Vec<usize>,
+    pub(crate) load_cpus: Vec<usize>,
+    /// Whether a ping beside floods has real-time priority, so that it does not wait for the load of the floods.
+    pub(crate) real_time_pings: bool,
     pub(crate) samples: Vec<Sample>,
 }
 
@@ -73,7 +79,12 @@ impl Results {
     /// Describes this machine and this run, without samples.
     pub(crate) fn describe() -> Self {
         let model = output("sed -n '/^model name/ { s/.*: //p; q }' /proc/cpuinfo");
-        let cpus = thread::available_parallelism().map_or(0, usize::from);
+        let cpus = sched_getaffinity(None).unwrap_or_default();
+        let cpus: Vec<_> = (0..CpuSet::MAX_CPU).filter(|it| cpus.is_set(*it)).collect();
+        let (server_cpus, load_cpus) = match cpus.len() {
+            ..2 => Default::default(),
+            count => cpus.split_at(count / 2),
+        };
         let arguments: Vec<_> = env::args().skip(1).filter(|it| it != "--bench").collect();
         let command = format!("cargo bench -- {}", arguments.join(" "));
         let versions = [
@@ -87,8 +98,11 @@ impl Results {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             commit: output("git describe --always --dirty --exclude='*'"),
             command: command.trim_end_matches(" -- ").to_owned(),
-            machine: format!("{model}, {cpus} CPUs"),
+            machine: format!("{model}, {} CPUs", cpus.len()),
             versions: versions.map(output).into(),
+            server_cpus: server_cpus.to_vec(),
+            load_cpus: load_cpus.to_vec(),
+            real_time_pings: output("chrt -f 1 echo yes") == "yes",
             ..Self::default()
         }
     }
@@ -139,6 +153,21 @@ impl Results {
         let unanswered = self.spread(case, server, "unanswered_connections");
         let unanswered = unanswered.filter(|spread| spread.max > 0.0);
         error.or_else(|| Some(format!("up to {} connections unanswered", unanswered?.max)))
+    }
+
+    /// Where the processes ran, and with which priority.
+    pub(crate) fn placement(&self) -> String {
+        let (server, load) = (&self.server_cpus, &self.load_cpus);
+        let cpus = match server[..] {
+            [] => "server and load on the same CPUs".to_owned(),
+            _ => format!("server on CPUs {server:?}, load on CPUs {load:?}"),
+        };
+        let priority = if self.real_time_pings {
+            "real-time"
+        } else {
+            "usual"
+        };
+        format!("{cpus}, pings beside floods with {priority} priority")
     }
 
     /// The servers, in the order of the first round.

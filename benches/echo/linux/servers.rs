@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use procfs::process::{Process, Stat, all_processes};
 use procfs::{CurrentSI, KernelStats};
 use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::Result;
 use super::peers::SERVERS;
+use super::results::Results;
 
 /// How long a server may take to listen.
 const MAX_START: Duration = Duration::from_secs(10);
@@ -51,13 +53,14 @@ impl Server {
         }
     }
 
-    /// Starts the server on a free port, and waits until it accepts a connection.
-    pub(crate) fn start(&self, workers: usize) -> Result<Running> {
+    /// Starts the server on a free port and on its CPUs, and waits until it accepts a connection.
+    pub(crate) fn start(&self, run: &Results) -> Result<Running> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let command = self.command.replace("{workers}", &workers.to_string());
+        let command = self.command.replace("{workers}", &run.workers.to_string());
         let command = command.replace("{port}", &address.port().to_string());
         // A file, unlike a pipe, need not be drained while the server runs.
         let mut stderr = tempfile::tempfile()?;
+        pin(&run.server_cpus)?;
         let process = Command::new("sh")
             .args(["-c", &format!("exec {command}"), "sh"])
             .arg(env::current_exe()?)
@@ -67,6 +70,7 @@ impl Server {
             .stderr(stderr.try_clone()?)
             .spawn()?;
         let mut running = Running { address, process };
+        pin(&run.load_cpus)?;
         let deadline = Instant::now() + MAX_START;
         while TcpStream::connect(address).is_err() {
             thread::sleep(Duration::from_millis(1));
@@ -84,6 +88,18 @@ impl Server {
             return Err(format!("{problem}: {message}").into());
         }
         Ok(running)
+    }
+}
+
+/// Restricts this thread, and the processes that it starts from now on, to these CPUs. Without any, it changes nothing.
+fn pin(cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu);
+    }
+    match cpus {
+        [] => Ok(()),
+        _ => Ok(sched_setaffinity(None, &set)?),
     }
 }
 
