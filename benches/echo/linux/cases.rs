@@ -26,7 +26,7 @@ const MAX_CONNECT_SECONDS: f64 = 0.3;
 #[derive(Clone, Copy)]
 pub(crate) struct Case(pub(crate) &'static str, usize, fn(Trial) -> Result<Figures>);
 
-pub(crate) const CASES: [Case; 19] = [
+pub(crate) const CASES: [Case; 18] = [
     Case("1x64", 1, |trial| trial.load(&[])),
     Case("50x64", 50, |trial| trial.load(&[])),
     Case("500x512", 500, |trial| trial.load(&["--size=512"])),
@@ -34,14 +34,13 @@ pub(crate) const CASES: [Case; 19] = [
     Case("50x64x16", 50, |trial| trial.load(&["--in-flight=16"])),
     Case("flood", 50, |trial| trial.load(&["--flood"])),
     Case("connect", 50, |mut trial| trial.connect()),
-    Case("beside-1", 1, |trial| trial.beside_flood()),
-    Case("beside-20", 20, |trial| trial.beside_flood()),
-    Case("beside-200", 200, |trial| trial.beside_flood()),
+    Case("beside-1", 1, |trial| trial.beside_floods(1)),
+    Case("beside-20", 20, |trial| trial.beside_floods(1)),
+    Case("beside-200", 200, |trial| trial.beside_floods(1)),
+    Case("50-beside-100", 100, |trial| trial.beside_floods(50)),
+    Case("500-beside-50", 50, |trial| trial.beside_floods(500)),
     Case("rate-50", 50, |trial| trial.load_at_rate(0.5)),
-    Case("rate-90", 50, |trial| trial.load_at_rate(0.9)),
-    Case("active-10", 10, |trial| trial.load(&[])),
     Case("active-100", 100, |trial| trial.load(&[])),
-    Case("active-1000", 1_000, |trial| trial.load(&[])),
     Case("active-10000", 10_000, |trial| trial.load(&[])),
     Case("idle", 10_000, |trial| trial.idle()),
     Case("peak", 4_000, |trial| trial.peak()),
@@ -107,24 +106,25 @@ impl Trial<'_> {
         self.load(&[&format!("--rate={}", share * capacity.median)])
     }
 
-    /// The round-trip times of one connection while others flood.
-    fn beside_flood(&self) -> Result<Figures> {
+    /// The messages of `pings` connections with one in flight each, while the others flood.
+    fn beside_floods(&self, pings: usize) -> Result<Figures> {
+        let pings = pings.min(self.run.max_connections);
         let mut flood = self.load_command(self.connections, 0.0, &["--flood"]);
         let flood = flood.spawn()?;
         // The floods need time to fill their sockets.
         thread::sleep(Duration::from_secs_f64(self.seconds / 4.0));
-        let load = self.load_command(1, self.seconds, &[]);
-        let mut single = Command::new("env");
+        let load = self.load_command(pings, self.seconds, &[]);
+        let mut ping = Command::new("env");
         if self.run.real_time_pings {
-            single.args(["chrt", "-f", "1"]);
+            ping.args(["chrt", "-f", "1"]);
         }
-        single.arg(load.get_program()).args(load.get_args());
-        let single = single.output();
+        ping.arg(load.get_program()).args(load.get_args());
+        let ping = ping.output();
         // Ctrl-C. It fails only if the load has ended.
         let _ended = kill_process(Pid::from_child(&flood), Signal::INT);
         let flood = Report::new(&flood.wait_with_output()?)?;
-        let single = Report::new(&single?)?;
-        Ok(single.beside(&flood, self.connections))
+        let ping = Report::new(&ping?)?;
+        Ok(ping.beside(&flood, pings + self.connections))
     }
 
     /// The memory of each of many connections that have echoed once and are idle.
@@ -264,11 +264,13 @@ impl Report {
         }
         figures
     }
-    /// The figures of a load of one connection beside one that floods.
+
+    /// The figures of a load beside one that floods.
     fn beside(&self, flood: &Self, connections: usize) -> Figures {
-        let unanswered = (connections + 1) as f64 - flood.answered - self.answered;
+        let unanswered = connections as f64 - flood.answered - self.answered;
         let flood_rate = flood.bytes_verified / flood.seconds;
         self.rtt_and([
+            ("messages_per_second", self.messages / self.seconds),
             ("flood_bytes_per_second", flood_rate),
             ("unanswered_connections", unanswered),
         ])

@@ -19,40 +19,44 @@ pub(crate) const MAIN: [(&str, RGBColor); 5] = [
 /// The rows of all tables and the panels of all charts: tables and charts, name, case and figure. `figure / server` is
 /// the ratio to the figure of that server in the same round. [`rows`] adds the figure where it is missing.
 const ROWS: &str = "
+round-trip time | p99 RTT, 1 connection beside 1 that floods | beside-1 | rtt_p99_ns
+round-trip time, summary, latency.svg | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
+round-trip time, summary, latency.svg | p99 RTT, 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
+round-trip time, summary, latency.svg | p99 RTT, 50 connections beside 100 that flood | 50-beside-100 | rtt_p99_ns
+round-trip time | p99 RTT, 500 connections beside 50 that flood | 500-beside-50 | rtt_p99_ns
 round-trip time | p50 RTT, 1 connection, 64 B | 1x64 | rtt_p50_ns
 round-trip time | p99 RTT, 1 connection, 64 B | 1x64 | rtt_p99_ns
 round-trip time | p50 RTT, 500 connections, 512 B | 500x512 | rtt_p50_ns
 round-trip time, summary, latency.svg | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
-round-trip time, latency.svg | p99.9 RTT, 500 connections, 512 B | 500x512 | rtt_p99.9_ns
-round-trip time | p99 RTT, 1 connection beside 1 that floods | beside-1 | rtt_p99_ns
-round-trip time, summary, latency.svg | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
-round-trip time, latency.svg | p99 RTT, 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
 round-trip time | p99 RTT, 50 connections at 50 % of the rate of `epoll` | rate-50 | rtt_p99_ns
-round-trip time | p99 RTT, 50 connections at 90 % of the rate of `epoll` | rate-90 | rtt_p99_ns
+
+summary | messages, 50 connections beside 100 that flood | 50-beside-100 | messages_per_second
+throughput, throughput.svg | 50 connections beside 100 that flood | 50-beside-100
+summary | throughput, 100 connections that flood beside 50 | 50-beside-100 | flood_bytes_per_second / epoll
+throughput, throughput.svg | 100 connections that flood beside 50 | 50-beside-100 | flood_bytes_per_second / epoll
+throughput | 500 connections beside 50 that flood | 500-beside-50
+throughput | 50 connections that flood beside 500 | 500-beside-50 | flood_bytes_per_second / epoll
+throughput | 20 connections that flood beside 1 | beside-20 | flood_bytes_per_second / epoll
 
 memory, summary, latency.svg | server memory for each of 10,000 idle connections | idle | bytes_per_connection
-memory, summary | server memory for 4,000 clients that never read | peak | peak_bytes
+memory | server memory for 4,000 clients that never read | peak | peak_bytes
 memory, summary, latency.svg | server memory kept after 4,000 clients that never read | peak | kept_bytes
 
-summary | throughput, 50 connections, 64 KiB | 50x64k
-summary | throughput, 50 connections, 64 B | 50x64
 summary | throughput, 50 connections that flood | flood
+summary | throughput, 50 connections, 64 B | 50x64
 summary | connect, one echo, close: connections per second | connect
 summary | connect, one echo, close: server CPU time | connect | cpu_ns_per_message / epoll
 
 throughput, server CPU time | 1 connection, 64 B | 1x64
 throughput, server CPU time, throughput.svg | 50 connections, 64 B | 50x64
-throughput, server CPU time, throughput.svg | 500 connections, 512 B | 500x512
+throughput, server CPU time | 500 connections, 512 B | 500x512
 throughput, server CPU time, throughput.svg | 50 connections, 64 KiB | 50x64k
-throughput, server CPU time, throughput.svg | 50 connections, 64 B, 16 in flight | 50x64x16
+throughput, server CPU time | 50 connections, 64 B, 16 in flight | 50x64x16
 throughput, server CPU time, throughput.svg | 50 connections that flood | flood
-throughput | 20 connections that flood beside 1 | beside-20 | flood_bytes_per_second / epoll
 throughput, server CPU time, throughput.svg | connect, one echo, close | connect
 
 active connections | 1 | 1x64 | messages_per_second
-active connections | 10 | active-10 | messages_per_second
 active connections | 100 | active-100 | messages_per_second
-active connections | 1,000 | active-1000 | messages_per_second
 active connections | 10,000 | active-10000 | messages_per_second
 
 drain | time until the process has ended | drain | drain_ns
@@ -81,9 +85,8 @@ pub(crate) fn rows(table: &str) -> Vec<Row> {
 }
 
 impl Row {
-    /// The median, and the quartiles if they differ.
-    pub(crate) fn show(&self, spread: Spread) -> String {
-        let (value, (low, high)) = (spread.median, spread.quartiles);
+    /// The largest unit that is at most `value`: its size and name.
+    fn unit(&self, value: f64) -> (f64, &'static str) {
         let units: &[(f64, &str)] = match self.figure.rsplit('_').next() {
             Some("ns") => &[(1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1.0, " ns")],
             Some("second") => &[(1e6, " M/s"), (1e3, " k/s"), (1.0, " /s")],
@@ -91,10 +94,16 @@ impl Row {
             _ => &[(1.0, "")],
         };
         let fitting = units.iter().find(|(size, _)| value >= *size);
-        let (size, unit) = fitting.unwrap_or(&units[units.len() - 1]);
+        *fitting.unwrap_or(&units[units.len() - 1])
+    }
+
+    /// The median, and the quartiles if they differ.
+    pub(crate) fn show(&self, spread: Spread) -> String {
+        let (value, (low, high)) = (spread.median, spread.quartiles);
+        let (size, unit) = self.unit(value);
         let digits = match value / size {
             _ if self.figure.contains(" / ") => 2,
-            _ if *size <= 1.0 => 0,
+            _ if size <= 1.0 => 0,
             ..10.0 => 2,
             ..100.0 => 1,
             _ => 0,
