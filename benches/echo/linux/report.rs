@@ -97,6 +97,12 @@ impl Row {
         *fitting.unwrap_or(&units[units.len() - 1])
     }
 
+    /// A power of ten.
+    pub(crate) fn show_tick(&self, value: f64) -> String {
+        let (size, unit) = self.unit(value);
+        format!("{}{unit}", value / size)
+    }
+
     /// The median, and the quartiles if they differ.
     pub(crate) fn show(&self, spread: Spread) -> String {
         let (value, (low, high)) = (spread.median, spread.quartiles);
