@@ -26,7 +26,7 @@ const MAX_CONNECT_SECONDS: f64 = 0.3;
 #[derive(Clone, Copy)]
 pub(crate) struct Case(pub(crate) &'static str, usize, fn(Trial) -> Result<Figures>);
 
-pub(crate) const CASES: [Case; 18] = [
+pub(crate) const CASES: [Case; 17] = [
     Case("1x64", 1, |trial| trial.load(&[])),
     Case("50x64", 50, |trial| trial.load(&[])),
     Case("500x512", 500, |trial| trial.load(&["--size=512"])),
@@ -40,7 +40,6 @@ pub(crate) const CASES: [Case; 18] = [
     Case("50-beside-100", 100, |trial| trial.beside_floods(50)),
     Case("500-beside-50", 50, |trial| trial.beside_floods(500)),
     Case("rate-50", 50, |trial| trial.load_at_rate(0.5)),
-    Case("active-100", 100, |trial| trial.load(&[])),
     Case("active-10000", 10_000, |trial| trial.load(&[])),
     Case("idle", 10_000, |trial| trial.idle()),
     Case("peak", 4_000, |trial| trial.peak()),

@@ -56,7 +56,7 @@ throughput, server CPU time, throughput.svg | 50 connections that flood | flood
 throughput, server CPU time, throughput.svg | connect, one echo, close | connect
 
 active connections | 1 | 1x64 | messages_per_second
-active connections | 100 | active-100 | messages_per_second
+active connections | 50 | 50x64 | messages_per_second
 active connections | 10,000 | active-10000 | messages_per_second
 
 drain | time until the process has ended | drain | drain_ns
