@@ -23,6 +23,8 @@ round-trip time | p99 RTT, 1 connection beside 1 that floods | beside-1 | rtt_p9
 round-trip time, summary, latency.svg | p99 RTT, 1 connection beside 20 that flood | beside-20 | rtt_p99_ns
 round-trip time, summary, latency.svg | p99 RTT, 1 connection beside 200 that flood | beside-200 | rtt_p99_ns
 round-trip time, summary, latency.svg | p99 RTT, 50 connections beside 100 that flood | 50-beside-100 | rtt_p99_ns
+summary | messages, 50 connections beside 100 that flood | 50-beside-100 | messages_per_second
+summary | throughput, 100 connections that flood beside 50 | 50-beside-100 | flood_bytes_per_second / epoll
 round-trip time | p99 RTT, 500 connections beside 50 that flood | 500-beside-50 | rtt_p99_ns
 round-trip time | p50 RTT, 1 connection, 64 B | 1x64 | rtt_p50_ns
 round-trip time | p99 RTT, 1 connection, 64 B | 1x64 | rtt_p99_ns
@@ -30,9 +32,7 @@ round-trip time | p50 RTT, 500 connections, 512 B | 500x512 | rtt_p50_ns
 round-trip time, summary, latency.svg | p99 RTT, 500 connections, 512 B | 500x512 | rtt_p99_ns
 round-trip time | p99 RTT, 50 connections at 50 % of the rate of `epoll` | rate-50 | rtt_p99_ns
 
-summary | messages, 50 connections beside 100 that flood | 50-beside-100 | messages_per_second
 throughput, throughput.svg | 50 connections beside 100 that flood | 50-beside-100
-summary | throughput, 100 connections that flood beside 50 | 50-beside-100 | flood_bytes_per_second / epoll
 throughput, throughput.svg | 100 connections that flood beside 50 | 50-beside-100 | flood_bytes_per_second / epoll
 throughput | 500 connections beside 50 that flood | 500-beside-50
 throughput | 50 connections that flood beside 500 | 500-beside-50 | flood_bytes_per_second / epoll
