@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Config::default()
     })?;
     let handle = server.handle();
-    ctrlc::set_handler(move || match handle.is_shut_down() {
+    ctrlc::set_handler(move || match handle.is_shutting_down() {
         false => handle.shut_down(),
         true => handle.abort(),
     })?;

@@ -27,7 +27,7 @@
 //! ```
 //!
 //! In a shutdown the process may end before the kernel has delivered what it holds, so a connection ends only
-//! when the peer has acknowledged all output ([`Stream::await_delivery`]). A reset or another error closes it
+//! when the peer has acknowledged all output ([`Stream::poll_delivery`]). A reset or another error closes it
 //! in any state.
 //!
 //! The deadline is a timeout that depends on the state, see [`Connection::deadline`]. It counts from the moment at which
@@ -35,7 +35,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod handler;
-pub(crate) mod tick;
+pub(crate) mod shared;
 pub(crate) mod waker;
 
 use std::io::{self, ErrorKind};
@@ -43,7 +43,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::connection::handler::{Action, Context, Event, Extras, Handler, Input, Output};
-use crate::connection::tick::{Drain, Tick, deadline_after};
+use crate::connection::shared::{Drain, Shared, deadline_after};
 use crate::connection::waker::Waker;
 use crate::error::dispose;
 use crate::stats::{CloseReason, WorkerCounters};
@@ -54,7 +54,7 @@ use crate::system::{Millis, NEVER, Readiness, Stream};
 pub(crate) enum Status {
     /// All further progress requires an event, for example input, room for the rest of a write, a wake-up or a timer.
     Idle,
-    /// The [budget](Tick::budget) or the rounds of the turn are used, or more has arrived in a shutdown: the connection can
+    /// The [budget](Shared::budget) or the rounds of the turn are used, or more has arrived in a shutdown: the connection can
     /// make progress without an event.
     Runnable,
     /// The connection has ended and can be dropped.
@@ -112,7 +112,7 @@ enum Step {
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) pool: Pool,
-    pub(crate) tick: Tick,
+    pub(crate) shared: Shared,
 }
 
 #[derive(Debug)]
@@ -217,17 +217,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// When the connection expires unless it makes progress, or [`NEVER`].
-    pub(crate) fn deadline(&self, tick: &Tick) -> Millis {
-        let timeouts = &tick.timeouts;
+    pub(crate) fn deadline(&self, shared: &Shared) -> Millis {
+        let timeouts = &shared.timeouts;
         let timeout = match self.state {
             State::Lingering(_) => Some(timeouts.linger),
             // Long enough for a client to send what a closed window has held back.
             State::Refusing => Some(timeouts.linger.min(timeouts.drain / 8)),
             // A shutdown has a deadline of its own.
-            _ if tick.drain != Drain::Off => None,
+            _ if shared.drain != Drain::Off => None,
             State::Pending if !self.has_output() => None,
             // After the client's EOF the idle timeout goes on.
-            State::Closing(reason) if reason != CloseReason::PeerClosed => Some(timeouts.flush),
+            State::Closing(reason) if reason != CloseReason::PeerClosed => Some(timeouts.close),
             _ => timeouts.idle,
         };
         timeout.map_or(NEVER, |timeout| deadline_after(self.since, timeout))
@@ -250,7 +250,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Whether only the idle timeout applies: progress moves the deadline to a later time, and the handler has never asked for
     /// a timer or a waker.
-    pub(crate) fn deadline_only_grows(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.state == State::Reading && self.extras.is_none()
     }
 
@@ -263,7 +263,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Transfers bytes until a call would block or the [budget](Tick::budget) is used.
+    /// Transfers bytes until a call would block or the [budget](Shared::budget) is used.
     ///
     /// A connection without buffers of its own uses a pair of the pool, and keeps it if bytes are left.
     //
@@ -271,20 +271,20 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     // `next_step`, `flush`, `receive`, `process` and the table's `on_ready` adds 15 to 50 user instructions to each message.
     #[inline(always)]
     pub(crate) fn drive(&mut self, resources: &mut Resources) -> Status {
-        let Resources { pool, tick } = resources;
+        let Resources { pool, shared } = resources;
         let mut buffers = match self.buffers.take() {
             Some(own) => {
-                tick.counters.buffered.adjust(own.len(), 0);
+                shared.counters.buffered.adjust(own.len(), 0);
                 own
             }
             None => pool.take(),
         };
-        let result = self.advance(&mut buffers, tick);
+        let result = self.advance(&mut buffers, shared);
         if buffers.is_empty() {
             pool.give_back(buffers);
             result.unwrap_or_else(Status::Closed)
         } else {
-            self.keep_or_reset(buffers, result, pool, tick)
+            self.keep_or_reset(buffers, result, pool, shared)
         }
     }
 
@@ -296,19 +296,19 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         mut buffers: Box<Buffers>,
         result: Result<Status, CloseReason>,
         pool: &mut Pool,
-        tick: &Tick,
+        shared: &Shared,
     ) -> Status {
         let reason = match result {
             Ok(status) if pool.refill().is_ok() => {
-                tick.counters.buffered.adjust(0, buffers.len());
+                shared.counters.buffered.adjust(0, buffers.len());
                 self.buffers = Some(buffers);
                 return status;
             }
             Ok(_) => CloseReason::OutOfMemory,
             Err(reason) => reason,
         };
-        discard(&mut buffers.input, reason, &tick.counters);
-        discard(&mut buffers.output, reason, &tick.counters);
+        discard(&mut buffers.input, reason, &shared.counters);
+        discard(&mut buffers.output, reason, &shared.counters);
         pool.give_back(buffers);
         self.stream.abort();
         Status::Closed(reason)
@@ -317,21 +317,21 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Runs the state machine: sends pending output, makes the calls of the handler that are due, reads and handles.
     /// `Err` is the reason to close at once.
     #[inline(always)]
-    fn advance(&mut self, buffers: &mut Buffers, tick: &Tick) -> Result<Status, CloseReason> {
-        let limit = self.transferred() + tick.budget;
+    fn advance(&mut self, buffers: &mut Buffers, shared: &Shared) -> Result<Status, CloseReason> {
+        let limit = self.transferred() + shared.budget;
         if !buffers.output.is_empty() {
-            self.flush(&mut buffers.output, limit, tick)?;
+            self.flush(&mut buffers.output, limit, shared)?;
             if self.transferred() >= limit {
-                return Ok(self.status_at_budget(buffers, tick));
+                return Ok(self.status_at_budget(buffers, shared));
             }
         }
         let mut rounds = 0;
         loop {
-            let event = match self.next_step(buffers, tick) {
-                Step::Read => match self.receive(&mut buffers.input, limit, tick)? {
+            let event = match self.next_step(buffers, shared) {
+                Step::Read => match self.receive(&mut buffers.input, limit, shared)? {
                     Some(event) => {
                         if event == Event::Input {
-                            self.since = tick.now;
+                            self.since = shared.now;
                         }
                         event
                     }
@@ -342,30 +342,30 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     event
                 }
                 Step::Wait => return Ok(Status::Idle),
-                Step::Finish => return self.finish(&mut buffers.input, limit, tick),
+                Step::Finish => return self.finish(&mut buffers.input, limit, shared),
             };
-            self.process(event, buffers, tick);
-            self.flush(&mut buffers.output, limit, tick)?;
+            self.process(event, buffers, shared);
+            self.flush(&mut buffers.output, limit, shared)?;
             // The next step would find this too, for 30 instructions more of each message.
-            if buffers.output.is_empty() && self.awaits_event(tick) {
+            if buffers.output.is_empty() && self.awaits_event(shared) {
                 return Ok(Status::Idle);
             }
             rounds += 1;
             if rounds == MAX_ROUNDS || self.transferred() >= limit {
-                return Ok(self.status_at_budget(buffers, tick));
+                return Ok(self.status_at_budget(buffers, shared));
             }
         }
     }
 
-    fn awaits_event(&self, tick: &Tick) -> bool {
-        self.deadline_only_grows() && !self.readiness.readable && tick.drain == Drain::Off
+    fn awaits_event(&self, shared: &Shared) -> bool {
+        self.is_plain() && !self.readiness.readable && shared.drain == Drain::Off
     }
 
     /// The status of a connection that has used its budget. With pending output, only a write that would block has to
     /// wait.
     #[cold]
-    fn status_at_budget(&self, buffers: &Buffers, tick: &Tick) -> Status {
-        match self.next_step(buffers, tick) {
+    fn status_at_budget(&self, buffers: &Buffers, shared: &Shared) -> Status {
+        match self.next_step(buffers, shared) {
             Step::Wait if buffers.output.is_empty() || !self.readiness.writable => Status::Idle,
             _ => Status::Runnable,
         }
@@ -373,7 +373,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// What comes next within the budget.
     #[inline(always)]
-    fn next_step(&self, buffers: &Buffers, tick: &Tick) -> Step {
+    fn next_step(&self, buffers: &Buffers, shared: &Shared) -> Step {
         if let Some(event) = self.due_call() {
             return Step::Call(event);
         }
@@ -386,7 +386,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             return Step::Read;
         }
         match self.state {
-            State::Reading if tick.drain == Drain::Off => Step::Wait,
+            State::Reading if shared.drain == Drain::Off => Step::Wait,
             State::Pending => Step::Wait,
             State::Opening => Step::Call(Event::Open),
             State::Flushing => Step::Call(Event::Sent),
@@ -432,23 +432,23 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         &mut self,
         input: &mut Buffer,
         limit: u64,
-        tick: &Tick,
+        shared: &Shared,
     ) -> Result<Status, CloseReason> {
         let is_discarding = matches!(self.state, State::Refusing | State::Lingering(_));
         if self.state == State::Closing(CloseReason::PeerClosed) {
             // What is left is an unfinished message.
-            discard(input, CloseReason::PeerClosed, &tick.counters);
+            discard(input, CloseReason::PeerClosed, &shared.counters);
         }
-        if tick.drain != Drain::Off && !is_discarding {
+        if shared.drain != Drain::Off && !is_discarding {
             // Delivery first: a client that a closed window has stopped sends the rest of its input before it
             // acknowledges our last output. After that acknowledgement, `unread` counts the rest.
-            if !self.stream.await_delivery() {
+            if !self.stream.poll_delivery() {
                 return Ok(Status::Idle);
             }
             if self.state.is_serving() && self.stream.unread() > 0 {
                 self.readiness.readable = true;
                 if self.bytes_in >= self.read_limit {
-                    self.enter(State::Refusing, tick.now);
+                    self.enter(State::Refusing, shared.now);
                 }
                 return Ok(Status::Runnable);
             }
@@ -461,17 +461,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             _ => CloseReason::Shutdown,
         };
         if !is_discarding {
-            self.shutdown_write(reason, tick.now)?;
+            self.shutdown_write(reason, shared.now)?;
         }
-        discard(input, reason, &tick.counters);
+        discard(input, reason, &shared.counters);
         for _ in 0..MAX_ROUNDS {
-            if self.receive(input, limit, tick)?.is_none() {
+            if self.receive(input, limit, shared)?.is_none() {
                 return Ok(Status::Idle);
             }
-            discard(input, reason, &tick.counters);
+            discard(input, reason, &shared.counters);
             // Only a shutdown has a deadline of its own, which bounds how long a client can extend the wait for its EOF.
-            if tick.drain != Drain::Off && self.state != State::Refusing {
-                self.since = tick.now;
+            if shared.drain != Drain::Off && self.state != State::Refusing {
+                self.since = shared.now;
             }
             if self.transferred() >= limit {
                 break;
@@ -493,14 +493,19 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Sends `output` until all of it is sent, a write would block or the budget is used. The last write can be as large as
     /// the budget, because what was read within it is answered.
     #[inline(always)]
-    fn flush(&mut self, output: &mut Buffer, limit: u64, tick: &Tick) -> Result<(), CloseReason> {
+    fn flush(
+        &mut self,
+        output: &mut Buffer,
+        limit: u64,
+        shared: &Shared,
+    ) -> Result<(), CloseReason> {
         while !output.is_empty() && self.readiness.writable {
-            match output.flush_into(&mut self.stream, tick.budget as usize) {
+            match output.flush_into(&mut self.stream, shared.budget as usize) {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
                     self.bytes_out += count as u64;
-                    self.since = tick.now;
-                    tick.counters.bytes_out.add(count as u64);
+                    self.since = shared.now;
+                    shared.counters.bytes_out.add(count as u64);
                 }
                 Err(error) => self.readiness.writable = can_retry_now(&error)?,
             }
@@ -513,22 +518,25 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Calls the handler, and acts on the result.
     #[inline(always)]
-    fn process(&mut self, event: Event, buffers: &mut Buffers, tick: &Tick) {
+    fn process(&mut self, event: Event, buffers: &mut Buffers, shared: &Shared) {
         let (before, unsent) = (buffers.len(), buffers.output.len());
         if unsent == 0 && self.state == State::Pending {
             // The idle time starts again when the answer comes.
-            self.since = tick.now;
+            self.since = shared.now;
         }
         let mut context = Context {
             input: Input(&mut buffers.input),
             output: Output(&mut buffers.output),
             extras: &mut self.extras,
-            tick,
+            shared,
         };
         let handler = &mut self.handler;
         // After a panic the handler is never called again, only dropped.
         let action = catch_unwind(AssertUnwindSafe(|| handler.process(event, &mut context)));
-        tick.counters.bytes_generated.adjust(before, buffers.len());
+        shared
+            .counters
+            .bytes_generated
+            .adjust(before, buffers.len());
         let Buffers { input, output } = buffers;
         if matches!(action, Ok(Action::Continue)) && !self.ended && input.room() > 0 {
             self.state = State::Reading;
@@ -536,7 +544,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
         match action {
             Ok(Action::Flush) if output.is_empty() => {
-                self.close_after_flush(CloseReason::BufferFull, tick.now);
+                self.close_after_flush(CloseReason::BufferFull, shared.now);
             }
             Ok(Action::Flush) => self.state = State::Flushing,
             Ok(Action::Pending) => self.state = State::Pending,
@@ -544,15 +552,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(Action::Continue | Action::Close) if self.ended => {
                 self.state = State::Closing(CloseReason::PeerClosed);
             }
-            Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, tick.now),
-            Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, tick.now),
+            Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, shared.now),
+            Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, shared.now),
             Err(panic) => {
                 // Already reported by the panic hook. Discard the partial output.
                 dispose(panic);
                 let partial = output.len().saturating_sub(unsent);
-                tick.counters.discarded[CloseReason::Panic as usize].add(partial as u64);
+                shared.counters.discarded[CloseReason::Panic as usize].add(partial as u64);
                 output.truncate(unsent);
-                self.close_after_flush(CloseReason::Panic, tick.now);
+                self.close_after_flush(CloseReason::Panic, shared.now);
             }
         }
     }
@@ -564,7 +572,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         &mut self,
         input: &mut Buffer,
         limit: u64,
-        tick: &Tick,
+        shared: &Shared,
     ) -> Result<Option<Event>, CloseReason> {
         while self.readiness.readable {
             let max = (limit - self.transferred()) as usize;
@@ -572,7 +580,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Ok((0, _)) => return self.on_eof().map(Some),
                 Ok((count, is_short)) => {
                     self.bytes_in += count as u64;
-                    tick.counters.bytes_in.add(count as u64);
+                    shared.counters.bytes_in.add(count as u64);
                     let drained = is_short && self.stream.short_read_means_drained();
                     self.readiness.readable = !drained || self.readiness.read_until_would_block;
                     return Ok(Some(Event::Input));

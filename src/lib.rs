@@ -221,7 +221,7 @@
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs |
 //! | `connection` | one connection as a state machine: stream, buffers, handler |
 //! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] |
-//! | `connection::tick` | what a connection sees of its worker: counters, time, timeouts, the shutdown |
+//! | `connection::shared` | what a connection sees of its worker: counters, time, timeouts, the shutdown |
 //! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups |
 //! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage |
 //! | `notify` | the flag that coalesces notifications |

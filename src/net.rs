@@ -15,7 +15,7 @@ mod platform;
 pub(crate) mod poller;
 pub(crate) mod stream;
 #[cfg(unix)]
-mod unix;
+mod unix_socket;
 
 pub(crate) use platform::is_network_error;
 

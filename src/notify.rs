@@ -22,7 +22,7 @@ impl Flag {
     /// This and [`clear`](Self::clear) are acquire-release swaps, so whatever a thread wrote before it set the flag is
     /// visible to the thread that clears it.
     #[must_use]
-    pub(crate) fn set(&self) -> bool {
+    pub(crate) fn set_if_clear(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 
@@ -54,7 +54,7 @@ impl<W: Wake> Notifier<W> {
 
     /// Announces a change. Wakes the owner unless it was notified and has not cleared that since.
     pub(crate) fn notify(&self) {
-        if self.notified.set() {
+        if self.notified.set_if_clear() {
             self.waker.wake();
         }
     }

@@ -24,7 +24,7 @@ use self::worker::Worker;
 use crate::connection::Resources;
 use crate::connection::buffer::{Buffers, Pool};
 use crate::connection::handler::Handler;
-use crate::connection::tick::{Tick, Timeouts};
+use crate::connection::shared::{Shared, Timeouts};
 use crate::connection::waker::WakeQueue;
 use crate::error::{panic_message, with_context};
 use crate::net::address::Address;
@@ -42,7 +42,7 @@ const QUEUE_CAPACITY: usize = 1024;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time limit for the last output of a connection that closes, without any progress.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Server configuration; construct it with struct update syntax.
 ///
@@ -139,7 +139,7 @@ impl Config {
     fn timeouts(&self) -> Timeouts {
         Timeouts {
             idle: self.idle_timeout.map(millis),
-            flush: millis(FLUSH_TIMEOUT),
+            close: millis(CLOSE_TIMEOUT),
             linger: millis(LINGER_TIMEOUT),
             drain: millis(self.drain_timeout),
         }
@@ -311,8 +311,8 @@ impl Server {
                     let _guard = ShutdownOnDrop(handle);
                     let waker = Arc::clone(&poller.waker);
                     let (wake_queue, wake_ups) = WakeQueue::new(move || Wake::wake(&waker));
-                    let tick = Tick::new(timeouts, wake_queue, Arc::clone(counters));
-                    let table = ConnectionTable::new(Resources { pool, tick }, wake_ups, index);
+                    let shared = Shared::new(timeouts, wake_queue, Arc::clone(counters));
+                    let table = ConnectionTable::new(Resources { pool, shared }, wake_ups, index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
                     worker.run(&mut poller, new_handler)
@@ -391,7 +391,7 @@ impl Handle {
 
     /// Returns whether a shutdown was requested, or caused by the end of a worker.
     #[must_use]
-    pub fn is_shut_down(&self) -> bool {
+    pub fn is_shutting_down(&self) -> bool {
         self.control.shutdown_deadline().is_some()
     }
 

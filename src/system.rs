@@ -65,7 +65,7 @@ pub(crate) trait Stream: Read + Write {
     /// Returns whether the peer has acknowledged everything that was written. After `false`, a readiness event for
     /// writing follows once it has: to that end the kernel's send buffer is made as small as possible, so call it only when
     /// nothing more is to be written. Always true except for TCP on Linux.
-    fn await_delivery(&mut self) -> bool;
+    fn poll_delivery(&mut self) -> bool;
 
     /// The number of bytes that have arrived and were not read. Always 0 except on Linux.
     fn unread(&self) -> u64;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::*;
 use crate::connection::buffer::OUT_OF_MEMORY;
 use crate::connection::handler::Echo;
-use crate::connection::tick::{Timeouts, Turns};
+use crate::connection::shared::{Timeouts, Turns};
 use crate::connection::waker::WakeQueue;
 
 impl<S, H> Connection<S, H> {
@@ -23,8 +23,8 @@ impl Resources {
     pub(crate) fn for_tests(buffer_size: usize) -> Self {
         let (wakes, _no_worker) = WakeQueue::new(|| {});
         let pool = Pool::new(buffer_size).expect("memory for a test");
-        let tick = Tick::new(TIMEOUTS, wakes, Arc::default());
-        Self { pool, tick }
+        let shared = Shared::new(TIMEOUTS, wakes, Arc::default());
+        Self { pool, shared }
     }
 }
 
@@ -35,15 +35,15 @@ enum Call {
     /// These bytes are offered, this many are accepted.
     Write(&'static [u8], Result<usize, ErrorKind>),
     ShutdownWrite(Result<(), ErrorKind>),
-    IsDelivered(bool),
+    PollDelivery(bool),
     Unread(u64),
     Abort,
 }
-use Call::{Abort, IsDelivered, Read as ReadCall, ShutdownWrite, Unread, Write as WriteCall};
+use Call::{Abort, PollDelivery, Read as ReadCall, ShutdownWrite, Unread, Write as WriteCall};
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: Some(800),
-    flush: 80,
+    close: 80,
     linger: 400,
     drain: 1000,
 };
@@ -95,9 +95,9 @@ impl Stream for Scripted {
         }
     }
 
-    fn await_delivery(&mut self) -> bool {
+    fn poll_delivery(&mut self) -> bool {
         match self.next() {
-            Some(IsDelivered(result)) => result,
+            Some(PollDelivery(result)) => result,
             expected => panic!("is_delivered, instead of {expected:?}"),
         }
     }
@@ -158,18 +158,18 @@ impl<H: Handler> Harness<H> {
 
     /// Starts a shutdown.
     fn drain(&mut self) {
-        self.resources.tick.drain = Drain::Reading { deadline: 1000 };
+        self.resources.shared.drain = Drain::Answering { deadline: 1000 };
         self.connection.expect_unread_input();
     }
 
     /// Ends reading in a shutdown.
     fn limit_reading(&mut self) {
-        self.resources.tick.drain = Drain::Sending { deadline: 1000 };
+        self.resources.shared.drain = Drain::Sending { deadline: 1000 };
         self.connection.set_read_limit();
     }
 
     fn discarded(&self, reason: CloseReason) -> u64 {
-        self.resources.tick.counters.discarded[reason as usize].get()
+        self.resources.shared.counters.discarded[reason as usize].get()
     }
 }
 
@@ -206,8 +206,8 @@ fn a_message_costs_one_read_and_one_write() {
     }
     assert_eq!(harness.connection.bytes_in, 9);
     assert_eq!(harness.connection.bytes_out, 9);
-    assert_eq!(harness.resources.tick.counters.bytes_in.get(), 9);
-    assert_eq!(harness.resources.tick.counters.bytes_out.get(), 9);
+    assert_eq!(harness.resources.shared.counters.bytes_in.get(), 9);
+    assert_eq!(harness.resources.shared.counters.bytes_out.get(), 9);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn pending_output_blocks_reads_and_retries() {
     ];
     assert_eq!(harness.event(READABLE, &stuck), Status::Idle);
     assert_eq!(harness.connection.buffered(), 3);
-    assert_eq!(harness.resources.tick.counters.buffered.get(), 3);
+    assert_eq!(harness.resources.shared.counters.buffered.get(), 3);
     assert_eq!(harness.event(READ_CLOSED, &[]), Status::Idle);
     let unstuck = [WriteCall(b"bcd", Ok(3)), EOF];
     assert_eq!(
@@ -419,7 +419,7 @@ impl Stream for Endless {
         Ok(())
     }
 
-    fn await_delivery(&mut self) -> bool {
+    fn poll_delivery(&mut self) -> bool {
         true
     }
 
@@ -480,7 +480,7 @@ fn greeting_is_sent_before_any_input() {
         Action::Continue
     }));
     assert_eq!(harness.run(&[WriteCall(b"hi", Ok(2))]), Status::Idle);
-    assert_eq!(harness.resources.tick.counters.bytes_generated.get(), 2);
+    assert_eq!(harness.resources.shared.counters.bytes_generated.get(), 2);
 }
 
 #[test]
@@ -687,7 +687,7 @@ fn pending_answer_keeps_the_connection_open_in_a_drain() {
     harness.connection.woken();
     let calls = [
         WriteCall(b"yes", Ok(3)),
-        IsDelivered(true),
+        PollDelivery(true),
         Unread(0),
         ShutdownWrite(Ok(())),
         WOULD_BLOCK_READ,
@@ -794,7 +794,7 @@ fn drain_answers_data_that_arrived_without_an_event() {
         ReadCall(Ok(b"ab")),
         WriteCall(b"ab", Ok(2)),
         WOULD_BLOCK_READ,
-        IsDelivered(true),
+        PollDelivery(true),
         Unread(0),
         ShutdownWrite(Ok(())),
         WOULD_BLOCK_READ,
@@ -810,17 +810,17 @@ fn drain_answers_data_that_arrived_without_an_event() {
 fn drain_waits_for_delivery_and_answers_meanwhile() {
     let mut harness = Harness::new(Echo);
     harness.drain();
-    let calls = [WOULD_BLOCK_READ, IsDelivered(false)];
+    let calls = [WOULD_BLOCK_READ, PollDelivery(false)];
     assert_eq!(harness.run(&calls), Status::Idle);
     let calls = [
         ReadCall(Ok(b"ab")),
         WriteCall(b"ab", Ok(2)),
-        IsDelivered(false),
+        PollDelivery(false),
     ];
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
     assert_eq!(harness.connection.state, State::Reading);
     let calls = [
-        IsDelivered(true),
+        PollDelivery(true),
         Unread(0),
         ShutdownWrite(Ok(())),
         WOULD_BLOCK_READ,
@@ -832,12 +832,12 @@ fn drain_waits_for_delivery_and_answers_meanwhile() {
 fn drain_reads_what_has_arrived_before_the_acknowledgement() {
     let mut harness = Harness::new(Echo);
     harness.drain();
-    let calls = [WOULD_BLOCK_READ, IsDelivered(true), Unread(2)];
+    let calls = [WOULD_BLOCK_READ, PollDelivery(true), Unread(2)];
     assert_eq!(harness.run(&calls), Status::Runnable);
     let calls = [
         ReadCall(Ok(b"ab")),
         WriteCall(b"ab", Ok(2)),
-        IsDelivered(false),
+        PollDelivery(false),
     ];
     assert_eq!(harness.run(&calls), Status::Idle);
     assert_eq!(harness.connection.state, State::Reading);
@@ -847,9 +847,9 @@ fn drain_reads_what_has_arrived_before_the_acknowledgement() {
 fn drain_after_eof_waits_for_delivery() {
     let mut harness = Harness::new(Echo);
     harness.drain();
-    let calls = [EOF, IsDelivered(false)];
+    let calls = [EOF, PollDelivery(false)];
     assert_eq!(harness.event(READ_CLOSED, &calls), Status::Idle);
-    let status = harness.event(WRITABLE, &[IsDelivered(true)]);
+    let status = harness.event(WRITABLE, &[PollDelivery(true)]);
     assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
 }
 
@@ -865,7 +865,7 @@ fn refusing() -> Harness<Echo> {
         ReadCall(Ok(b"abcd")),
         WriteCall(b"abcd", Ok(4)),
         Unread(4),
-        IsDelivered(true),
+        PollDelivery(true),
         Unread(4),
     ];
     assert_eq!(harness.run(&calls), Status::Runnable);
@@ -882,7 +882,7 @@ fn client_that_goes_on_sending_after_the_read_deadline_gets_an_eof() {
     harness
         .connection
         .close_after_flush(CloseReason::Shutdown, 0);
-    let calls = [IsDelivered(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
+    let calls = [PollDelivery(true), ShutdownWrite(Ok(())), WOULD_BLOCK_READ];
     assert_eq!(harness.run(&calls), Status::Idle);
     let lingering = State::Lingering(CloseReason::Shutdown);
     assert_eq!(harness.connection.state, lingering);
@@ -918,7 +918,7 @@ fn drain_after_the_read_deadline_answers_what_has_arrived() {
         WriteCall(b"abcd", Ok(4)),
         ReadCall(Ok(b"efgh")),
         WriteCall(b"efgh", Ok(4)),
-        IsDelivered(true),
+        PollDelivery(true),
         Unread(0),
         ShutdownWrite(Ok(())),
         WOULD_BLOCK_READ,
@@ -945,13 +945,13 @@ fn eof_that_had_arrived_is_answered_after_the_read_deadline() {
         let answer = [ReadCall(Ok(b"ab")), WriteCall(b"ab", Ok(2)), Unread(0)];
         let (rest, status): (&[_], _) = match ends {
             true => (
-                &[EOF, WriteCall(b"bye", Ok(3)), IsDelivered(true)],
+                &[EOF, WriteCall(b"bye", Ok(3)), PollDelivery(true)],
                 Status::Closed(CloseReason::PeerClosed),
             ),
             false => (
                 &[
                     WOULD_BLOCK_READ,
-                    IsDelivered(true),
+                    PollDelivery(true),
                     Unread(0),
                     ShutdownWrite(Ok(())),
                     WOULD_BLOCK_READ,
@@ -1025,10 +1025,10 @@ fn first_close_reason_wins() {
 #[test]
 fn deadline_depends_on_the_state() {
     let mut harness = Harness::new(Echo);
-    harness.resources.tick.timeouts.linger = 80;
+    harness.resources.shared.timeouts.linger = 80;
     harness.connection.since = 100;
     let mut deadlines = |drain| {
-        harness.resources.tick.drain = drain;
+        harness.resources.shared.drain = drain;
         [
             State::Opening,
             State::Reading,
@@ -1041,7 +1041,7 @@ fn deadline_depends_on_the_state() {
         ]
         .map(|state| {
             harness.connection.state = state;
-            harness.connection.deadline(&harness.resources.tick)
+            harness.connection.deadline(&harness.resources.shared)
         })
     };
     let (idle, flush, linger) = (900, 180, 180);
@@ -1049,14 +1049,14 @@ fn deadline_depends_on_the_state() {
         deadlines(Drain::Off),
         [idle, idle, idle, NEVER, idle, flush, linger, linger]
     );
-    let draining = Drain::Reading { deadline: 5000 };
+    let draining = Drain::Answering { deadline: 5000 };
     assert_eq!(
         deadlines(draining),
         [NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger]
     );
     // Refusing ends after an eighth of the shutdown at most.
-    harness.resources.tick.timeouts.linger = 200;
+    harness.resources.shared.timeouts.linger = 200;
     harness.connection.state = State::Refusing;
-    let deadline = harness.connection.deadline(&harness.resources.tick);
+    let deadline = harness.connection.deadline(&harness.resources.shared);
     assert_eq!(deadline, deadline_after(100, 125));
 }

@@ -34,7 +34,7 @@ struct Target {
 impl Waker {
     /// Schedules a call of the handler. Several wake-ups can be merged into one call. Never blocks.
     pub fn wake(&self) {
-        if self.0.queued.set() {
+        if self.0.queued.set_if_clear() {
             let queue = &self.0.queue.0;
             // It fails only if the worker has ended.
             let _ended = queue.sender.send(self.clone());
@@ -80,13 +80,13 @@ pub(crate) struct WakeQueue(Arc<Shared>);
 struct Shared {
     sender: Sender<Waker>,
     /// Notifies the worker.
-    notifier: Notifier<Notify>,
+    notifier: Notifier<WakeWorker>,
 }
 
 /// Wakes a worker. The function hides the type of its waker from handlers.
-struct Notify(Box<dyn Fn() + Send + Sync>);
+struct WakeWorker(Box<dyn Fn() + Send + Sync>);
 
-impl Wake for Notify {
+impl Wake for WakeWorker {
     fn wake(&self) {
         (self.0)();
     }
@@ -105,7 +105,7 @@ impl WakeQueue {
         let (sender, wakes) = crossbeam_channel::unbounded();
         let queue = Self(Arc::new(Shared {
             sender,
-            notifier: Notifier::new(Notify(Box::new(notify))),
+            notifier: Notifier::new(WakeWorker(Box::new(notify))),
         }));
         let receiver = WakeReceiver {
             wakes,

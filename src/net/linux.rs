@@ -66,7 +66,7 @@ pub(super) fn unread(stream: &TcpStream) -> u64 {
 /// sent and at most one or two small segments (3 KB, with the kernel's overhead) are unacknowledged. A poll
 /// that finds it not writable arms the edge that reports it later. A Unix-domain socket refuses the limit: it
 /// delivers at once.
-pub(super) fn await_delivery(stream: &TcpStream) -> bool {
+pub(super) fn poll_delivery(stream: &TcpStream) -> bool {
     let socket = SockRef::from(stream);
     let set = socket.set_tcp_notsent_lowat(1);
     set.and_then(|()| socket.set_send_buffer_size(0)).is_err() || is_ready(stream, PollFlags::OUT)

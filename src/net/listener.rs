@@ -13,7 +13,7 @@ use crate::error::{error_text, with_context};
 use crate::net::address::{Address, address_of, to_canonical};
 use crate::net::stream::Socket;
 #[cfg(unix)]
-use crate::net::unix::{self, SocketFile};
+use crate::net::unix_socket::{self, SocketFile};
 use crate::net::{Register, platform};
 use crate::peer::Peer;
 use crate::system::Listen;
@@ -58,12 +58,14 @@ impl Listener {
         let bound = match address {
             #[cfg(unix)]
             Address::UnixPath(_) | Address::UnixAbstract(_) => {
-                unix::listen(address, options.backlog, options.unix_mode).map(|(file, listener)| {
-                    vec![Self::Unix {
-                        _file: file,
-                        listener,
-                    }]
-                })
+                unix_socket::listen(address, options.backlog, options.unix_mode).map(
+                    |(file, listener)| {
+                        vec![Self::Unix {
+                            _file: file,
+                            listener,
+                        }]
+                    },
+                )
             }
             _ => bind_tcp(address, |address| bind_socket(address, options)),
         };

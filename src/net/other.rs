@@ -29,7 +29,7 @@ pub(super) fn unread(_stream: &TcpStream) -> u64 {
 }
 
 /// Unknown.
-pub(super) fn await_delivery(_stream: &TcpStream) -> bool {
+pub(super) fn poll_delivery(_stream: &TcpStream) -> bool {
     true
 }
 

@@ -59,8 +59,8 @@ impl Stream for Socket {
         self.stream.shutdown(Shutdown::Write)
     }
 
-    fn await_delivery(&mut self) -> bool {
-        platform::await_delivery(&self.stream)
+    fn poll_delivery(&mut self) -> bool {
+        platform::poll_delivery(&self.stream)
     }
 
     fn unread(&self) -> u64 {

@@ -42,7 +42,7 @@ impl Shared {
     /// Wakes the connection, as a `Waker` does.
     fn wake(&self) {
         self.data.fetch_add(1, Ordering::Relaxed);
-        if self.queued.set() {
+        if self.queued.set_if_clear() {
             self.queue.lock().expect("no thread panics").push_back(());
             self.notifier.notify();
         }

@@ -4,7 +4,7 @@
 //! so a simulated kernel can drive exactly the code that serves sockets.
 //!
 //! What happens to an interactive connection is handled at once; what happens to a bulk connection puts it into the run
-//! queue, of which each tick serves a share after everything else: see [`Turns`](crate::connection::tick::Turns). So a
+//! queue, of which each tick serves a share after everything else: see [`Turns`](crate::connection::shared::Turns). So a
 //! small message waits for the other small ones of its tick and for a few bulk turns, however many connections flood, and
 //! each bulk connection gets its turn in order. While the run queue is not empty, the worker must not sleep.
 //!
@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use slab::Slab;
 
 use crate::connection::handler::Handler;
-use crate::connection::tick::{Drain, Tick};
+use crate::connection::shared::{Drain, Shared};
 use crate::connection::waker::WakeReceiver;
 use crate::connection::{Connection, Resources, State, Status};
 use crate::error::dispose;
@@ -61,17 +61,16 @@ impl<S: Stream, H: Handler> Entry<S, H> {
     /// that is set is early enough, because its deadline has only moved to a later time.
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
-        resources.tick.token = token;
+        resources.shared.token = token;
         let (before, was_bulk) = (self.connection.transferred(), self.bulk);
         let status = self.connection.drive(resources);
         let moved = self.connection.transferred() - before;
-        let bulk = moved >= resources.tick.turns.bulk_bytes;
+        let bulk = moved >= resources.shared.turns.bulk_bytes;
         if bulk != was_bulk {
-            self.set_bulk(bulk, &resources.tick.counters);
+            self.set_bulk(bulk, &resources.shared.counters);
         }
-        let has_timer = resources.tick.timeouts.idle.is_none() || self.armed != NEVER;
-        let needs_nothing =
-            status == Status::Idle && self.connection.deadline_only_grows() && has_timer;
+        let has_timer = resources.shared.timeouts.idle.is_none() || self.armed != NEVER;
+        let needs_nothing = status == Status::Idle && self.connection.is_plain() && has_timer;
         (!needs_nothing).then_some(status)
     }
 
@@ -121,18 +120,18 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Starts a tick, and sets its time.
     pub(crate) fn start_tick(&mut self, now: Millis) {
-        self.resources.tick.now = now;
-        self.resources.tick.budget = self.tick().turns.interactive_budget;
+        self.resources.shared.now = now;
+        self.resources.shared.budget = self.shared().turns.interactive_budget;
         self.interactive_turns = 0;
     }
 
     /// The time of the current tick.
     pub(crate) fn now(&self) -> Millis {
-        self.tick().now
+        self.shared().now
     }
 
-    fn tick(&self) -> &Tick {
-        &self.resources.tick
+    fn shared(&self) -> &Shared {
+        &self.resources.shared
     }
 
     /// How long the worker may sleep; `None` means until the next event.
@@ -156,9 +155,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// When a shutdown stops reading what arrives, and then when it ends.
     fn next_drain_step(&self) -> Millis {
-        match self.tick().drain {
+        match self.shared().drain {
             Drain::Off => NEVER,
-            Drain::Reading { deadline } => deadline.saturating_sub(self.drain_timeout() / 2),
+            Drain::Answering { deadline } => deadline.saturating_sub(self.drain_timeout() / 2),
             Drain::Sending { deadline } => deadline,
         }
     }
@@ -177,7 +176,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     pub(crate) fn inspect(&self, token: usize) -> Option<Inspection> {
         let entry = self.entries.get(token)?;
         Some(Inspection {
-            deadline: entry.connection.deadline(self.tick()),
+            deadline: entry.connection.deadline(self.shared()),
             is_bulk: entry.bulk,
             is_queued: entry.ticket != 0,
         })
@@ -185,11 +184,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// How many bulk turns this tick has.
     pub(crate) fn share(&self) -> usize {
-        1 + self.interactive_turns / self.tick().turns.interactive_per_bulk
+        1 + self.interactive_turns / self.shared().turns.interactive_per_bulk
     }
 
     pub(crate) fn drain_timeout(&self) -> Millis {
-        self.tick().timeouts.drain
+        self.shared().timeouts.drain
     }
 
     /// Adds a new connection and drives it. `open` registers the stream under the given token and creates
@@ -204,7 +203,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         open: impl FnOnce(&mut S, usize) -> Result<H, CloseReason>,
     ) {
         self.reserve_slot();
-        self.tick().counters.assigned.add(1);
+        self.shared().counters.assigned.add(1);
         let slot = self.entries.vacant_entry();
         let token = slot.key();
         // Contain panics from the handler factory too.
@@ -222,11 +221,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 return;
             }
         };
-        let now = self.resources.tick.now;
+        let now = self.resources.shared.now;
         let mut connection = Connection::new(stream, handler, now);
-        match self.resources.tick.drain {
+        match self.resources.shared.drain {
             Drain::Off => {}
-            Drain::Reading { .. } => connection.expect_unread_input(),
+            Drain::Answering { .. } => connection.expect_unread_input(),
             Drain::Sending { .. } => connection.set_read_limit(),
         }
         slot.insert(Entry {
@@ -251,7 +250,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Drives the connections at the front of the run queue, as many as this tick's share, each once. This ends a tick.
     pub(crate) fn run_queued(&mut self) {
         let mut share = self.share();
-        self.resources.tick.budget = self.tick().turns.bulk_budget;
+        self.resources.shared.budget = self.shared().turns.bulk_budget;
         for _ in 0..self.run_queue.len() {
             let Some((token, ticket)) = self.run_queue.pop_front() else {
                 break;
@@ -262,7 +261,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 .get(token)
                 .is_some_and(|entry| entry.ticket == ticket)
             {
-                self.tick().counters.bulk_turns.add(1);
+                self.shared().counters.bulk_turns.add(1);
                 self.drive(token);
                 share -= 1;
                 if share == 0 {
@@ -353,7 +352,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         match status {
             Status::Idle => {}
             Status::Runnable => {
-                self.entries[token].set_bulk(true, &self.resources.tick.counters);
+                self.entries[token].set_bulk(true, &self.resources.shared.counters);
                 self.enqueue(token);
             }
             Status::Closed(reason) => return self.close(token, reason),
@@ -364,10 +363,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Sets a timer for the earlier of a connection's deadline and its handler's timer, unless one is set that is at
     /// least as early.
     fn arm(&mut self, token: usize) {
-        let tick = &self.resources.tick;
+        let shared = &self.resources.shared;
         let next_timer = |entry: &Entry<S, H>| {
             let connection = &entry.connection;
-            connection.deadline(tick).min(connection.timer())
+            connection.deadline(shared).min(connection.timer())
         };
         let entry = &mut self.entries[token];
         let at = next_timer(entry);
@@ -393,10 +392,10 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         while let Some(token) = self.timers.pop_expired(self.now()) {
             self.on_timer(token);
         }
-        if let Drain::Reading { deadline } = self.tick().drain
+        if let Drain::Answering { deadline } = self.shared().drain
             && self.next_drain_step() <= self.now()
         {
-            self.resources.tick.drain = Drain::Sending { deadline };
+            self.resources.shared.drain = Drain::Sending { deadline };
             for (_, entry) in &mut self.entries {
                 entry.connection.set_read_limit();
             }
@@ -429,7 +428,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             self.drive(token);
         }
         match self.entries.get(token) {
-            Some(entry) if entry.connection.deadline(self.tick()) <= now => self.expire_one(token),
+            Some(entry) if entry.connection.deadline(self.shared()) <= now => {
+                self.expire_one(token)
+            }
             Some(_) => self.arm(token),
             None => {}
         }
@@ -457,7 +458,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let Some(entry) = self.entries.get_mut(token) else {
             return;
         };
-        if entry.connection.deadline(&self.resources.tick) > now {
+        if entry.connection.deadline(&self.resources.shared) > now {
             return self.arm(token);
         }
         match lingers_for {
@@ -482,7 +483,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             bulk,
             ..
         } = self.entries.remove(token);
-        let Tick { counters, now, .. } = &self.resources.tick;
+        let Shared { counters, now, .. } = &self.resources.shared;
         counters.bulk.adjust(bulk.into(), 0);
         connection.abort_if_incomplete();
         counters.buffered.adjust(connection.buffered(), 0);
@@ -502,7 +503,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Counted last, so that the descriptor is closed before the count is visible.
     fn count_close(&mut self, reason: CloseReason) {
-        self.tick().counters.closed[reason as usize].add(1);
+        self.shared().counters.closed[reason as usize].add(1);
         self.closed += 1;
     }
 
@@ -512,13 +513,13 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     ///
     /// A further call can only move the deadline to an earlier time.
     pub(crate) fn shut_down(&mut self, deadline: Millis) {
-        if let Drain::Reading { deadline: current } | Drain::Sending { deadline: current } =
-            &mut self.resources.tick.drain
+        if let Drain::Answering { deadline: current } | Drain::Sending { deadline: current } =
+            &mut self.resources.shared.drain
         {
             *current = deadline.min(*current);
             return;
         }
-        self.resources.tick.drain = Drain::Reading { deadline };
+        self.resources.shared.drain = Drain::Answering { deadline };
         for (_, entry) in &mut self.entries {
             entry.connection.expect_unread_input();
         }

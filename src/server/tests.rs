@@ -16,9 +16,9 @@ fn longest_drain_timeout_is_a_shutdown_too() {
         ..config()
     });
     let handle = server.unwrap().handle();
-    assert!(!handle.is_shut_down());
+    assert!(!handle.is_shutting_down());
     handle.shut_down();
-    assert!(handle.is_shut_down());
+    assert!(handle.is_shutting_down());
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn every_worker_can_be_woken() {
 fn end_of_a_worker_shuts_the_server_down() {
     let handle = Server::bind(config()).unwrap().handle();
     drop(ShutdownOnDrop(&handle));
-    assert!(handle.is_shut_down());
+    assert!(handle.is_shutting_down());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::connection::SimConnection;
 use super::random::Rng;
 use crate::connection::MAX_ROUNDS;
-use crate::connection::tick::{Timeouts, Turns};
+use crate::connection::shared::{Timeouts, Turns};
 use crate::stats::{CloseReason, Counters};
 use crate::system::{Millis, PollEvent, Readiness};
 
@@ -61,7 +61,7 @@ impl Parameters {
     pub(super) fn random(rng: &mut Rng, min_buffer_size: usize) -> Self {
         let timeouts = Timeouts {
             idle: rng.one_in(2).then(|| rng.up_to(400) as u64),
-            flush: rng.up_to(300) as u64,
+            close: rng.up_to(300) as u64,
             linger: rng.up_to(200) as u64,
             drain: rng.choose(&[0, 10, 1000, 1000]),
         };

@@ -17,7 +17,7 @@ use super::system::{
 use crate::connection::Resources;
 use crate::connection::buffer::{OUT_OF_MEMORY, Pool};
 use crate::connection::handler::{Action, Context, Event, Handler};
-use crate::connection::tick::{Tick, Turns};
+use crate::connection::shared::{Shared, Turns};
 use crate::connection::waker::WakeQueue;
 use crate::peer::Peer;
 use crate::server::acceptor::Acceptor;
@@ -613,9 +613,9 @@ fn new_threads<'a, H: Handler>(
         let woken = Arc::clone(&machine.kernel.borrow().pollers[index + 1].woken);
         let notify = move || woken.store(true, Ordering::Relaxed);
         let (wake_queue, wake_ups) = WakeQueue::new(notify);
-        let mut tick = Tick::new(parameters.timeouts, wake_queue, Arc::clone(counters));
-        tick.turns = parameters.turns;
-        let table = ConnectionTable::new(Resources { pool, tick }, wake_ups, index);
+        let mut shared = Shared::new(parameters.timeouts, wake_queue, Arc::clone(counters));
+        shared.turns = parameters.turns;
+        let table = ConnectionTable::new(Resources { pool, shared }, wake_ups, index);
         let worker = Worker::new(table, receiver, Arc::clone(control), Arc::clone(counters));
         let poller = SimPoller::new(index + 1, machine);
         let thread = Thread::Worker(Box::new(worker), poller, waker);

@@ -254,7 +254,7 @@ impl Stream for SimStream<'_> {
         Ok(())
     }
 
-    fn await_delivery(&mut self) -> bool {
+    fn poll_delivery(&mut self) -> bool {
         let mut kernel = self.machine.enter();
         let (kernel, id) = (&mut *kernel, self.id);
         kernel.account(id, 0, 0);

@@ -49,7 +49,7 @@ impl Kernel<'_> {
         } else if in_shutdown {
             ("in a shutdown and quiet", None)
         } else if connection.close_requested.is_some() {
-            ("flushing", Some(timeouts.flush))
+            ("flushing", Some(timeouts.close))
         } else if connection.is_waiting() {
             ("waiting for its answer", None)
         } else {

@@ -128,7 +128,7 @@ fn serve(
     }?;
     // The lines about the end are the last.
     drop(threads);
-    log.end();
+    log.keep_all_lines();
     log_stats(Level::Info, "ended", &stats);
     if let Some(problem) = stats.check_final_balance() {
         let error = format!("counters do not balance: {problem}");

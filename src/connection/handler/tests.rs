@@ -39,7 +39,7 @@ fn longest_timer_is_a_timer_too() {
         input: Input(&mut input),
         output: Output(&mut output),
         extras: &mut extras,
-        tick: &resources.tick,
+        shared: &resources.shared,
     };
     context.set_timer(Some(Duration::MAX));
     assert_eq!(

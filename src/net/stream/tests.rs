@@ -45,7 +45,7 @@ fn unread_bytes_are_counted() {
 #[test]
 fn output_is_delivered_once_it_is_acknowledged() {
     let (mut socket, mut client) = Socket::with_client();
-    assert!(socket.await_delivery(), "there is none");
+    assert!(socket.poll_delivery(), "there is none");
     let mut written = 0;
     let error = loop {
         match socket.write(&[0; 4096]) {
@@ -54,17 +54,17 @@ fn output_is_delivered_once_it_is_acknowledged() {
         }
     };
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    assert!(!socket.await_delivery(), "the client does not read");
+    assert!(!socket.poll_delivery(), "the client does not read");
     let read = io::copy(&mut (&mut client).take(written), &mut io::sink());
     assert_eq!(read.unwrap(), written);
-    wait_until(|| socket.await_delivery());
+    wait_until(|| socket.poll_delivery());
 }
 
 #[test]
 fn unix_socket_delivers_at_once_and_cannot_be_reset() {
     let (mut socket, mut client) = unix_pair();
     assert_eq!(socket.write(b"1").unwrap(), 1);
-    assert!(socket.await_delivery(), "the client does not read");
+    assert!(socket.poll_delivery(), "the client does not read");
     socket.abort();
     drop(socket);
     let mut received = Vec::new();

@@ -35,7 +35,7 @@ impl Stream for Client {
         unreachable!()
     }
 
-    fn await_delivery(&mut self) -> bool {
+    fn poll_delivery(&mut self) -> bool {
         unreachable!()
     }
 

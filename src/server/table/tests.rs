@@ -10,14 +10,14 @@ use super::*;
 use crate::connection::MAX_ROUNDS;
 use crate::connection::buffer::Pool;
 use crate::connection::handler::{Action, Context, Echo, Event};
-use crate::connection::tick::Timeouts;
+use crate::connection::shared::Timeouts;
 use crate::connection::waker::WakeQueue;
 use crate::stats::Counters;
 use crate::stats::WorkerCounters;
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: None,
-    flush: 40,
+    close: 40,
     linger: 80,
     drain: 1000,
 };
@@ -31,8 +31,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     ) -> Self {
         let (wakes, receiver) = WakeQueue::new(|| {});
         let pool = Pool::new(buffer_size).expect("memory for a test");
-        let tick = Tick::new(timeouts, wakes, Arc::clone(counters));
-        Self::new(Resources { pool, tick }, receiver, 0)
+        let shared = Shared::new(timeouts, wakes, Arc::clone(counters));
+        Self::new(Resources { pool, shared }, receiver, 0)
     }
 }
 
@@ -100,7 +100,7 @@ impl Stream for Flood {
         Ok(())
     }
 
-    fn await_delivery(&mut self) -> bool {
+    fn poll_delivery(&mut self) -> bool {
         *self.room.borrow() > 0
     }
 

@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use super::*;
 use crate::connection::handler::Echo;
-use crate::connection::tick::Timeouts;
+use crate::connection::shared::Timeouts;
 use crate::server::dispatcher::{CountingWaker, Dispatcher};
 use crate::stats::{Counters, Stats};
 use crate::system::Readiness;
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: Some(8),
-    flush: 8,
+    close: 8,
     linger: 8,
     drain: 100,
 };
@@ -51,7 +51,7 @@ impl Stream for Client {
         Ok(())
     }
 
-    fn await_delivery(&mut self) -> bool {
+    fn poll_delivery(&mut self) -> bool {
         true
     }
 

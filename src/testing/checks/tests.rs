@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::connection::tick::Timeouts;
+use crate::connection::shared::Timeouts;
 use crate::server::table::Inspection;
 use crate::stats::Counters;
 use crate::system::NEVER;
@@ -24,7 +24,7 @@ pub(in crate::testing) fn kernel_at_rest() -> Kernel<'static> {
         max_connections: 1,
         timeouts: Timeouts {
             idle: Some(100),
-            flush: 200,
+            close: 200,
             linger: 50,
             drain: 160,
         },

@@ -146,7 +146,7 @@ impl Endpoint {
     fn get(&self, path: &str) -> (&'static str, &'static str, String) {
         let text = |status, body: &str| (status, TEXT, body.to_owned());
         // Whether a load balancer must send no more clients.
-        let is_draining = self.is_stopping.load(Relaxed) || self.server.is_shut_down();
+        let is_draining = self.is_stopping.load(Relaxed) || self.server.is_shutting_down();
         match path.split(['?', '#']).next().unwrap_or_default() {
             "/metrics" => ("200 OK", exposition::CONTENT_TYPE, self.metrics()),
             "/livez" => text("200 OK", "alive\n"),

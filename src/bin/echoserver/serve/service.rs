@@ -55,7 +55,7 @@ pub(crate) fn start_watchdog(timeout: Duration, server: Handle) -> io::Result<Ba
         let now = server.stats();
         match stuck_worker(&before, &now) {
             // Workers end during a shutdown. It has a deadline.
-            Some(worker) if !server.is_shut_down() => {
+            Some(worker) if !server.is_shutting_down() => {
                 log::error!("worker {worker} is stuck: no tick within {interval:?}");
             }
             _ => notify("WATCHDOG=1\n"),

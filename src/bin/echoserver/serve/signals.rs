@@ -99,7 +99,7 @@ impl SignalHandler {
         let (signal, time) = self.request?;
         let (name, elapsed) = (name_of(signal), time.elapsed());
         match &self.server {
-            Ok(server) if server.is_shut_down() => None,
+            Ok(server) if server.is_shutting_down() => None,
             Ok(server) if elapsed >= self.drain_delay => {
                 log::info!("{name}: draining");
                 service::notify("STOPPING=1\nSTATUS=draining\n");

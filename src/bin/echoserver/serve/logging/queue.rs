@@ -83,7 +83,7 @@ impl Log {
     }
 
     /// Drops no more lines. Called when the server has ended, and only a few lines follow.
-    pub(crate) fn end(&self) {
+    pub(crate) fn keep_all_lines(&self) {
         self.state.is_ending.store(true, Relaxed);
     }
 

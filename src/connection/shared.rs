@@ -52,16 +52,16 @@ impl Turns {
     };
 }
 
-/// A worker, as its connections and their handlers see it in a tick.
+/// A worker, as its connections and their handlers see it in a shared.
 #[derive(Debug)]
-pub(crate) struct Tick {
+pub(crate) struct Shared {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
     pub(crate) wakes: WakeQueue,
     pub(crate) timeouts: Timeouts,
     pub(crate) turns: Turns,
     /// How far a graceful shutdown has come.
     pub(crate) drain: Drain,
-    /// The time at the start of the tick.
+    /// The time at the start of the shared.
     pub(crate) now: Millis,
     /// The connection that is driven.
     pub(crate) token: usize,
@@ -70,7 +70,7 @@ pub(crate) struct Tick {
     pub(crate) budget: u64,
 }
 
-impl Tick {
+impl Shared {
     pub(crate) fn new(
         timeouts: Timeouts,
         wakes: WakeQueue,
@@ -95,7 +95,7 @@ pub(crate) enum Drain {
     /// None was requested.
     Off,
     /// Data that arrives is still read and answered.
-    Reading { deadline: Millis },
+    Answering { deadline: Millis },
     /// Only what had arrived before is still read and answered.
     Sending { deadline: Millis },
 }
@@ -108,7 +108,7 @@ pub(crate) struct Timeouts {
     /// for this long.
     pub(crate) idle: Option<Millis>,
     /// The same for a connection that only sends its last output.
-    pub(crate) flush: Millis,
+    pub(crate) close: Millis,
     /// How long to wait for the EOF of a client after the server has shut its write half down.
     pub(crate) linger: Millis,
     /// Time limit of a shutdown. In its second half only data that had arrived before is read.
