@@ -21,8 +21,8 @@
 //!   |   | to read, all is delivered                              |   | after EOF
 //!   |   '------------------------------> Lingering <-------------'   |
 //!   |                                     ^     |                    v
-//!   | shutdown: more has           deadline     | EOF, deadline    closed
-//!   | arrived than is answered            |     '------------------> ^
+//!   | shutdown: more has          deadline,     | EOF, deadline    closed
+//!   | arrived than is answered    by Closing    '------------------> ^
 //!   '---------------------------------> Refusing ---- EOF (reset) ---'
 //! ```
 //!
@@ -30,8 +30,8 @@
 //! when the peer has acknowledged all output ([`Stream::poll_delivery`]). A reset or another error closes it
 //! in any state.
 //!
-//! The deadline is a timeout that depends on the state, see [`Connection::deadline`]. It counts from the moment at which
-//! bytes were moved last, or at which the connection began to refuse, to close or to linger.
+//! The deadline is a timeout that depends on the state, see [`Connection::deadline`]. It counts from the time in
+//! `Connection::since`.
 
 pub(crate) mod buffer;
 pub(crate) mod handler;
@@ -102,7 +102,7 @@ impl State {
 enum Step {
     Call(Event),
     Read,
-    /// All further progress requires an event.
+    /// All further progress requires an event, unless the budget has ended in the middle of the output.
     Wait,
     /// Nothing more is to be handled: end the connection, or go on with that.
     Finish,
@@ -124,12 +124,13 @@ pub(crate) struct Connection<S, H> {
     extras: Option<Box<Extras>>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
-    /// No read starts once this many bytes were read in total, except one that looks for the EOF. Unlimited until a shutdown
-    /// stops reading.
+    /// No read starts once this many bytes were read in total, except one that looks for the EOF; a read that has started can
+    /// go beyond it. Unlimited until a shutdown stops reading.
     read_limit: u64,
-    /// The time from which the deadline counts: when bytes were moved last, an answer came that was awaited, or the
-    /// connection began to refuse, to close or to linger. The states in which the handler is called follow each other
-    /// without a change of it.
+    /// The time from which the deadline counts: when bytes were moved last, the handler was called in `Pending`, or the
+    /// connection began to refuse, to close or to linger ([`enter`](Self::enter)). The states in which the handler is called
+    /// follow each other without a change of it, and so does `Closing(PeerClosed)`: no bytes have come from the client.
+    /// Bytes that are discarded count only while the connection lingers in a shutdown.
     since: Millis,
     pub(crate) state: State,
     /// The client has ended its half.
@@ -186,6 +187,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
+    /// Changes the state, and starts its timeout.
     fn enter(&mut self, state: State, now: Millis) {
         (self.state, self.since) = (state, now);
     }
@@ -221,7 +223,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let timeouts = &shared.timeouts;
         let timeout = match self.state {
             State::Lingering(_) => Some(timeouts.linger),
-            // Long enough for a client to send what a closed window has held back.
+            // Long enough for a client to send what our closed receive window has held back.
             State::Refusing => Some(timeouts.linger.min(timeouts.drain / 8)),
             // A shutdown has a deadline of its own.
             _ if shared.drain != Drain::Off => None,
@@ -248,8 +250,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.bytes_in + self.bytes_out
     }
 
-    /// Whether only the idle timeout applies: progress moves the deadline to a later time, and the handler has never asked for
-    /// a timer or a waker.
+    /// Whether the connection only reads, and its handler has never asked for a timer or a waker. Then only the idle timeout
+    /// applies, so progress moves the deadline to a later time, and no call of the handler is due.
     pub(crate) fn is_plain(&self) -> bool {
         self.state == State::Reading && self.extras.is_none()
     }
@@ -299,6 +301,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         shared: &Shared,
     ) -> Status {
         let reason = match result {
+            // Its next users need a pair as well.
             Ok(status) if pool.refill().is_ok() => {
                 shared.counters.buffered.adjust(0, buffers.len());
                 self.buffers = Some(buffers);
@@ -315,7 +318,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Runs the state machine: sends pending output, makes the calls of the handler that are due, reads and handles.
-    /// `Err` is the reason to close at once.
+    /// `Err` is the reason to close at once, with a reset if the buffers still hold bytes.
     #[inline(always)]
     fn advance(&mut self, buffers: &mut Buffers, shared: &Shared) -> Result<Status, CloseReason> {
         let limit = self.transferred() + shared.budget;
@@ -436,11 +439,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     ) -> Result<Status, CloseReason> {
         let is_discarding = matches!(self.state, State::Refusing | State::Lingering(_));
         if self.state == State::Closing(CloseReason::PeerClosed) {
-            // What is left is an unfinished message.
+            // What is left is an unfinished message. Empty buffers make the close clean.
             discard(input, CloseReason::PeerClosed, &shared.counters);
         }
         if shared.drain != Drain::Off && !is_discarding {
-            // Delivery first: a client that a closed window has stopped sends the rest of its input before it
+            // Delivery first: a client that our closed receive window has stopped sends the rest of its input before it
             // acknowledges our last output. After that acknowledgement, `unread` counts the rest.
             if !self.stream.poll_delivery() {
                 return Ok(Status::Idle);
@@ -469,7 +472,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 return Ok(Status::Idle);
             }
             discard(input, reason, &shared.counters);
-            // Only a shutdown has a deadline of its own, which bounds how long a client can extend the wait for its EOF.
+            // In a shutdown a client that keeps sending is waited for: the deadline of the shutdown bounds that. Otherwise
+            // nothing would, so input does not extend the wait for the EOF.
             if shared.drain != Drain::Off && self.state != State::Refusing {
                 self.since = shared.now;
             }
@@ -500,6 +504,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         shared: &Shared,
     ) -> Result<(), CloseReason> {
         while !output.is_empty() && self.readiness.writable {
+            // Not only the rest of the budget: see above.
             match output.flush_into(&mut self.stream, shared.budget as usize) {
                 Ok(0) => return Err(CloseReason::Error),
                 Ok(count) => {
@@ -521,7 +526,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     fn process(&mut self, event: Event, buffers: &mut Buffers, shared: &Shared) {
         let (before, unsent) = (buffers.len(), buffers.output.len());
         if unsent == 0 && self.state == State::Pending {
-            // The idle time starts again when the answer comes.
+            // The idle time, which has been off, starts again with this call, if the handler answers in it.
             self.since = shared.now;
         }
         let mut context = Context {
@@ -552,6 +557,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(Action::Continue | Action::Close) if self.ended => {
                 self.state = State::Closing(CloseReason::PeerClosed);
             }
+            // `input` is full.
             Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, shared.now),
             Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, shared.now),
             Err(panic) => {

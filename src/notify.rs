@@ -17,7 +17,7 @@ use crate::system::Wake;
 pub(crate) struct Flag(AtomicBool);
 
 impl Flag {
-    /// Sets the flag. Returns whether it was clear.
+    /// Sets the flag. Returns `true` if it was clear.
     ///
     /// This and [`clear`](Self::clear) are acquire-release swaps, so whatever a thread wrote before it set the flag is
     /// visible to the thread that clears it.

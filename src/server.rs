@@ -207,7 +207,8 @@ impl Server {
         for address in &config.listen {
             listeners.extend(Listener::bind(address, config.listen_options())?);
         }
-        let addresses: io::Result<_> = listeners.iter().map(Listener::address).collect();
+        let addresses = listeners.iter().map(Listener::address);
+        let addresses = addresses.collect::<io::Result<_>>()?;
         let clock = Clock::start();
         let new_worker = |index| {
             allocate_worker(&config, clock)
@@ -227,7 +228,7 @@ impl Server {
         Ok(Self {
             config,
             listeners,
-            addresses: addresses?,
+            addresses,
             workers,
             poller,
             handle,
@@ -300,8 +301,9 @@ impl Server {
             Arc::clone(&handle.counters),
             Arc::clone(&handle.control),
         );
-        let new_handler = |socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
-        let (new_handler, timeouts) = (&new_handler, self.config.timeouts());
+        let timeouts = self.config.timeouts();
+        let open = |socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
+        let open = &open;
         thread::scope(|scope| {
             let mut threads = Vec::new();
             let workers = self.workers.into_iter().zip(receivers);
@@ -315,16 +317,18 @@ impl Server {
                     let table = ConnectionTable::new(Resources { pool, shared }, wake_ups, index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
-                    worker.run(&mut poller, new_handler)
+                    worker.run(&mut poller, open)
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);
-                // On failure the dispatcher is dropped, which makes the running workers drain and end.
+                // On failure this closure ends, and drops the acceptor with its dispatcher, which makes the running workers
+                // drain and end. Only then the scope joins them.
                 threads.push(thread.map_err(|error| {
                     with_context(&error, &format!("cannot start worker {index}"))
                 })?);
             }
             let accepted = acceptor.run(&mut self.poller);
+            // Joins all, and returns the first error.
             let served = threads.into_iter().enumerate().map(join);
             served.fold(accepted, Result::and)
         })?;

@@ -20,7 +20,7 @@ use crossbeam_utils::CachePadded;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client closed its side, and all its input was answered.
+    /// The client ended its half of the connection first, and all its input was answered.
     PeerClosed,
     /// The handler returned [`Action::Close`](crate::Action::Close).
     Handler,
@@ -37,7 +37,8 @@ pub enum CloseReason {
     /// The client sent nothing that was read, and accepted no output, for the idle timeout; or it accepted no output for
     /// 10 s after the connection was to be closed.
     IdleTimeout,
-    /// The server shut down after answering all input that had arrived.
+    /// The server shut down after answering all input that had arrived in time. A client that kept sending is among these;
+    /// what it sent too late was discarded ([`DrainTimeout`](Self::DrainTimeout)).
     Shutdown,
     /// The server shut down, and the drain timeout expired first, or the client ended its stream with data that came
     /// too late to be answered.

@@ -62,9 +62,11 @@ pub(crate) trait Stream: Read + Write {
     /// If the peer has reset the connection.
     fn shutdown_write(&mut self) -> io::Result<()>;
 
-    /// Returns whether the peer has acknowledged everything that was written. After `false`, a readiness event for
-    /// writing follows once it has: to that end the kernel's send buffer is made as small as possible, so call it only when
-    /// nothing more is to be written. Always true except for TCP on Linux.
+    /// Returns whether the peer has acknowledged everything that was written, except for one or two segments of at most 3 KB
+    /// in all. After `false`, a readiness event for writing follows once it has. A failed connection counts as delivered.
+    ///
+    /// To that end the kernel's send buffer is made as small as possible, so later writes are slow. Always true except for
+    /// TCP on Linux.
     fn poll_delivery(&mut self) -> bool;
 
     /// The number of bytes that have arrived and were not read. Always 0 except on Linux.
@@ -139,7 +141,8 @@ pub(crate) trait Poller<S> {
         0
     }
 
-    /// Registers a source, edge-triggered, for all events that may ever matter.
+    /// Registers a source, edge-triggered, for all events that may ever matter. What it is ready for already is reported as an
+    /// event as well.
     fn register(&mut self, source: &mut S, token: usize) -> io::Result<()>;
 }
 

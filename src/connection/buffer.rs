@@ -135,7 +135,7 @@ impl Buffer {
     }
 
     /// Makes one read of at most `max` bytes. Returns the number of bytes, where 0 means EOF or no room, and
-    /// whether there was room for more.
+    /// whether the read has returned fewer than it could have.
     pub(crate) fn fill_from(
         &mut self,
         reader: &mut impl Read,

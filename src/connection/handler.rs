@@ -259,7 +259,7 @@ impl Output<'_> {
 
 /// Lets `write!` append to the output.
 ///
-/// A write that does not fit is truncated and fails. To append an answer whole or not at all, format
+/// A `write!` that does not fit is truncated and fails. To append an answer whole or not at all, format
 /// it elsewhere and [`push`](Output::push) it, or check [`room`](Output::room) first.
 impl Write for Output<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,4 +1,4 @@
-//! What the connections of a worker, and their handlers, see of it.
+//! What the connections of a worker share: counters, wake-ups, timeouts, time and turns.
 
 use std::sync::Arc;
 
@@ -52,7 +52,8 @@ impl Turns {
     };
 }
 
-/// A worker, as its connections and their handlers see it in a shared.
+/// What the connections of a worker, and their handlers, share. It lives as long as the worker; `now` is of the current tick,
+/// `token` and `budget` are of the current turn.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,

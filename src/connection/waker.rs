@@ -83,7 +83,7 @@ struct Shared {
     notifier: Notifier<WakeWorker>,
 }
 
-/// Wakes a worker. The function hides the type of its waker from handlers.
+/// Wakes a worker's poll with mio's waker. The function hides that type from handlers.
 struct WakeWorker(Box<dyn Fn() + Send + Sync>);
 
 impl Wake for WakeWorker {

@@ -137,8 +137,8 @@ impl Listen for Listener {
         platform::has_waiting_client(&self.socket())
     }
 
-    /// A filter would stay on an adopted socket after this process has ended. A Unix-domain socket connects
-    /// without a handshake.
+    /// The kernel ignores clients by a packet filter on the socket, which would stay on an adopted socket after this process
+    /// has ended. A Unix-domain socket connects without a handshake.
     fn stop_handshakes(&self) -> bool {
         matches!(self, Self::Tcp(_)) && platform::stop_handshakes(&self.socket())
     }

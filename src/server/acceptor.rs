@@ -161,7 +161,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
         let until = match (self.shutdown_deadline, &self.pause) {
             (Some(deadline), _) => {
-                // The accepts of a listener that is still open are retried.
+                // A listener that is open beyond `open_until` has had an error, and its accepts are retried.
                 let retry = self.now + MIN_BACKOFF;
                 let open_until = self.listeners.iter().map(|slot| slot.open_until);
                 let next = open_until.map(|until| if until > self.now { until } else { retry });
@@ -186,6 +186,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             }
         }
         let until = self.pause.as_ref().map_or(NEVER, |pause| pause.until);
+        // Outside a pause, resuming does nothing.
         if until <= self.now || self.control.has_new_capacity() {
             self.resume();
         }

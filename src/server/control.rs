@@ -12,8 +12,8 @@ pub(crate) struct Control<W> {
     /// Connections that were dispatched and are not closed.
     open: AtomicU64,
     pub(crate) max_connections: u64,
-    /// Wake the workers, which look at the deadline when they wake up. A shutdown wakes them itself, because the
-    /// acceptor may have ended before the deadline is moved.
+    /// Wake the workers, which look at the deadline when they wake up. The acceptor wakes them when it ends, but a shutdown
+    /// can be requested, or its deadline moved, before and after that.
     worker_wakers: Box<[W]>,
     /// When a shutdown must be complete, or [`NEVER`].
     shutdown_deadline: AtomicU64,

@@ -24,8 +24,15 @@ pub(crate) struct Dispatcher<T, W: Wake> {
 #[derive(Debug)]
 struct Queue<T, W> {
     sender: Sender<T>,
-    /// Notifies the worker of new items. The receiver, while it exists, has the only other reference.
+    /// Notifies the worker of new items. Shared with the receiver only.
     notifier: Arc<Notifier<W>>,
+}
+
+impl<T, W> Queue<T, W> {
+    fn has_room(&self) -> bool {
+        let has_receiver = Arc::strong_count(&self.notifier) > 1;
+        has_receiver && !self.sender.is_full()
+    }
 }
 
 /// The receiving half: one worker's queue.
@@ -85,8 +92,7 @@ impl<T, W: Wake> Dispatcher<T, W> {
 
     /// Whether a worker has room. This is the only sender, so the room lasts until it dispatches.
     pub(crate) fn has_room(&self) -> bool {
-        let mut queues = self.queues.iter();
-        queues.any(|queue| Arc::strong_count(&queue.notifier) > 1 && !queue.sender.is_full())
+        self.queues.iter().any(Queue::has_room)
     }
 }
 
@@ -103,7 +109,8 @@ impl<T, W: Wake> Drop for Dispatcher<T, W> {
 impl<T, W: Wake> Receiver<T, W> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
-        // Before the first item: a sender that still finds the flag set has pushed an item that this call finds.
+        // Before the first item: a sender that still finds the flag set has pushed an item that this call finds, or if there are
+        // more than `max`, the next one, which the worker makes without a notification.
         self.notifier.notified.clear();
         let items = iter::from_fn(|| {
             let item = self.channel.try_recv();

@@ -37,7 +37,8 @@ struct Entry<S, H> {
     peer: Peer,
     opened: Millis,
     /// When to look at the connection next: a timer is set for this time, which is not later than the deadline and the
-    /// handler's timer. [`NEVER`] if neither is set, or if its next turn sets one.
+    /// handler's timer. [`NEVER`] without a timer: there is neither, or the timer has just expired and the next one is not set
+    /// yet. Earlier timers may still be set, and then do nothing.
     armed: Millis,
     /// The last turn has moved much, or used its budget.
     bulk: bool,
@@ -69,8 +70,8 @@ impl<S: Stream, H: Handler> Entry<S, H> {
         if bulk != was_bulk {
             self.set_bulk(bulk, &resources.shared.counters);
         }
-        let has_timer = resources.shared.timeouts.idle.is_none() || self.armed != NEVER;
-        let needs_nothing = status == Status::Idle && self.connection.is_plain() && has_timer;
+        let needs_no_timer = resources.shared.timeouts.idle.is_none() || self.armed != NEVER;
+        let needs_nothing = status == Status::Idle && self.connection.is_plain() && needs_no_timer;
         (!needs_nothing).then_some(status)
     }
 
@@ -139,16 +140,16 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if !self.run_queue.is_empty() || self.has_wakes {
             return Some(0);
         }
-        let next = self.next_deadline();
+        let next = self.next_timer();
         (next != NEVER).then(|| next.saturating_sub(self.now()))
     }
 
-    /// Whether a deadline has passed.
+    /// Whether a timer has expired or a step of a shutdown is due.
     pub(crate) fn is_due(&self) -> bool {
-        self.next_deadline() <= self.now()
+        self.next_timer() <= self.now()
     }
 
-    fn next_deadline(&self) -> Millis {
+    fn next_timer(&self) -> Millis {
         let timer = self.timers.next().unwrap_or(NEVER);
         timer.min(self.next_drain_step())
     }
@@ -280,6 +281,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             if entry.bulk {
                 return self.enqueue(token);
             }
+            // As `drive`, but an interactive connection is not in the run queue.
             self.interactive_turns += 1;
             if let Some(status) = entry.drive(token, &mut self.resources) {
                 self.after_drive(token, status);
@@ -364,12 +366,12 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// least as early.
     fn arm(&mut self, token: usize) {
         let shared = &self.resources.shared;
-        let next_timer = |entry: &Entry<S, H>| {
+        let look_at = |entry: &Entry<S, H>| {
             let connection = &entry.connection;
             connection.deadline(shared).min(connection.timer())
         };
         let entry = &mut self.entries[token];
-        let at = next_timer(entry);
+        let at = look_at(entry);
         if at < entry.armed {
             entry.armed = at;
             self.timers.set(at, token);
@@ -377,7 +379,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if self.timers.needs_rebuild(self.entries.len()) {
             self.timers
                 .rebuild(self.entries.iter_mut().map(|(token, entry)| {
-                    entry.armed = next_timer(entry);
+                    entry.armed = look_at(entry);
                     (entry.armed, token)
                 }));
         }
@@ -401,6 +403,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             }
             self.drive_all();
         }
+        // The next step is the deadline.
         if self.next_drain_step() <= self.now() {
             self.close_all();
         }
@@ -429,7 +432,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
         match self.entries.get(token) {
             Some(entry) if entry.connection.deadline(self.shared()) <= now => {
-                self.expire_one(token)
+                self.expire_one(token);
             }
             Some(_) => self.arm(token),
             None => {}
@@ -444,6 +447,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let entry = &mut self.entries[token];
         let lingers_for = match entry.connection.state {
             State::Refusing => {
+                // Its client keeps sending. What was answered is delivered, and then it lingers.
                 entry
                     .connection
                     .close_after_flush(CloseReason::Shutdown, now);

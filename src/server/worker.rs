@@ -47,10 +47,10 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn run<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        handler: &impl Fn(&S, Peer) -> H,
+        new_handler: &impl Fn(&S, Peer) -> H,
     ) -> io::Result<()> {
         while !self.is_done() {
-            self.tick(poller, handler)?;
+            self.tick(poller, new_handler)?;
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn tick<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        handler: &impl Fn(&S, Peer) -> H,
+        new_handler: &impl Fn(&S, Peer) -> H,
     ) -> io::Result<()> {
         poller.poll(self.poll_timeout())?;
         let now = poller.now();
@@ -104,11 +104,12 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         }
         self.table.run_wakes();
         // New connections follow the events, because their tokens may have just been freed.
-        let took_any = self.may_have_new && self.take_new(poller, handler);
+        let took_any = self.may_have_new && self.take_new(poller, new_handler);
         if let Some(deadline) = self.shutdown_deadline() {
             self.table.shut_down(deadline);
-            // The deadline of a shutdown goes by the clock, whatever the clients have sent.
-            is_due = self.table.is_due();
+            // A deadline of the shutdown that has passed takes effect in this tick: it goes by the clock, whatever the clients
+            // have sent.
+            is_due |= self.table.is_due();
         }
         if is_due {
             self.table.expire();
@@ -140,12 +141,16 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     }
 
     /// Adds a bounded number of new connections; returns whether there were any.
-    fn take_new<P: Poller<S>>(&mut self, poller: &mut P, handler: &impl Fn(&S, Peer) -> H) -> bool {
+    fn take_new<P: Poller<S>>(
+        &mut self,
+        poller: &mut P,
+        new_handler: &impl Fn(&S, Peer) -> H,
+    ) -> bool {
         let mut count = 0;
         for (stream, peer) in self.receiver.take(MAX_NEW_CONNECTIONS) {
             count += 1;
             let open = |stream: &mut S, token| match poller.register(stream, token) {
-                Ok(()) => Ok(handler(stream, peer)),
+                Ok(()) => Ok(new_handler(stream, peer)),
                 Err(error) => {
                     log::warn!("cannot register a connection: {error}");
                     Err(CloseReason::Error)

@@ -13,7 +13,7 @@ mod platform;
 mod serve;
 mod target;
 mod values;
-/// Files that the program shares with the library.
+/// Files of the library that are compiled into the program as well. The path is relative to the folder of this module.
 #[path = "../.."]
 mod shared {
     #[expect(dead_code, reason = "the library uses the rest")]

@@ -36,7 +36,7 @@ const SOCKET_BUFFERS: &str = if cfg!(target_os = "linux") {
 /// Serves until a signal shuts the server down. Reports an error itself.
 pub(crate) fn run(options: &Options) -> Result<(), Exit> {
     let prepared = prepare(options);
-    let (inherited, signals, link, log) = prepared.map_err(|error| {
+    let (inherited, signal_thread, link, log) = prepared.map_err(|error| {
         logging::print_error(options.log_format, &error.to_string());
         Exit(FAILURE, None)
     })?;
@@ -46,7 +46,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Exit> {
     }
     log.finish(FINISH_TIMEOUT);
     // Until now a second signal could end the process.
-    drop(signals);
+    drop(signal_thread);
     result.map_err(|_| Exit(FAILURE, None))
 }
 
@@ -60,15 +60,15 @@ fn prepare(
         Signals::register().map_err(|error| with_context(&error, "cannot handle signals"))?;
     let log = logging::start(options.log_level(), options.log_format)
         .map_err(|error| with_context(&error, "cannot start the log"))?;
-    let (signals, link) = signals::start(signals, options.drain_delay, log.clone())?;
-    Ok((inherited, signals, link, log))
+    let (signal_thread, link) = signals::start(signals, options.drain_delay, log.clone())?;
+    Ok((inherited, signal_thread, link, log))
 }
 
 /// Returns a server that is bound, and the threads beside it, which are stopped and joined on drop.
 fn start(
     options: &Options,
     inherited: Vec<Adopt>,
-    signals: SignalLink,
+    link: SignalLink,
     log: &Log,
 ) -> io::Result<(Server, Vec<BackgroundThread>)> {
     let mut config = options.config(!inherited.is_empty());
@@ -88,7 +88,7 @@ fn start(
         let endpoint = Endpoint {
             server: server.handle(),
             max_connections: config.max_connections,
-            is_stopping: signals.is_stopping,
+            is_stopping: link.is_stopping,
             log: log.clone(),
             start: SystemTime::now(),
         };
@@ -100,7 +100,7 @@ fn start(
         threads.push(BackgroundThread::repeat("reports", interval, report)?);
     }
     // Its receiver has ended if the signals cannot be read.
-    let _sent = signals.bound.send(server.handle());
+    let _sent = link.bound.send(server.handle());
     service::notify_ready(&server);
     if let Some(timeout) = service::watchdog_timeout() {
         threads.push(service::start_watchdog(timeout, server.handle())?);
@@ -109,13 +109,8 @@ fn start(
 }
 
 /// Serves until the server is shut down, then checks that the counters balance.
-fn serve(
-    options: &Options,
-    inherited: Vec<Adopt>,
-    signals: SignalLink,
-    log: &Log,
-) -> io::Result<()> {
-    let (server, threads) = start(options, inherited, signals, log)?;
+fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) -> io::Result<()> {
+    let (server, threads) = start(options, inherited, link, log)?;
     let stats = match &options.greeting {
         Some(greeting) => server.run(|connection| {
             log_opened(connection);

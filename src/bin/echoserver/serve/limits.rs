@@ -10,7 +10,7 @@ use crate::platform;
 use crate::serve::metrics;
 
 /// Descriptors reserved for files that a process opens occasionally.
-const RESERVED_DESCRIPTORS: u64 = 8;
+const RESERVED_DESCRIPTORS: u64 = 12;
 
 /// Upper bound if the descriptor limit is unlimited; it keeps the memory arithmetic in range.
 const MAX_CONNECTIONS: u64 = 10_000_000;
@@ -41,12 +41,13 @@ pub(crate) fn max_connections(
 }
 
 /// Descriptors for everything except connections: those already open, a poll and a waker per
-/// thread, the listeners, the signal pipe, and the metrics endpoint, which has two threads and connections.
+/// thread, the listeners (a name can stand for two addresses), the metrics endpoint, which has two threads and connections,
+/// and some in reserve.
 fn other_descriptors(config: &Config, has_metrics: bool) -> u64 {
     let open = fs::read_dir("/dev/fd").map_or(8, Iterator::count) as u64;
     let threads = config.workers.get() as u64 + 1;
     let listeners = config.listen.len().max(1) as u64 * 2;
     let of_metrics = 2 * 2 + 2 + metrics::MAX_CONNECTIONS as u64;
     let of_metrics = if has_metrics { of_metrics } else { 0 };
-    open + 2 * threads + listeners + 4 + of_metrics + RESERVED_DESCRIPTORS
+    open + 2 * threads + listeners + of_metrics + RESERVED_DESCRIPTORS
 }

@@ -28,8 +28,8 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often to look for the server meanwhile.
 const STARTUP_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long to wait for the log after a second signal.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait for the log before an exit without a drain.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the thread that handles signals exchanges with the server.
 pub(crate) struct SignalLink {
@@ -146,7 +146,7 @@ impl SignalHandler {
     }
 
     fn exit(&self, status: i32) -> ! {
-        self.log.finish(FINISH_TIMEOUT);
+        self.log.finish(EXIT_TIMEOUT);
         process::exit(status)
     }
 }
