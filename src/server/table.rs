@@ -440,8 +440,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     }
 
     /// Handles a deadline that has passed. A connection that refuses input ends its half. Any other is driven once more at
-    /// once; if that makes progress, the deadline has moved. Otherwise one that lingers is closed, one in the run queue can
-    /// make progress in its turn, one with empty buffers is closed cleanly, and one with buffered bytes is reset.
+    /// once; if that makes progress, the deadline has moved. Otherwise one that lingers is closed, one with
+    /// empty buffers is closed cleanly, and one with buffered bytes is reset. A drive that leaves a connection in the run
+    /// queue has made progress.
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
         let entry = &mut self.entries[token];
@@ -467,8 +468,6 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
         match lingers_for {
             Some(reason) => self.close(token, reason),
-            // Its next turn sets a timer.
-            None if entry.ticket != 0 => {}
             None if entry.connection.buffered() == 0 => {
                 entry
                     .connection
