@@ -21,8 +21,8 @@
 //!   |   | to read, all is delivered                              |   | after EOF
 //!   |   '------------------------------> Lingering <-------------'   |
 //!   |                                     ^     |                    v
-//!   | shutdown: more has          deadline,     | EOF, deadline    closed
-//!   | arrived than is answered    by Closing    '------------------> ^
+//!   | shutdown: more has         timeout, |     | EOF, timeout     closed
+//!   | arrived than is answered via Closing|     '------------------> ^
 //!   '---------------------------------> Refusing ---- EOF (reset) ---'
 //! ```
 //!
@@ -78,8 +78,8 @@ pub(crate) enum State {
     Pending,
     /// In a shutdown, more input has arrived than is answered. It is discarded while the write half stays open. If the
     /// client sends EOF, the connection is reset, so that the client does not mistake an EOF for a complete answer.
-    /// A client that keeps sending has not ended its stream and expects no complete answer: at the deadline the write half
-    /// is shut down.
+    /// A client that keeps sending has not ended its stream and expects no complete answer: when the timeout of this state
+    /// expires, the write half is shut down.
     Refusing,
     /// The handler is no longer called. `output` is sent, then the write half is shut down.
     Closing(CloseReason),
@@ -108,7 +108,7 @@ enum Step {
     Finish,
 }
 
-/// What the connections of a worker share.
+/// What a worker lends to each turn of a connection: the pool, and what handlers may see as well.
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) pool: Pool,
@@ -129,7 +129,7 @@ pub(crate) struct Connection<S, H> {
     read_limit: u64,
     /// The time from which the deadline counts: when bytes were moved last, the handler was called in `Pending`, or the
     /// connection began to refuse, to close or to linger ([`enter`](Self::enter)). The states in which the handler is called
-    /// follow each other without a change of it, and so does `Closing(PeerClosed)`: no bytes have come from the client.
+    /// follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no progress.
     /// Bytes that are discarded count only while the connection lingers in a shutdown.
     since: Millis,
     pub(crate) state: State,
@@ -228,8 +228,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             // A shutdown has a deadline of its own.
             _ if shared.drain != Drain::Off => None,
             State::Pending if !self.has_output() => None,
-            // After the client's EOF the idle timeout goes on.
             State::Closing(reason) if reason != CloseReason::PeerClosed => Some(timeouts.close),
+            // Also after the client's EOF.
             _ => timeouts.idle,
         };
         timeout.map_or(NEVER, |timeout| deadline_after(self.since, timeout))
@@ -301,7 +301,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         shared: &Shared,
     ) -> Status {
         let reason = match result {
-            // Its next users need a pair as well.
+            // The pool's next users need a pair as well.
             Ok(status) if pool.refill().is_ok() => {
                 shared.counters.buffered.adjust(0, buffers.len());
                 self.buffers = Some(buffers);
@@ -443,8 +443,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             discard(input, CloseReason::PeerClosed, &shared.counters);
         }
         if shared.drain != Drain::Off && !is_discarding {
-            // Delivery first: a client that our closed receive window has stopped sends the rest of its input before it
-            // acknowledges our last output. After that acknowledgement, `unread` counts the rest.
+            // Delivery first: what our closed receive window has held back, the client's kernel sends not later than it
+            // acknowledges our last output. After that acknowledgement, `unread` counts it.
             if !self.stream.poll_delivery() {
                 return Ok(Status::Idle);
             }

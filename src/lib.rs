@@ -192,7 +192,7 @@
 //!            the thread that calls run                 worker-0, worker-1, ...
 //!           +--------------------------+           +---------------------------+
 //!  client --|--> listener -> acceptor -|-- queue --|-> worker -> table --------|--> closed
-//!           +--------------------------+  + waker  +-----------------|---------+
+//!           +--------------------------+  + wake-up+-----------------|---------+
 //!                                                                    | drive
 //!           +--------------------------------------------------------v---------+
 //!  socket --|--> recv -> input -> Handler::process -> output -> send ----------|--> socket
@@ -268,7 +268,7 @@
 //! 7. **A token can be stale within a batch of events.** The connection may have been closed earlier in the batch, so its
 //!    token must not be reused before the batch is complete. New connections are registered after the events.
 //! 8. **Push first, then wake. On a wake-up, clear the flag, then empty the queue.** Wake-ups coalesce: one per worker and
-//!    batch is enough. Dropping a waker removes its event from the poll, so it lives as long as the loop.
+//!    batch is enough. Dropping mio's waker removes its event from the poll, so it lives as long as the loop.
 //! 9. **Closing a socket with unread input sends a reset**, which can destroy output in flight. When the server ends a
 //!    connection, it shuts its write half down, discards input until EOF or a deadline, and then closes. When it must
 //!    abandon output, it resets on purpose (`SO_LINGER` 0), so that the client can tell a truncated stream from a

@@ -302,8 +302,7 @@ impl Server {
             Arc::clone(&handle.control),
         );
         let timeouts = self.config.timeouts();
-        let open = |socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
-        let open = &open;
+        let new_handler = &|socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
         thread::scope(|scope| {
             let mut threads = Vec::new();
             let workers = self.workers.into_iter().zip(receivers);
@@ -317,7 +316,7 @@ impl Server {
                     let table = ConnectionTable::new(Resources { pool, shared }, wake_ups, index);
                     let control = Arc::clone(&handle.control);
                     let mut worker = Worker::new(table, receiver, control, Arc::clone(counters));
-                    worker.run(&mut poller, open)
+                    worker.run(&mut poller, new_handler)
                 };
                 let thread = thread::Builder::new().name(format!("worker-{index}"));
                 let thread = thread.spawn_scoped(scope, serve);

@@ -113,13 +113,13 @@ impl Context<'_> {
     /// connection has one timer; a new time replaces the old one, and `None` stops it.
     ///
     /// The resolution is a millisecond, rounded up, and zero means one: to be called again without a delay, use the
-    /// [`waker`](Self::waker). Time is counted from the start of the worker's shared, so the call can come early by the
-    /// duration of one shared, and late by as much. Data that has arrived before the timer expires is handled first, up to
+    /// [`waker`](Self::waker). Time is counted from the start of the worker's tick, so the call can come early by the
+    /// duration of one tick, and late by as much. Data that has arrived before the timer expires is handled first, up to
     /// 64 KiB, also after a pause of the process. Data that the server does not read because output is pending is not:
     /// a client is idle by this timer if it does not read its answers.
     pub fn set_timer(&mut self, timeout: Option<Duration>) {
         if let Some(timeout) = timeout {
-            // Not in this shared, which would never end if each call set such a timer.
+            // Not in this tick, which would never end if each call set such a timer.
             let at = self.shared.now.saturating_add(millis(timeout).max(1));
             self.extras.get_or_insert_default().timer = Some(at.min(NEVER - 1));
         } else if let Some(extras) = self.extras {
@@ -132,7 +132,7 @@ impl Context<'_> {
     #[must_use]
     pub fn waker(&mut self) -> Waker {
         let waker = &mut self.extras.get_or_insert_default().waker;
-        let waker = waker.get_or_insert_with(|| self.shared.wakes.waker(self.shared.token));
+        let waker = waker.get_or_insert_with(|| self.shared.wake_queue.waker(self.shared.token));
         waker.clone()
     }
 }

@@ -57,12 +57,12 @@ impl Turns {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
-    pub(crate) wakes: WakeQueue,
+    pub(crate) wake_queue: WakeQueue,
     pub(crate) timeouts: Timeouts,
     pub(crate) turns: Turns,
     /// How far a graceful shutdown has come.
     pub(crate) drain: Drain,
-    /// The time at the start of the shared.
+    /// The time at the start of the tick.
     pub(crate) now: Millis,
     /// The connection that is driven.
     pub(crate) token: usize,
@@ -74,12 +74,12 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         timeouts: Timeouts,
-        wakes: WakeQueue,
+        wake_queue: WakeQueue,
         counters: Arc<CachePadded<WorkerCounters>>,
     ) -> Self {
         Self {
             counters,
-            wakes,
+            wake_queue,
             timeouts,
             turns: Turns::DEFAULT,
             drain: Drain::Off,
@@ -98,7 +98,7 @@ pub(crate) enum Drain {
     /// Data that arrives is still read and answered.
     Answering { deadline: Millis },
     /// Only what had arrived before is still read and answered.
-    Sending { deadline: Millis },
+    Finishing { deadline: Millis },
 }
 
 /// Timeouts of a worker's connections. Except for `drain`, deadlines are rounded up by at most an eighth of the timeout,

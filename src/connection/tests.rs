@@ -164,7 +164,7 @@ impl<H: Handler> Harness<H> {
 
     /// Ends reading in a shutdown.
     fn limit_reading(&mut self) {
-        self.resources.shared.drain = Drain::Sending { deadline: 1000 };
+        self.resources.shared.drain = Drain::Finishing { deadline: 1000 };
         self.connection.set_read_limit();
     }
 

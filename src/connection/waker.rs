@@ -75,9 +75,9 @@ impl Drop for WakeOnDrop {
 
 /// The sending half of a worker's queue of wake-ups.
 #[derive(Clone)]
-pub(crate) struct WakeQueue(Arc<Shared>);
+pub(crate) struct WakeQueue(Arc<Channel>);
 
-struct Shared {
+struct Channel {
     sender: Sender<Waker>,
     /// Notifies the worker.
     notifier: Notifier<WakeWorker>,
@@ -103,7 +103,7 @@ impl WakeQueue {
     /// Creates a queue whose worker is woken with `notify`.
     pub(crate) fn new(notify: impl Fn() + Send + Sync + 'static) -> (Self, WakeReceiver) {
         let (sender, wakes) = crossbeam_channel::unbounded();
-        let queue = Self(Arc::new(Shared {
+        let queue = Self(Arc::new(Channel {
             sender,
             notifier: Notifier::new(WakeWorker(Box::new(notify))),
         }));

@@ -1,4 +1,4 @@
-//! What an event loop needs from the operating system: a poll and a clock. A simulation can replace it.
+//! mio's poll, and the clock, as the [`Poller`] of the event loops.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;

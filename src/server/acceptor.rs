@@ -243,7 +243,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     }
 
     /// Pauses until a worker announces capacity, and after an error at most until the backoff is over. Does nothing if no
-    /// client waits any more, or without an error, if there is capacity again.
+    /// client waits any more, or if there was no error and there is capacity again.
     fn pause(&mut self, error: Option<&io::Error>) {
         // Without free descriptors, Linux reports an error even if no client waits.
         for slot in &mut self.listeners {

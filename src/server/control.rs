@@ -65,6 +65,7 @@ impl<W: Wake> Control<W> {
     /// Requests a shutdown, or moves the deadline of one to an earlier time.
     pub(crate) fn shut_down(&self, deadline: Millis) {
         self.shutdown_deadline.fetch_min(deadline, Ordering::SeqCst);
+        // The acceptor, without announcing capacity.
         self.capacity.waker.wake();
         self.wake_workers();
     }

@@ -109,8 +109,8 @@ impl<T, W: Wake> Drop for Dispatcher<T, W> {
 impl<T, W: Wake> Receiver<T, W> {
     /// Takes up to `max` items without waiting.
     pub(crate) fn take(&mut self, max: usize) -> impl Iterator<Item = T> {
-        // Before the first item: a sender that still finds the flag set has pushed an item that this call finds, or if there are
-        // more than `max`, the next one, which the worker makes without a notification.
+        // Before the first item: a sender that still finds the flag set has pushed an item that this call finds. If there are
+        // more than `max`, the worker makes the next call without a notification.
         self.notifier.notified.clear();
         let items = iter::from_fn(|| {
             let item = self.channel.try_recv();

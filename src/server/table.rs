@@ -38,7 +38,8 @@ struct Entry<S, H> {
     opened: Millis,
     /// When to look at the connection next: a timer is set for this time, which is not later than the deadline and the
     /// handler's timer. [`NEVER`] without a timer: there is neither, or the timer has just expired and the next one is not set
-    /// yet. Earlier timers may still be set, and then do nothing.
+    /// yet. Superseded timers, also those of an earlier connection with
+    /// this token, may still be set, and do nothing.
     armed: Millis,
     /// The last turn has moved much, or used its budget.
     bulk: bool,
@@ -93,7 +94,7 @@ pub(crate) struct ConnectionTable<S, H> {
     /// Turns of interactive connections in this tick.
     interactive_turns: usize,
     timers: Timers,
-    wakes: WakeReceiver,
+    wake_receiver: WakeReceiver,
     /// The queue of wake-ups may not be empty, although its notification has been handled.
     has_wakes: bool,
     resources: Resources,
@@ -104,14 +105,14 @@ pub(crate) struct ConnectionTable<S, H> {
 }
 
 impl<S: Stream, H: Handler> ConnectionTable<S, H> {
-    pub(crate) fn new(resources: Resources, wakes: WakeReceiver, worker: usize) -> Self {
+    pub(crate) fn new(resources: Resources, wake_receiver: WakeReceiver, worker: usize) -> Self {
         Self {
             entries: Slab::new(),
             run_queue: VecDeque::new(),
             last_ticket: 0,
             interactive_turns: 0,
             timers: Timers::default(),
-            wakes,
+            wake_receiver,
             has_wakes: false,
             resources,
             closed: 0,
@@ -159,7 +160,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         match self.shared().drain {
             Drain::Off => NEVER,
             Drain::Answering { deadline } => deadline.saturating_sub(self.drain_timeout() / 2),
-            Drain::Sending { deadline } => deadline,
+            Drain::Finishing { deadline } => deadline,
         }
     }
 
@@ -197,7 +198,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     ///
     /// Call this after all events of a batch are handled: the token may have belonged to a connection that
     /// was closed in the batch, and the batch may hold more events for it.
-    pub(crate) fn register(
+    pub(crate) fn add(
         &mut self,
         mut stream: S,
         peer: Peer,
@@ -227,7 +228,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         match self.resources.shared.drain {
             Drain::Off => {}
             Drain::Answering { .. } => connection.expect_unread_input(),
-            Drain::Sending { .. } => connection.set_read_limit(),
+            Drain::Finishing { .. } => connection.set_read_limit(),
         }
         slot.insert(Entry {
             connection,
@@ -281,7 +282,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             if entry.bulk {
                 return self.enqueue(token);
             }
-            // As `drive`, but an interactive connection is not in the run queue.
+            // As `Self::drive`, but an interactive connection is not in the run queue.
             self.interactive_turns += 1;
             if let Some(status) = entry.drive(token, &mut self.resources) {
                 self.after_drive(token, status);
@@ -315,9 +316,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if !mem::take(&mut self.has_wakes) {
             return;
         }
-        self.wakes.clear_notified();
+        self.wake_receiver.clear_notified();
         for _ in 0..MAX_WAKES {
-            let Some(waker) = self.wakes.take() else {
+            let Some(waker) = self.wake_receiver.take() else {
                 return;
             };
             if let Some(entry) = self.entries.get_mut(waker.token())
@@ -397,13 +398,13 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if let Drain::Answering { deadline } = self.shared().drain
             && self.next_drain_step() <= self.now()
         {
-            self.resources.shared.drain = Drain::Sending { deadline };
+            self.resources.shared.drain = Drain::Finishing { deadline };
             for (_, entry) in &mut self.entries {
                 entry.connection.set_read_limit();
             }
             self.drive_all();
         }
-        // The next step is the deadline.
+        // A step that is still due is the deadline.
         if self.next_drain_step() <= self.now() {
             self.close_all();
         }
@@ -516,7 +517,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     ///
     /// A further call can only move the deadline to an earlier time.
     pub(crate) fn shut_down(&mut self, deadline: Millis) {
-        if let Drain::Answering { deadline: current } | Drain::Sending { deadline: current } =
+        if let Drain::Answering { deadline: current } | Drain::Finishing { deadline: current } =
             &mut self.resources.shared.drain
         {
             *current = deadline.min(*current);

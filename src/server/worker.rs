@@ -93,7 +93,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         self.handle_events(poller);
         let mut is_due = self.table.is_due();
         if is_due {
-            // Enough batches for an event of each connection, and an end for those that come meanwhile.
+            // Enough batches for one event of each connection, but bounded, because events keep arriving.
             for _ in 0..=self.table.len() / poller.max_events() {
                 let may_be_more = poller.poll(Some(0))?;
                 self.handle_events(poller);
@@ -156,7 +156,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
                     Err(CloseReason::Error)
                 }
             };
-            self.table.register(stream, peer, open);
+            self.table.add(stream, peer, open);
         }
         self.may_have_new = count == MAX_NEW_CONNECTIONS;
         count > 0

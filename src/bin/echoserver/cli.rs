@@ -107,7 +107,7 @@ fn one_line(mut error: clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
         return format!("invalid UTF-8 in '{}'", invalid_utf8().to_string_lossy());
     }
-    // They fit into a line.
+    // Shortened, so that the error fits into a line.
     let short = error.context().filter_map(|(kind, value)| match value {
         ContextValue::String(text) => Some((kind, shorten(&escape_control(text), MAX_VALUE))),
         _ => None,

@@ -13,7 +13,8 @@ mod platform;
 mod serve;
 mod target;
 mod values;
-/// Files of the library that are compiled into the program as well. The path is relative to the folder of this module.
+/// Files of the library that are compiled into the program as well. The path is relative to the folder of this file, so
+/// `error` is `src/error.rs`.
 #[path = "../.."]
 mod shared {
     #[expect(dead_code, reason = "the library uses the rest")]
@@ -27,6 +28,7 @@ use clap::CommandFactory;
 use crate::cli::{Command, CommandLine};
 use crate::output::{Exit, print};
 use crate::serve::logging::{self, Format};
+/// For all modules, as `crate::error`.
 use crate::shared::error;
 
 fn main() -> ExitCode {

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use echoserver::Config;
 use humantime::format_duration;
 
-/// Of any time, so that it can be added to the time of day.
+/// The maximum of any time, so that it can be added to the time of day.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(100 * 31_557_600);
 
 /// The bounds of `TCP_KEEPIDLE` in Linux.

@@ -148,8 +148,7 @@ impl<H: Handler> Harness<H> {
         };
         self.counters.acceptor.accepted.add(1);
         self.table.start_tick(now);
-        self.table
-            .register(stream, Peer::Unix, |_, token| open(token));
+        self.table.add(stream, Peer::Unix, |_, token| open(token));
     }
 
     /// One tick with events for the given tokens.
