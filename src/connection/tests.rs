@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::connection::buffer::OUT_OF_MEMORY;
@@ -391,6 +392,23 @@ fn budget_that_ends_with_the_last_message_leaves_the_connection_idle() {
     calls.truncate(calls.len() - 2);
     calls.extend([ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
     assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+}
+
+/// With a timer, the end of the last round does not look for the wait first.
+#[test]
+fn connection_that_waits_at_the_end_of_its_rounds_is_idle() {
+    let process = |event, context: &mut Context<'_>| {
+        context.set_timer(Some(Duration::from_secs(1)));
+        Echo.process(event, context)
+    };
+    for result in [Ok(3), Err(WOULD_BLOCK)] {
+        let mut harness = Harness::new(handler(process));
+        harness.run(&[]);
+        let mut calls = used_budget();
+        calls.truncate(calls.len() - 2);
+        calls.extend([ReadCall(Ok(b"abc")), WriteCall(b"abc", result)]);
+        assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    }
 }
 
 /// A stream of any length that counts the bytes of each call.
