@@ -13,9 +13,9 @@ impl Handler for Upper {
             if line.trim_ascii() == b"quit" {
                 return Action::Close;
             }
-            line.make_ascii_uppercase();
             let length = line.len();
-            if !context.output.push(line) {
+            context.input.data_mut()[..length].make_ascii_uppercase();
+            if !context.output.push(&context.input.data()[..length]) {
                 return Action::Flush;
             }
             context.input.consume(length);

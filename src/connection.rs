@@ -38,6 +38,7 @@ pub(crate) mod handler;
 pub(crate) mod shared;
 pub(crate) mod waker;
 
+use std::cell::OnceCell;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -65,11 +66,9 @@ pub(crate) enum Status {
 /// are small. Once the server has shut its write half down, as many reads again discard input.
 pub(crate) const MAX_ROUNDS: usize = 64;
 
-/// The states of the diagram above. In the first four, which it calls *Serving*, the handler can be called.
+/// The states of the diagram above. In the first three, which it calls *Serving*, the handler can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// [`Event::Open`] is due, the first call of the handler.
-    Opening,
     /// Bytes are read, handled and sent.
     Reading,
     /// [`Event::Sent`] is due once `output` is empty.
@@ -91,10 +90,7 @@ pub(crate) enum State {
 impl State {
     /// Whether the handler can be called.
     pub(crate) fn is_serving(self) -> bool {
-        matches!(
-            self,
-            Self::Opening | Self::Reading | Self::Flushing | Self::Pending
-        )
+        matches!(self, Self::Reading | Self::Flushing | Self::Pending)
     }
 }
 
@@ -121,13 +117,13 @@ pub(crate) struct Connection<S, H> {
     handler: H,
     /// Present only while they hold bytes.
     buffers: Option<Box<Buffers>>,
-    extras: Option<Box<Extras>>,
+    extras: OnceCell<Box<Extras>>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     /// No read starts once this many bytes were read in total, except one that looks for the EOF; a read that has started can
     /// go beyond it. Unlimited until a shutdown stops reading.
     read_limit: u64,
-    /// The time from which the deadline counts: when bytes were moved last, the handler was called in `Pending`, or the
+    /// The time from which the deadline counts: when bytes were moved last, the wait for an answer began or ended, or the
     /// connection began to refuse, to close or to linger ([`enter`](Self::enter)). The states in which the handler is called
     /// follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no progress.
     /// Bytes that are discarded count only while the connection lingers in a shutdown.
@@ -135,7 +131,16 @@ pub(crate) struct Connection<S, H> {
     pub(crate) state: State,
     /// The client has ended its half.
     ended: bool,
+    /// Calls of the handler that are due in any state: a [bit](due_bit) for each.
+    due: u8,
     readiness: Readiness,
+}
+
+/// The calls that do not depend on the state, in the order in which they are made.
+const DUE: [Event; 3] = [Event::Open, Event::Timer, Event::Wake];
+
+fn due_bit(event: Event) -> u8 {
+    1 << event as u8
 }
 
 impl<S: Stream, H: Handler> Connection<S, H> {
@@ -145,13 +150,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             stream,
             handler,
             buffers: None,
-            extras: None,
+            extras: OnceCell::new(),
             bytes_in: 0,
             bytes_out: 0,
             read_limit: u64::MAX,
             since: now,
-            state: State::Opening,
+            state: State::Reading,
             ended: false,
+            due: due_bit(Event::Open),
             readiness: Readiness::WRITABLE,
         }
     }
@@ -194,28 +200,29 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Makes the next turn call the handler with [`Event::Timer`].
     pub(crate) fn timer_expired(&mut self) {
-        let extras = self.extras.get_or_insert_default();
-        (extras.timer, extras.timer_is_due) = (None, true);
+        if let Some(extras) = self.extras.get() {
+            extras.timer.set(None);
+        }
+        self.due |= due_bit(Event::Timer);
     }
 
     /// Makes the next turn call the handler with [`Event::Wake`].
     pub(crate) fn woken(&mut self) {
-        self.extras.get_or_insert_default().wake_is_due = true;
+        self.due |= due_bit(Event::Wake);
     }
 
     /// Whether `waker` is of this connection, and not of an earlier one with the same token.
     pub(crate) fn owns(&self, waker: &Waker) -> bool {
-        let own = self
-            .extras
-            .as_ref()
-            .and_then(|extras| extras.waker.as_ref());
+        let own = self.extras.get().and_then(|extras| extras.waker.get());
         own.is_some_and(|own| own.is_same(waker))
     }
 
     /// When the handler's timer expires, or [`NEVER`].
     pub(crate) fn timer(&self) -> Millis {
-        let extras = self.extras.as_ref();
-        extras.and_then(|extras| extras.timer).unwrap_or(NEVER)
+        let extras = self.extras.get();
+        extras
+            .and_then(|extras| extras.timer.get())
+            .unwrap_or(NEVER)
     }
 
     /// When the connection expires unless it makes progress, or [`NEVER`].
@@ -253,7 +260,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Whether the connection only reads, and its handler has never asked for a timer or a waker. Then only the idle timeout
     /// applies, so progress moves the deadline to a later time, and no call of the handler is due.
     pub(crate) fn is_plain(&self) -> bool {
-        self.state == State::Reading && self.extras.is_none()
+        self.state == State::Reading && self.extras.get().is_none()
     }
 
     /// Call this before dropping. A connection is reset if its buffers still hold bytes, an answer is still to come
@@ -341,7 +348,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     None => continue,
                 },
                 Step::Call(event) => {
-                    self.clear_due(event);
+                    self.due &= !due_bit(event);
                     event
                 }
                 Step::Wait => return Ok(Status::Idle),
@@ -391,28 +398,18 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         match self.state {
             State::Reading if shared.drain == Drain::Off => Step::Wait,
             State::Pending => Step::Wait,
-            State::Opening => Step::Call(Event::Open),
             State::Flushing => Step::Call(Event::Sent),
             _ => Step::Finish,
         }
     }
 
-    /// The call of the handler that its timer or its waker has made due.
+    /// The next call of the handler that is due in any state.
     fn due_call(&self) -> Option<Event> {
-        let extras = self.extras.as_ref()?;
-        match (extras.timer_is_due, extras.wake_is_due) {
-            _ if !self.state.is_serving() => None,
-            (true, _) => Some(Event::Timer),
-            (false, true) => Some(Event::Wake),
-            (false, false) => None,
+        if self.due == 0 || !self.state.is_serving() {
+            return None;
         }
-    }
-
-    fn clear_due(&mut self, event: Event) {
-        if let Some(extras) = &mut self.extras {
-            extras.timer_is_due &= event != Event::Timer;
-            extras.wake_is_due &= event != Event::Wake;
-        }
+        let is_due = |event: &Event| self.due & due_bit(*event) != 0;
+        DUE.into_iter().find(is_due)
     }
 
     /// Whether a read may return what the handler gets.
@@ -532,7 +529,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let mut context = Context {
             input: Input(&mut buffers.input),
             output: Output(&mut buffers.output),
-            extras: &mut self.extras,
+            extras: &self.extras,
             shared,
         };
         let handler = &mut self.handler;

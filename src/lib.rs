@@ -66,8 +66,8 @@
 //!             if context.output.room() < length {
 //!                 return Action::Flush;
 //!             }
-//!             frame[4..].reverse();
-//!             let _fits = context.output.push(frame);
+//!             context.input.data_mut()[4..length].reverse();
+//!             let _fits = context.output.push(&context.input.data()[..length]);
 //!             context.input.consume(length);
 //!         }
 //!         if event == Event::Eof && !context.input.is_empty() {
@@ -127,9 +127,9 @@
 //!         let Some(line) = context.input.line() else {
 //!             return Action::Continue;
 //!         };
-//!         let (length, line) = (line.len(), line.to_vec());
+//!         let length = line.len();
 //!         let (sender, receiver) = channel();
-//!         let job = Job { line, answer: sender, waker: context.waker() };
+//!         let job = Job { line: line.to_vec(), answer: sender, waker: context.waker() };
 //!         match self.queue.try_push(job) {
 //!             Ok(()) => {
 //!                 context.input.consume(length);

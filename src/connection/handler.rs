@@ -1,5 +1,6 @@
 //! The protocol interface: one [`Handler`] per connection, which works on bytes only.
 
+use std::cell::{Cell, OnceCell};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -104,7 +105,7 @@ pub struct Context<'a> {
     pub input: Input<'a>,
     /// Bytes to the client.
     pub output: Output<'a>,
-    pub(crate) extras: &'a mut Option<Box<Extras>>,
+    pub(crate) extras: &'a OnceCell<Box<Extras>>,
     pub(crate) shared: &'a Shared,
 }
 
@@ -117,35 +118,36 @@ impl Context<'_> {
     /// duration of one tick, and late by as much. Data that has arrived before the timer expires is handled first, up to
     /// 64 KiB, also after a pause of the process. Data that the server does not read because output is pending is not:
     /// a client is idle by this timer if it does not read its answers.
-    pub fn set_timer(&mut self, timeout: Option<Duration>) {
+    pub fn set_timer(&self, timeout: Option<Duration>) {
         if let Some(timeout) = timeout {
             // Not in this tick, which would never end if each call set such a timer.
             let at = self.shared.now.saturating_add(millis(timeout).max(1));
-            self.extras.get_or_insert_default().timer = Some(at.min(NEVER - 1));
-        } else if let Some(extras) = self.extras {
-            extras.timer = None;
+            self.extras().timer.set(Some(at.min(NEVER - 1)));
+        } else if let Some(extras) = self.extras.get() {
+            extras.timer.set(None);
         }
     }
 
     /// Returns a waker for this connection, which other threads can use to have its handler called with
     /// [`Event::Wake`]. The first call allocates it; later calls return clones.
     #[must_use]
-    pub fn waker(&mut self) -> Waker {
-        let waker = &mut self.extras.get_or_insert_default().waker;
-        let waker = waker.get_or_insert_with(|| self.shared.wake_queue.waker(self.shared.token));
-        waker.clone()
+    pub fn waker(&self) -> Waker {
+        let waker = &self.extras().waker;
+        let new_waker = || self.shared.wake_queue.waker(self.shared.token);
+        waker.get_or_init(new_waker).clone()
+    }
+
+    fn extras(&self) -> &Extras {
+        self.extras.get_or_init(Box::default)
     }
 }
 
 /// What a connection has only once its handler has asked for it.
 #[derive(Debug, Default)]
 pub(crate) struct Extras {
-    pub(crate) waker: Option<Waker>,
+    pub(crate) waker: OnceCell<Waker>,
     /// When the handler's timer expires.
-    pub(crate) timer: Option<Millis>,
-    /// Calls of the handler that are due.
-    pub(crate) timer_is_due: bool,
-    pub(crate) wake_is_due: bool,
+    pub(crate) timer: Cell<Option<Millis>>,
 }
 
 /// The bytes that have arrived and were not consumed, at most the server's
@@ -195,9 +197,9 @@ impl Input<'_> {
 
     /// Returns the first line with its line feed, or `None` if no whole line has arrived. It is not consumed.
     #[must_use]
-    pub fn line(&mut self) -> Option<&mut [u8]> {
+    pub fn line(&self) -> Option<&[u8]> {
         let end = self.data().iter().position(|&byte| byte == b'\n')?;
-        Some(&mut self.data_mut()[..=end])
+        Some(&self.data()[..=end])
     }
 
     /// Returns the first frame with its header, or `None` if no whole frame has arrived. It is not consumed.
@@ -205,10 +207,10 @@ impl Input<'_> {
     /// A frame is the length of its contents in four bytes, the most significant first, and the contents. One that
     /// does not fit into the buffer never arrives completely.
     #[must_use]
-    pub fn frame(&mut self) -> Option<&mut [u8]> {
+    pub fn frame(&self) -> Option<&[u8]> {
         let (header, _) = self.data().split_first_chunk()?;
         let length = u32::from_be_bytes(*header) as usize;
-        self.data_mut().get_mut(..length.checked_add(4)?)
+        self.data().get(..length.checked_add(4)?)
     }
 }
 

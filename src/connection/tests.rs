@@ -1048,7 +1048,6 @@ fn deadline_depends_on_the_state() {
     let mut deadlines = |drain| {
         harness.resources.shared.drain = drain;
         [
-            State::Opening,
             State::Reading,
             State::Flushing,
             State::Pending,
@@ -1065,12 +1064,12 @@ fn deadline_depends_on_the_state() {
     let (idle, flush, linger) = (900, 180, 180);
     assert_eq!(
         deadlines(Drain::Off),
-        [idle, idle, idle, NEVER, idle, flush, linger, linger]
+        [idle, idle, NEVER, idle, flush, linger, linger]
     );
     let draining = Drain::Answering { deadline: 5000 };
     assert_eq!(
         deadlines(draining),
-        [NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger]
+        [NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger]
     );
     // Refusing ends after an eighth of the shutdown at most.
     harness.resources.shared.timeouts.linger = 200;

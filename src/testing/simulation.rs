@@ -213,9 +213,9 @@ impl Kernel<'_> {
         connection.consumed += consumed;
         connection.appended += appended;
         connection.end_handled |= event == Event::Eof;
-        if let Some(extras) = context.extras.as_deref() {
-            connection.timer = extras.timer;
-            connection.waker.clone_from(&extras.waker);
+        if let Some(extras) = context.extras.get() {
+            connection.timer = extras.timer.get();
+            connection.waker = extras.waker.get().cloned();
         }
         if action == Action::Close && !connection.end_handled {
             connection.close_requested = Some(now);
