@@ -41,6 +41,7 @@ pub(crate) mod waker;
 use std::cell::OnceCell;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 
 use crate::connection::buffer::{Buffer, Buffers, Pool};
 use crate::connection::handler::{Action, Context, Event, Extras, Handler, Input, Output};
@@ -234,7 +235,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             State::Refusing => Some(timeouts.linger.min(timeouts.drain / 8)),
             // A shutdown has a deadline of its own.
             _ if shared.drain != Drain::Off => None,
-            State::Pending if !self.has_output() => None,
+            State::Pending if !self.has_output() => timeouts.answer,
             State::Closing(reason) if reason != CloseReason::PeerClosed => Some(timeouts.close),
             // Also after the client's EOF.
             _ => timeouts.idle,
@@ -245,6 +246,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Bytes in both buffers.
     pub(crate) fn buffered(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.len())
+    }
+
+    /// Whether the deadline is that of an answer: see [`deadline`](Self::deadline).
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.waits(!self.has_output())
     }
 
     fn has_output(&self) -> bool {
@@ -340,7 +346,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             let event = match self.next_step(buffers, shared) {
                 Step::Read => match self.receive(&mut buffers.input, limit, shared)? {
                     Some(event) => {
-                        if event == Event::Input {
+                        // Input is no answer.
+                        if event == Event::Input && self.state == State::Reading {
                             self.since = shared.now;
                         }
                         event
@@ -522,10 +529,6 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     #[inline(always)]
     fn process(&mut self, event: Event, buffers: &mut Buffers, shared: &Shared) {
         let (before, unsent) = (buffers.len(), buffers.output.len());
-        if unsent == 0 && self.state == State::Pending {
-            // The idle time, which has been off, starts again with this call, if the handler answers in it.
-            self.since = shared.now;
-        }
         let mut context = Context {
             input: Input(&mut buffers.input),
             output: Output(&mut buffers.output),
@@ -539,12 +542,28 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             .counters
             .bytes_generated
             .adjust(before, buffers.len());
-        let Buffers { input, output } = buffers;
-        if matches!(action, Ok(Action::Continue)) && !self.ended && input.room() > 0 {
-            self.state = State::Reading;
-            return;
+        let goes_on = matches!(action, Ok(Action::Continue)) && self.state == State::Reading;
+        if !goes_on || self.ended || buffers.input.room() == 0 {
+            self.act(action, event, (before, unsent), buffers, shared);
         }
-        match action {
+    }
+
+    /// Acts on the result of a call of the handler, where that is more than to go on reading. Before the call there were
+    /// `before` bytes in both buffers, of them `unsent` in `output`.
+    #[inline(never)]
+    fn act(
+        &mut self,
+        result: thread::Result<Action>,
+        event: Event,
+        (before, unsent): (usize, usize),
+        buffers: &mut Buffers,
+        shared: &Shared,
+    ) {
+        let waited = self.waits(unsent == 0);
+        let has_moved = buffers.output.len() != unsent || buffers.len() != before;
+        let Buffers { input, output } = buffers;
+        match result {
+            Ok(Action::Continue) if self.keeps_action(event, has_moved) => {}
             Ok(Action::Flush) if output.is_empty() => {
                 self.close_after_flush(CloseReason::BufferFull, shared.now);
             }
@@ -554,6 +573,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(Action::Continue | Action::Close) if self.ended => {
                 self.state = State::Closing(CloseReason::PeerClosed);
             }
+            Ok(Action::Continue) if input.room() > 0 => self.state = State::Reading,
             // `input` is full.
             Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, shared.now),
             Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, shared.now),
@@ -566,6 +586,26 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 self.close_after_flush(CloseReason::Panic, shared.now);
             }
         }
+        if self.waits(output.is_empty()) != waited {
+            self.since = shared.now;
+        }
+    }
+
+    /// Whether [`Action::Continue`] leaves what an earlier call has announced: the call came in between, and did not bring
+    /// the answer.
+    fn keeps_action(&self, event: Event, has_moved: bool) -> bool {
+        let is_between = matches!(event, Event::Timer | Event::Wake);
+        is_between
+            && match self.state {
+                State::Flushing => true,
+                State::Pending => !has_moved,
+                _ => false,
+            }
+    }
+
+    /// Whether an answer is awaited, and the client cannot do anything for it.
+    fn waits(&self, is_sent: bool) -> bool {
+        self.state == State::Pending && is_sent
     }
 
     /// Reads once if the stream may be readable. Returns the event for the handler: there are new bytes, or the

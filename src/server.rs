@@ -74,6 +74,11 @@ pub struct Config {
     /// accepted none of the pending output. The close can be late by an eighth of it. Must not be zero.
     /// Default: none.
     pub idle_timeout: Option<Duration>,
+    /// Resets a connection whose handler has announced an answer with [`Action::Pending`](crate::Action::Pending) and not
+    /// given it for this time, or an eighth longer, also after the client's EOF. A part of an answer that is sent starts
+    /// the time again; input does not. Must not be zero. Default: none, so an answer that never comes holds its connection
+    /// until the server shuts down or the client resets it.
+    pub answer_timeout: Option<Duration>,
     /// Time limit for a graceful shutdown. Connections that are still open are closed then, and reset if the server
     /// holds bytes of them or an answer is still to come. Data that arrives in its second half, or after the server has
     /// ended its half of a connection, is not answered; a client that ends its stream with such data is reset.
@@ -120,6 +125,8 @@ impl Config {
             format!("buffer size of {size} bytes is not between 1 byte and 1 GiB")
         } else if self.idle_timeout == Some(Duration::ZERO) {
             "idle timeout must not be zero".to_owned()
+        } else if self.answer_timeout == Some(Duration::ZERO) {
+            "answer timeout must not be zero".to_owned()
         } else if self.max_connections == 0 {
             "connection limit must not be zero".to_owned()
         } else {
@@ -139,6 +146,7 @@ impl Config {
     fn timeouts(&self) -> Timeouts {
         Timeouts {
             idle: self.idle_timeout.map(millis),
+            answer: self.answer_timeout.map(millis),
             close: millis(CLOSE_TIMEOUT),
             linger: millis(LINGER_TIMEOUT),
             drain: millis(self.drain_timeout),
@@ -156,6 +164,7 @@ impl Default for Config {
             backlog: 4096,
             unix_mode: None,
             idle_timeout: None,
+            answer_timeout: None,
             drain_timeout: Duration::from_secs(5),
             tcp_keepalive: Some(Duration::from_secs(300)),
             busy_poll: Duration::ZERO,

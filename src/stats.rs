@@ -45,11 +45,14 @@ pub enum CloseReason {
     DrainTimeout,
     /// No memory for the connection's buffers.
     OutOfMemory,
+    /// The handler had announced an answer, which did not come within the
+    /// [`answer_timeout`](crate::Config::answer_timeout).
+    AnswerTimeout,
 }
 
 impl CloseReason {
     /// All reasons, in the order of [`WorkerStats::closed`].
-    pub const ALL: [CloseReason; 10] = [
+    pub const ALL: [CloseReason; 11] = [
         Self::PeerClosed,
         Self::Handler,
         Self::Reset,
@@ -60,6 +63,7 @@ impl CloseReason {
         Self::Shutdown,
         Self::DrainTimeout,
         Self::OutOfMemory,
+        Self::AnswerTimeout,
     ];
 
     /// Returns the name used in logs and metrics, such as `idle_timeout`.
@@ -76,6 +80,7 @@ impl CloseReason {
             Self::Shutdown => "shutdown",
             Self::DrainTimeout => "drain_timeout",
             Self::OutOfMemory => "out_of_memory",
+            Self::AnswerTimeout => "answer_timeout",
         }
     }
 }

@@ -34,8 +34,11 @@ use crate::system::{Millis, NEVER, millis};
 /// belongs on a [`WorkQueue`](crate::WorkQueue). The job sends its result through a channel and uses the connection's
 /// [`Waker`] to have the handler called.
 pub trait Handler {
-    /// Called for each [`Event`]. Each returned [`Action`] replaces the previous one. For example, a handler that is
-    /// woken while output is pending and returns [`Action::Continue`] gets no [`Event::Sent`].
+    /// Called for each [`Event`]. The returned [`Action`] replaces the previous one, with one exception.
+    ///
+    /// [`Event::Timer`] and [`Event::Wake`] come in between: if [`Action::Continue`] is returned for one of them,
+    /// an earlier [`Action::Flush`] stays, and so does an [`Action::Pending`] unless the call has consumed or appended bytes,
+    /// which is taken for the answer.
     ///
     /// # Panics
     ///
@@ -84,7 +87,8 @@ pub enum Action {
     /// An answer is still to come, in a call for [`Event::Wake`], [`Event::Timer`] or [`Event::Input`].
     ///
     /// Until then the connection is not closed by the client's EOF, by an idle timeout (unless the client does not
-    /// accept pending output) or by a shutdown before its deadline. Input is still read, until `input` is full.
+    /// accept pending output) or by a shutdown before its deadline. Input is still read, until `input` is full. Only the
+    /// [`answer_timeout`](crate::Config::answer_timeout), if there is one, bounds the wait: then the connection is reset.
     Pending,
     /// Send all of `output`, then close the connection. Input that was not consumed is discarded.
     ///

@@ -108,7 +108,9 @@ pub(crate) struct Timeouts {
     /// A connection is closed when the client has sent nothing, and accepted none of the pending output,
     /// for this long.
     pub(crate) idle: Option<Millis>,
-    /// The same for a connection that only sends its last output.
+    /// How long an answer may take that a handler has announced.
+    pub(crate) answer: Option<Millis>,
+    /// The same as `idle` for a connection that only sends its last output.
     pub(crate) close: Millis,
     /// How long to wait for the EOF of a client after the server has shut its write half down.
     pub(crate) linger: Millis,

@@ -44,6 +44,7 @@ use Call::{Abort, PollDelivery, Read as ReadCall, ShutdownWrite, Unread, Write a
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: Some(800),
+    answer: None,
     close: 80,
     linger: 400,
     drain: 1000,
@@ -630,6 +631,8 @@ struct ScriptedHandler(Rc<RefCell<HandlerScript>>);
 struct HandlerScript {
     output: &'static [u8],
     action: Action,
+    /// Whether a call that announces no answer consumes the input.
+    consumes: bool,
     events: Vec<Event>,
 }
 
@@ -638,6 +641,7 @@ impl ScriptedHandler {
         Self(Rc::new(RefCell::new(HandlerScript {
             output: b"",
             action: Action::Continue,
+            consumes: true,
             events: Vec::new(),
         })))
     }
@@ -658,7 +662,7 @@ impl Handler for ScriptedHandler {
         let mut script = self.0.borrow_mut();
         script.events.push(event);
         assert!(context.output.push(script.output), "deliberate panic");
-        if script.action != Action::Pending {
+        if script.action != Action::Pending && script.consumes {
             let len = context.input.len();
             context.input.consume(len);
         }
@@ -728,6 +732,52 @@ fn connection_with_a_pending_answer_is_reset_when_it_is_closed() {
     harness.script.0.borrow_mut().push_back(Abort);
     harness.connection.abort_if_incomplete();
     assert!(harness.script.0.borrow().is_empty());
+}
+
+#[test]
+fn call_in_between_leaves_a_pending_answer() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.0.borrow_mut().consumes = false;
+    handler.set(b"", Action::Continue);
+    harness.connection.timer_expired();
+    harness.connection.woken();
+    assert_eq!(harness.run(&[]), Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Timer, Event::Wake]);
+    assert_eq!(harness.connection.state, State::Pending);
+    // Input can bring the answer, even one without a byte.
+    let status = harness.event(READABLE, &[ReadCall(Ok(b"b"))]);
+    assert_eq!(status, Status::Idle);
+    assert_eq!(harness.connection.state, State::Reading);
+}
+
+#[test]
+fn call_in_between_ends_the_wait_if_it_consumes_or_appends() {
+    for (answer, consumes) in [("", true), ("yes", false)] {
+        let (mut harness, handler) = with_a_pending_answer();
+        handler.0.borrow_mut().consumes = consumes;
+        handler.set(answer.as_bytes(), Action::Continue);
+        harness.connection.woken();
+        let sent = [WriteCall(answer.as_bytes(), Ok(answer.len()))];
+        harness.run(&sent[..usize::from(!answer.is_empty())]);
+        assert_eq!(harness.connection.state, State::Reading, "{answer:?}");
+    }
+}
+
+#[test]
+fn call_in_between_leaves_the_call_for_sent_output() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.set(b"ab", Action::Flush);
+    harness.connection.woken();
+    harness.run(&[WriteCall(b"ab", Err(WOULD_BLOCK))]);
+    // Even if it appends more.
+    handler.set(b"c", Action::Continue);
+    harness.connection.woken();
+    harness.run(&[]);
+    handler.set(b"", Action::Continue);
+    let status = harness.event(WRITABLE, &[WriteCall(b"abc", Ok(3))]);
+    assert_eq!(status, Status::Idle);
+    let events = [Event::Wake, Event::Wake, Event::Sent];
+    assert_eq!(handler.take_events(), events);
 }
 
 #[test]
@@ -1044,6 +1094,7 @@ fn first_close_reason_wins() {
 fn deadline_depends_on_the_state() {
     let mut harness = Harness::new(Echo);
     harness.resources.shared.timeouts.linger = 80;
+    harness.resources.shared.timeouts.answer = Some(160);
     harness.connection.since = 100;
     let mut deadlines = |drain| {
         harness.resources.shared.drain = drain;
@@ -1061,10 +1112,10 @@ fn deadline_depends_on_the_state() {
             harness.connection.deadline(&harness.resources.shared)
         })
     };
-    let (idle, flush, linger) = (900, 180, 180);
+    let (idle, answer, flush, linger) = (900, 260, 180, 180);
     assert_eq!(
         deadlines(Drain::Off),
-        [idle, idle, NEVER, idle, flush, linger, linger]
+        [idle, idle, answer, idle, flush, linger, linger]
     );
     let draining = Drain::Answering { deadline: 5000 };
     assert_eq!(

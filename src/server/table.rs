@@ -442,7 +442,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Handles a deadline that has passed. A connection that refuses input ends its half. Any other is driven once more at
     /// once; if that makes progress, the deadline has moved. Otherwise one that lingers is closed, one with
-    /// empty buffers is closed cleanly, and one with buffered bytes is reset. A drive that leaves a connection in the run
+    /// empty buffers is closed cleanly, and one with buffered bytes or without its answer is reset. A drive that leaves a connection in the run
     /// queue has made progress.
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
@@ -469,6 +469,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
         match lingers_for {
             Some(reason) => self.close(token, reason),
+            None if entry.connection.awaits_answer() => {
+                self.close(token, CloseReason::AnswerTimeout);
+            }
             None if entry.connection.buffered() == 0 => {
                 entry
                     .connection

@@ -75,6 +75,7 @@ fn values_beyond_a_bound_are_refused() {
         change(&|config| config.buffer_size = 1),
         change(&|config| config.buffer_size = 1 << 30),
         change(&|config| config.idle_timeout = Some(Duration::from_nanos(1))),
+        change(&|config| config.answer_timeout = Some(Duration::from_nanos(1))),
         change(&|config| config.max_connections = 1),
     ] {
         assert_eq!(at_bound, Ok(()));
@@ -95,6 +96,10 @@ fn values_beyond_a_bound_are_refused() {
         (
             change(&|config| config.idle_timeout = Some(Duration::ZERO)),
             "idle timeout must not be zero",
+        ),
+        (
+            change(&|config| config.answer_timeout = Some(Duration::ZERO)),
+            "answer timeout must not be zero",
         ),
         (
             change(&|config| config.max_connections = 0),

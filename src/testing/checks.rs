@@ -2,6 +2,7 @@
 
 use super::connection::{Close, ClosePolicy, ReadPolicy, Refusal, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Poller, TickPhase};
+use crate::connection::handler::Action;
 use crate::server::table::Inspection;
 use crate::stats::{CloseReason, Counter};
 use crate::system::Millis;
@@ -426,7 +427,6 @@ impl Kernel<'_> {
         close: Close,
         reason: CloseReason,
     ) -> Result<(), String> {
-        let draining = self.pollers[thread].draining;
         let read = connection.answered_input();
         let (due, written) = (self.output_of(connection, read), connection.written);
         let aborted = connection.abort_requested;
@@ -443,16 +443,32 @@ impl Kernel<'_> {
         if aborted {
             let may_abort = matches!(
                 reason,
-                CloseReason::IdleTimeout | CloseReason::DrainTimeout | CloseReason::OutOfMemory
+                CloseReason::IdleTimeout
+                    | CloseReason::DrainTimeout
+                    | CloseReason::OutOfMemory
+                    | CloseReason::AnswerTimeout
             );
             require(may_abort || connection.reset_by_client, "it was reset")?;
         }
-        let delivered = connection.acknowledged == written || connection.reset_by_client;
+        self.check_reason(self.pollers[thread].draining, connection, close, reason)
+    }
+
+    /// Checks that there was this `reason` for a close.
+    fn check_reason(
+        &self,
+        draining: bool,
+        connection: &SimConnection,
+        close: Close,
+        reason: CloseReason,
+    ) -> Result<(), String> {
+        let aborted = connection.abort_requested;
+        let is_over = close.deadline <= close.at;
         match reason {
             CloseReason::PeerClosed => {
+                let is_delivered = connection.acknowledged == connection.written;
                 let waits = draining && !connection.reset_by_client;
                 require(connection.eof_reported, "no EOF was read")?;
-                require(delivered || !waits, "its output was not delivered")
+                require(is_delivered || !waits, "its output was not delivered")
             }
             CloseReason::Handler | CloseReason::Panic => {
                 let requested = connection.close_requested.is_some();
@@ -464,7 +480,15 @@ impl Kernel<'_> {
             }
             CloseReason::Shutdown => self.check_drained(connection, close),
             CloseReason::IdleTimeout => self.check_timeout(draining, connection, close),
+            CloseReason::AnswerTimeout => {
+                let waited = connection.action == Some(Action::Pending)
+                    && connection.written == connection.appended;
+                require(waited && aborted && !draining, "no answer was to come")?;
+                require(is_over, "the answer was not awaited for the whole timeout")
+            }
             CloseReason::DrainTimeout => {
+                let was_refused =
+                    connection.refusal.is_some() && connection.write_shutdown.is_none();
                 let cut = was_refused && connection.eof_reported;
                 let valid = cut || self.has_expired(close.at);
                 require(valid, "the shutdown had not expired")

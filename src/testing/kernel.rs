@@ -61,6 +61,7 @@ impl Parameters {
     pub(super) fn random(rng: &mut Rng, min_buffer_size: usize) -> Self {
         let timeouts = Timeouts {
             idle: rng.one_in(2).then(|| rng.up_to(400) as u64),
+            answer: rng.one_in(4).then(|| rng.up_to(400) as u64),
             close: rng.up_to(300) as u64,
             linger: rng.up_to(200) as u64,
             drain: rng.choose(&[0, 10, 1000, 1000]),
@@ -495,7 +496,7 @@ impl<'a> Kernel<'a> {
         connection.found_empty = false;
         if read + sent > 0 {
             self.progress += 1;
-            self.note_transfer(id);
+            self.note_transfer(id, sent);
         }
         let poller = &mut self.pollers[self.current];
         let phase = poller.tick_phase;

@@ -156,7 +156,6 @@ impl Kernel<'_> {
             let poller = &mut self.pollers[self.current];
             poller.wakes += usize::from(poller.tick_phase != TickPhase::RunQueue);
         }
-        self.note_call(id);
         let connection = &self.connections[id];
         let can_have_output = matches!(event, Event::Timer | Event::Wake);
         let calls_handler = connection.calls_handler();
@@ -209,7 +208,16 @@ impl Kernel<'_> {
         let now = self.pollers[self.current].now;
         self.progress += usize::from(consumed + appended > 0);
         let connection = &mut self.connections[id];
-        connection.action = Some(action);
+        let waited = connection.is_waiting();
+        let is_between = matches!(event, Event::Timer | Event::Wake);
+        let is_kept = match connection.action {
+            Some(Action::Flush) => true,
+            Some(Action::Pending) => consumed + appended == 0,
+            _ => false,
+        };
+        if action != Action::Continue || !is_between || !is_kept {
+            connection.action = Some(action);
+        }
         connection.consumed += consumed;
         connection.appended += appended;
         connection.end_handled |= event == Event::Eof;
@@ -221,6 +229,7 @@ impl Kernel<'_> {
             connection.close_requested = Some(now);
             connection.quiet_since = now;
         }
+        self.note_call(id, waited);
     }
 }
 

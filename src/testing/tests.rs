@@ -142,6 +142,8 @@ impl Handler for Later {
     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
         match self.waits_for {
             Some(waits_for) if waits_for == event => {}
+            // Leaves the one or the other as it was.
+            Some(_) if matches!(event, Event::Wake | Event::Timer) => return Action::Continue,
             Some(Event::Sent) => return Action::Flush,
             Some(_) => return Action::Pending,
             None => {}

@@ -6,12 +6,12 @@
 //! | the connection | timeout | what starts it again |
 //! | --- | --- | --- |
 //! | serves its client | idle; none in a shutdown | bytes that are read or sent |
-//! | owes an answer and has no output to send | none | |
+//! | owes an answer and has no output to send | answer; none in a shutdown | |
 //! | sends its last output | flush; none in a shutdown | bytes that are sent |
 //! | refuses input in a shutdown | linger or an eighth of drain, the shorter one | nothing |
 //! | has shut its write half down | linger | in a shutdown, bytes that are discarded; otherwise nothing |
 //!
-//! Each change to another row starts the timeout as well. An EOF is not a byte. Input that is left unread because output
+//! Each change between the first rows and the others starts the timeout as well. An EOF is not a byte. Input that is left unread because output
 //! is stuck starts nothing.
 //!
 //! After each tick of a worker, the deadline that its table holds must be the one of the model.
@@ -51,32 +51,32 @@ impl Kernel<'_> {
         } else if connection.close_requested.is_some() {
             ("flushing", Some(timeouts.close))
         } else if connection.is_waiting() {
-            ("waiting for its answer", None)
+            ("waiting for its answer", timeouts.answer)
         } else {
             ("idle", timeouts.idle)
         }
     }
 
-    /// Notes that the server has read or sent bytes of a connection.
-    pub(super) fn note_transfer(&mut self, id: usize) {
+    /// Notes that the server has read bytes of a connection, or sent `sent` bytes.
+    pub(super) fn note_transfer(&mut self, id: usize, sent: usize) {
         let poller = &self.pollers[self.current];
         let connection = &mut self.connections[id];
         let is_lingering = connection.write_shutdown.is_some();
         let is_progress = if is_lingering {
             poller.draining || poller.can_see_shutdown()
         } else {
-            !connection.refuses
+            !connection.refuses && (sent > 0 || !connection.is_waiting())
         };
         if is_progress {
             connection.quiet_since = poller.now;
         }
     }
 
-    /// Notes a call of a handler that has announced an answer: if it ends the wait, the idle timeout starts.
-    pub(super) fn note_call(&mut self, id: usize) {
+    /// Notes that a call of a handler has ended, before which the connection has `waited` for an answer or not.
+    pub(super) fn note_call(&mut self, id: usize, waited: bool) {
         let now = self.pollers[self.current].now;
         let connection = &mut self.connections[id];
-        if connection.is_waiting() {
+        if connection.is_waiting() != waited {
             connection.quiet_since = now;
         }
     }

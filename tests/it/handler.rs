@@ -238,6 +238,88 @@ fn pending_answer_survives_the_idle_timeout() {
     client.expect_eof();
 }
 
+/// Answers `a` when it is woken for the second time.
+fn answer_second_wake_up() -> impl Fn(Event, &mut Context<'_>) -> Action + Clone {
+    let wakes = Arc::new(AtomicUsize::new(0));
+    move |event, context| match event {
+        Event::Wake if wakes.fetch_add(1, SeqCst) == 0 => Action::Continue,
+        _ => answer_when_woken(event, context),
+    }
+}
+
+#[test]
+fn pending_answer_survives_a_call_without_it() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), answer_second_wake_up());
+    let client = server.connect();
+    client.send(b"?");
+    shared.wait_for(&[Event::Open, Event::Input]);
+    shared.wake();
+    shared.wait_for(&[Event::Open, Event::Input, Event::Wake]);
+    client.shutdown_write();
+    shared.wait_for(&[Event::Open, Event::Input, Event::Wake, Event::Eof]);
+    shared.wake();
+    client.expect(b"a");
+    client.expect_eof();
+}
+
+/// A handler that sends an endless answer in parts, and does nothing when it is woken.
+#[test]
+fn answer_in_parts_survives_a_wake_up() {
+    const LENGTH: usize = 8 << 20;
+    let shared = Shared::default();
+    let left = Arc::new(AtomicUsize::new(LENGTH));
+    let server = shared.serve(config(), move |event, context| {
+        if event == Event::Open {
+            return Action::Pending;
+        }
+        if event == Event::Wake {
+            return Action::Continue;
+        }
+        let part = left.load(SeqCst).min(context.output.room());
+        assert!(context.output.push(&vec![7; part]));
+        match left.fetch_sub(part, SeqCst) - part {
+            0 => Action::Close,
+            _ => Action::Flush,
+        }
+    });
+    let client = Client::connect_with_receive_buffer(server.address, 8 << 10);
+    client.send(b"?");
+    server.wait_until_stuck();
+    shared.wake();
+    wait_until("it is woken", || {
+        shared.0.lock().unwrap().events.contains(&Event::Wake)
+    });
+    client.expect(&[7; LENGTH]);
+    client.expect_eof();
+}
+
+/// A client that has ended its half, and one that has not.
+#[test]
+fn answer_that_does_not_come_is_a_reset() {
+    let answer_timeout = Some(Duration::from_millis(50));
+    let shared = Shared::default();
+    let server = shared.serve(
+        Config {
+            answer_timeout,
+            ..config()
+        },
+        |event, _context| match event {
+            Event::Open => Action::Continue,
+            _ => Action::Pending,
+        },
+    );
+    let (client, ended, idle) = (server.connect(), server.connect(), server.connect());
+    client.send(b"?");
+    ended.send(b"?");
+    ended.shutdown_write();
+    client.expect_reset();
+    ended.expect_reset();
+    idle.ping(b"");
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::AnswerTimeout), 2);
+}
+
 /// Handlers that wake their own connection in each call.
 #[test]
 fn flood_of_wakes_does_not_starve_sockets() {

@@ -17,6 +17,7 @@ use crate::stats::WorkerCounters;
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: None,
+    answer: None,
     close: 40,
     linger: 80,
     drain: 1000,
@@ -736,10 +737,17 @@ fn stopped_timer_of_a_handler_does_not_expire() {
 
 #[test]
 fn idle_timeout_begins_when_the_answer_was_given() {
-    let (mut harness, _) = with_handler(with_idle_timeout(800), |event, _| match event {
-        Event::Wake => Action::Continue,
+    let timeouts = with_idle_timeout(800);
+    let (mut harness, _) = with_handler(timeouts, |event, context| match event {
+        Event::Wake => {
+            // An answer without a byte.
+            context.input.consume(1);
+            Action::Continue
+        }
         _ => Action::Pending,
     });
+    harness.table.entries[0].connection.stream_mut().unread = 1;
+    harness.tick(0, &[0]);
     assert_eq!(harness.state(0), State::Pending);
     harness.tick(10_000, &[]);
     assert_eq!(harness.state(0), State::Pending);
@@ -762,6 +770,51 @@ fn idle_timeout_begins_when_input_has_brought_the_answer() {
     harness.table.entries[0].connection.stream_mut().unread = 1;
     harness.tick(10_000, &[0]);
     assert_eq!(harness.poll_timeout(10_000), Some(800));
+}
+
+/// Neither input nor a call that announces the answer again starts the time again, but a part of the answer does.
+#[test]
+fn answer_that_does_not_come_is_a_reset() {
+    let timeouts = Timeouts {
+        answer: Some(800),
+        ..with_idle_timeout(80)
+    };
+    let mut part: &[u8] = b"";
+    let (mut harness, _) = with_handler(timeouts, move |event, context| {
+        if event == Event::Wake {
+            assert!(context.output.push(part));
+            part = b"part";
+        }
+        Action::Pending
+    });
+    assert_eq!(harness.poll_timeout(0), Some(800));
+    harness.table.entries[0].connection.stream_mut().unread = 1;
+    harness.tick(100, &[0]);
+    harness.wake(0, 200);
+    harness.tick(799, &[]);
+    assert_eq!(harness.poll_timeout(799), Some(1));
+    harness.wake(0, 799);
+    harness.tick(1599, &[]);
+    assert_eq!(harness.state(0), State::Pending);
+    harness.tick(1600, &[]);
+    assert_eq!(harness.closed(CloseReason::AnswerTimeout), 1);
+    assert_eq!(harness.calls("abort"), ['h']);
+    let total = harness.counters.snapshot().total();
+    assert_eq!(total.discarded[CloseReason::AnswerTimeout as usize], 1);
+}
+
+#[test]
+fn shutdown_has_no_timeout_for_an_answer() {
+    let timeouts = Timeouts {
+        answer: Some(80),
+        ..TIMEOUTS
+    };
+    let (mut harness, _) = with_handler(timeouts, |_, _| Action::Pending);
+    harness.shut_down(1000, 0);
+    harness.tick(999, &[]);
+    assert_eq!(harness.state(0), State::Pending);
+    harness.tick(1000, &[]);
+    assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(in crate::testing) fn kernel_at_rest() -> Kernel<'static> {
         max_connections: 1,
         timeouts: Timeouts {
             idle: Some(100),
+            answer: Some(64),
             close: 200,
             linger: 50,
             drain: 160,
@@ -299,7 +300,7 @@ const IN_A_SHUTDOWN: [(&str, Break); 9] = [
 ];
 
 /// What [`close`] must report for a reason.
-const AT_A_CLOSE: [(CloseReason, &str, Break); 20] = [
+const AT_A_CLOSE: [(CloseReason, &str, Break); 22] = [
     (CloseReason::PeerClosed, "no EOF was read", |_| {}),
     (
         CloseReason::PeerClosed,
@@ -390,6 +391,16 @@ const AT_A_CLOSE: [(CloseReason, &str, Break); 20] = [
         |kernel| {
             kernel.connections[0].refusal = Some(Refusal { read: 3 });
             kernel.connections[0].eof_reported = true;
+        },
+    ),
+    (CloseReason::AnswerTimeout, "no answer was to come", |_| {}),
+    (
+        CloseReason::AnswerTimeout,
+        "not awaited for the whole timeout",
+        |kernel| {
+            kernel.connections[0].action = Some(Action::Pending);
+            kernel.connections[0].appended = 3;
+            kernel.connections[0].abort_requested = true;
         },
     ),
     (CloseReason::Reset, "the client did not reset it", |_| {}),

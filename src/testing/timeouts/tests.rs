@@ -36,7 +36,7 @@ fn refuse(kernel: &mut Kernel<'_>, at: Millis) {
 }
 
 /// What the connection does in each row of the model and since when, its deadline, and how the kernel gets there.
-const DEADLINES: [(&str, Millis, Happen); 20] = [
+const DEADLINES: [(&str, Millis, Happen); 23] = [
     ("idle since 0 ms", 108, |_| {}),
     ("idle since 0 ms", NEVER, |kernel| {
         kernel.parameters.timeouts.idle = None;
@@ -48,18 +48,31 @@ const DEADLINES: [(&str, Millis, Happen); 20] = [
         kernel.account(0, 0, 0);
         kernel.connections[0].arrived += 1;
     }),
-    ("waiting for its answer since 0 ms", NEVER, answer_later),
+    ("waiting for its answer since 0 ms", 64, answer_later),
+    ("waiting for its answer since 0 ms", NEVER, |kernel| {
+        kernel.parameters.timeouts.answer = None;
+        answer_later(kernel);
+    }),
+    // Input is no answer, but a part of one is.
+    ("waiting for its answer since 0 ms", 64, |kernel| {
+        answer_later(kernel);
+        kernel.account(0, 1, 0);
+    }),
+    ("waiting for its answer since 40 ms", 104, |kernel| {
+        answer_later(kernel);
+        kernel.account(0, 0, 1);
+    }),
     ("idle since 0 ms", 108, |kernel| {
         answer_later(kernel);
         kernel.connections[0].appended += 1;
     }),
     ("idle since 40 ms", 144, |kernel| {
         answer_later(kernel);
-        kernel.note_call(0);
         kernel.connections[0].action = Some(Action::Continue);
+        kernel.note_call(0, true);
     }),
-    // A call without a wait is not a sign of life.
-    ("idle since 0 ms", 108, |kernel| kernel.note_call(0)),
+    // Neither a call without a wait nor one that goes on waiting is a sign of life.
+    ("idle since 0 ms", 108, |kernel| kernel.note_call(0, false)),
     ("flushing since 0 ms", 200, |kernel| {
         kernel.connections[0].close_requested = Some(0);
     }),
