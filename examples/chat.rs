@@ -124,7 +124,7 @@ impl Handler for Guest<'_> {
             Event::Eof => Action::Continue,
         };
         if action == Action::Close {
-            // The connection can take some seconds to close.
+            // The connection can take some seconds to close. A reset drops the handler at once.
             self.leave();
         }
         action
@@ -168,7 +168,7 @@ impl Guest<'_> {
             self.unsent.extend(self.room.take_lines(number));
         }
         if self.unsent.len() > MAX_UNSENT {
-            return Action::Close;
+            return Action::Reset;
         }
         while let Some(line) = self.unsent.front() {
             if !context.output.push(line.as_bytes()) {

@@ -361,7 +361,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Step::Wait => return Ok(Status::Idle),
                 Step::Finish => return self.finish(&mut buffers.input, limit, shared),
             };
-            self.process(event, buffers, shared);
+            self.process(event, buffers, shared)?;
             self.flush(&mut buffers.output, limit, shared)?;
             // The next step would find this too, for 30 instructions more of each message.
             if buffers.output.is_empty() && self.awaits_event(shared) {
@@ -525,9 +525,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         Ok(())
     }
 
-    /// Calls the handler, and acts on the result.
+    /// Calls the handler, and acts on the result. `Err` is the reason to close at once.
     #[inline(always)]
-    fn process(&mut self, event: Event, buffers: &mut Buffers, shared: &Shared) {
+    fn process(
+        &mut self,
+        event: Event,
+        buffers: &mut Buffers,
+        shared: &Shared,
+    ) -> Result<(), CloseReason> {
         let (before, unsent) = (buffers.len(), buffers.output.len());
         let mut context = Context {
             input: Input(&mut buffers.input),
@@ -544,8 +549,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             .adjust(before, buffers.len());
         let goes_on = matches!(action, Ok(Action::Continue)) && self.state == State::Reading;
         if !goes_on || self.ended || buffers.input.room() == 0 {
-            self.act(action, event, (before, unsent), buffers, shared);
+            return self.act(action, event, (before, unsent), buffers, shared);
         }
+        Ok(())
     }
 
     /// Acts on the result of a call of the handler, where that is more than to go on reading. Before the call there were
@@ -558,7 +564,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         (before, unsent): (usize, usize),
         buffers: &mut Buffers,
         shared: &Shared,
-    ) {
+    ) -> Result<(), CloseReason> {
         let waited = self.waits(unsent == 0);
         let has_moved = buffers.output.len() != unsent || buffers.len() != before;
         let Buffers { input, output } = buffers;
@@ -577,6 +583,10 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             // `input` is full.
             Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, shared.now),
             Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, shared.now),
+            Ok(Action::Reset) => {
+                self.stream.abort();
+                return Err(CloseReason::HandlerReset);
+            }
             Err(panic) => {
                 // Already reported by the panic hook. Discard the partial output.
                 dispose(panic);
@@ -589,6 +599,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         if self.waits(output.is_empty()) != waited {
             self.since = shared.now;
         }
+        Ok(())
     }
 
     /// Whether [`Action::Continue`] leaves what an earlier call has announced: the call came in between, and did not bring

@@ -311,7 +311,8 @@ impl Server {
             Arc::clone(&handle.control),
         );
         let timeouts = self.config.timeouts();
-        let new_handler = &|socket: &Socket, peer| new_handler(&NewConnection::new(socket, peer));
+        let new_handler =
+            &|socket: &Socket, peer, number| new_handler(&NewConnection::new(socket, peer, number));
         thread::scope(|scope| {
             let mut threads = Vec::new();
             let workers = self.workers.into_iter().zip(receivers);

@@ -48,11 +48,13 @@ pub enum CloseReason {
     /// The handler had announced an answer, which did not come within the
     /// [`answer_timeout`](crate::Config::answer_timeout).
     AnswerTimeout,
+    /// The handler returned [`Action::Reset`](crate::Action::Reset).
+    HandlerReset,
 }
 
 impl CloseReason {
     /// All reasons, in the order of [`WorkerStats::closed`].
-    pub const ALL: [CloseReason; 11] = [
+    pub const ALL: [CloseReason; 12] = [
         Self::PeerClosed,
         Self::Handler,
         Self::Reset,
@@ -64,6 +66,7 @@ impl CloseReason {
         Self::DrainTimeout,
         Self::OutOfMemory,
         Self::AnswerTimeout,
+        Self::HandlerReset,
     ];
 
     /// Returns the name used in logs and metrics, such as `idle_timeout`.
@@ -81,6 +84,7 @@ impl CloseReason {
             Self::DrainTimeout => "drain_timeout",
             Self::OutOfMemory => "out_of_memory",
             Self::AnswerTimeout => "answer_timeout",
+            Self::HandlerReset => "handler_reset",
         }
     }
 }

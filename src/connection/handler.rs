@@ -100,6 +100,12 @@ pub enum Action {
     /// After the client's EOF this is the same as [`Continue`](Self::Continue): the idle timeout applies, and the reason
     /// is [`CloseReason::PeerClosed`](crate::CloseReason::PeerClosed).
     Close,
+    /// Close the connection at once with a reset ([`CloseReason::HandlerReset`](crate::CloseReason::HandlerReset)): what is in
+    /// the buffers and what the kernel has not delivered are discarded, and the client sees an error instead of a complete
+    /// answer. A Unix-domain socket has no reset; there the client sees EOF.
+    ///
+    /// For a client that does not read its output, or that breaks the protocol.
+    Reset,
 }
 
 /// A handler's view of its connection during one call.
@@ -114,6 +120,15 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// Returns the time since the server was bound. It is read once per shared, so all calls of a tick see the same time, and
+    /// never goes back. The resolution is a millisecond.
+    ///
+    /// In `testing::simulate` it is the simulated time, so measure time with this and not with a clock.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        Duration::from_millis(self.shared.now)
+    }
+
     /// Sets the connection's timer: after this time the handler is called once with [`Event::Timer`]. A
     /// connection has one timer; a new time replaces the old one, and `None` stops it.
     ///

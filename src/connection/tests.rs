@@ -540,6 +540,34 @@ fn handler_close_waits_for_its_output() {
     assert_eq!(status, Status::Closed(CloseReason::Handler));
 }
 
+/// Whatever is in the buffers, and also after the client's EOF.
+#[test]
+fn handler_can_reset_the_connection() {
+    let reset = Status::Closed(CloseReason::HandlerReset);
+    let process = |event, context: &mut Context<'_>| match event {
+        Event::Open | Event::Wake => {
+            assert!(context.output.push(b"ab"));
+            Action::Continue
+        }
+        _ => Action::Reset,
+    };
+    let mut harness = Harness::new(handler(process));
+    harness.run(&[WriteCall(b"ab", Ok(2))]);
+    let calls = [ReadCall(Ok(b"cd")), Abort, Abort];
+    assert_eq!(harness.event(READABLE, &calls), reset);
+    assert_eq!(harness.discarded(CloseReason::HandlerReset), 2);
+
+    let mut harness = Harness::new(handler(process));
+    harness.run(&[WriteCall(b"ab", Ok(2))]);
+    assert_eq!(harness.event(READ_CLOSED, &[EOF, Abort]), reset);
+
+    let mut harness = Harness::new(handler(process));
+    harness.run(&[WriteCall(b"ab", Ok(1)), WriteCall(b"b", Err(WOULD_BLOCK))]);
+    harness.connection.timer_expired();
+    assert_eq!(harness.run(&[Abort, Abort]), reset);
+    assert_eq!(harness.discarded(CloseReason::HandlerReset), 1);
+}
+
 #[test]
 fn handler_panic_closes_the_connection() {
     let mut harness = Harness::new(handler(|_, context| {

@@ -41,6 +41,15 @@ const HANDSHAKE_TIMEOUT: Millis = 100;
 /// The minimum interval between warnings about pauses.
 const WARNING_INTERVAL: Millis = 1000;
 
+/// A connection on its way to a worker.
+#[derive(Debug)]
+pub(crate) struct Accepted<S> {
+    pub(crate) stream: S,
+    pub(crate) peer: Peer,
+    /// 1 for the first connection that the server has accepted.
+    pub(crate) number: u64,
+}
+
 /// A listener and its readiness.
 #[derive(Debug)]
 struct ListenerSlot<L> {
@@ -58,12 +67,16 @@ struct ListenerSlot<L> {
 impl<L: Listen> ListenerSlot<L> {
     /// Accepts a connection. `None` if there was none: either no client waits, and the listener is not ready any more, or
     /// the error concerns one client or is temporary. After other errors, or too many in a row, accepting must pause.
-    fn accept(&mut self, counters: &AcceptorCounters) -> io::Result<Option<(L::Stream, Peer)>> {
+    fn accept(&mut self, counters: &AcceptorCounters) -> io::Result<Option<Accepted<L::Stream>>> {
         match self.listener.accept() {
-            Ok(connection) => {
+            Ok((stream, peer)) => {
                 counters.accepted.add(1);
                 self.errors = 0;
-                return Ok(Some(connection));
+                return Ok(Some(Accepted {
+                    stream,
+                    peer,
+                    number: counters.accepted.get(),
+                }));
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.ready = false,
             Err(error) => {
@@ -90,9 +103,9 @@ struct Pause {
 pub(crate) struct Acceptor<L: Listen, W: Wake> {
     listeners: Vec<ListenerSlot<L>>,
     next_listener: usize,
-    dispatcher: Dispatcher<(L::Stream, Peer), W>,
+    dispatcher: Dispatcher<Accepted<L::Stream>, W>,
     /// Connections that were accepted in a shutdown and wait for capacity.
-    pending: VecDeque<(L::Stream, Peer)>,
+    pending: VecDeque<Accepted<L::Stream>>,
     pause: Option<Pause>,
     backoff: Millis,
     last_warning: Option<Millis>,
@@ -109,7 +122,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
     pub(crate) fn new(
         listeners: Vec<L>,
         backlog: u32,
-        dispatcher: Dispatcher<(L::Stream, Peer), W>,
+        dispatcher: Dispatcher<Accepted<L::Stream>, W>,
         counters: Arc<Counters>,
         control: Arc<Control<W>>,
     ) -> Self {
@@ -220,7 +233,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
 
     /// Dispatches a connection. There is capacity, so this fails only if a worker has ended, which ends the
     /// server.
-    fn dispatch(&mut self, connection: (L::Stream, Peer)) {
+    fn dispatch(&mut self, connection: Accepted<L::Stream>) {
         self.control.take_place();
         if self.dispatcher.try_dispatch(connection).is_err() {
             log::error!("cannot dispatch a connection: a worker has ended");
@@ -311,9 +324,9 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         self.accept_backlog(deadline);
         if deadline <= self.now {
             self.listeners.clear();
-            for (mut stream, _peer) in self.pending.drain(..) {
-                stream.abort();
-                drop(stream);
+            for mut connection in self.pending.drain(..) {
+                connection.stream.abort();
+                drop(connection);
                 self.counters.acceptor.expired.add(1);
             }
         }

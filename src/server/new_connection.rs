@@ -11,17 +11,29 @@ use crate::peer::Peer;
 pub struct NewConnection<'a> {
     socket: &'a Socket,
     peer: Peer,
+    number: u64,
 }
 
 impl<'a> NewConnection<'a> {
-    pub(crate) fn new(socket: &'a Socket, peer: Peer) -> Self {
-        Self { socket, peer }
+    pub(crate) fn new(socket: &'a Socket, peer: Peer, number: u64) -> Self {
+        Self {
+            socket,
+            peer,
+            number,
+        }
     }
 
     /// Returns the client.
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// Returns the number of the connection: 1 for the first that the server has accepted, and one more for each that
+    /// follows, whichever worker serves it. Handlers are not created in this order.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Returns the address that the client has connected to. A dual-stack listener reports IPv4 clients with

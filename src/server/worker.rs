@@ -7,6 +7,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::connection::handler::Handler;
 use crate::peer::Peer;
+use crate::server::acceptor::Accepted;
 use crate::server::control::Control;
 use crate::server::dispatcher::Receiver;
 use crate::server::table::ConnectionTable;
@@ -20,7 +21,7 @@ const MAX_NEW_CONNECTIONS: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Worker<S, H, W: Wake> {
     table: ConnectionTable<S, H>,
-    receiver: Receiver<(S, Peer), W>,
+    receiver: Receiver<Accepted<S>, W>,
     /// The queue may hold connections: the worker was woken, for whatever reason, or has not taken all.
     may_have_new: bool,
     control: Arc<Control<W>>,
@@ -30,7 +31,7 @@ pub(crate) struct Worker<S, H, W: Wake> {
 impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn new(
         table: ConnectionTable<S, H>,
-        receiver: Receiver<(S, Peer), W>,
+        receiver: Receiver<Accepted<S>, W>,
         control: Arc<Control<W>>,
         counters: Arc<CachePadded<WorkerCounters>>,
     ) -> Self {
@@ -47,7 +48,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn run<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        new_handler: &impl Fn(&S, Peer) -> H,
+        new_handler: &impl Fn(&S, Peer, u64) -> H,
     ) -> io::Result<()> {
         while !self.is_done() {
             self.tick(poller, new_handler)?;
@@ -84,7 +85,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     pub(crate) fn tick<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        new_handler: &impl Fn(&S, Peer) -> H,
+        new_handler: &impl Fn(&S, Peer, u64) -> H,
     ) -> io::Result<()> {
         poller.poll(self.poll_timeout())?;
         let now = poller.now();
@@ -144,13 +145,18 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     fn take_new<P: Poller<S>>(
         &mut self,
         poller: &mut P,
-        new_handler: &impl Fn(&S, Peer) -> H,
+        new_handler: &impl Fn(&S, Peer, u64) -> H,
     ) -> bool {
         let mut count = 0;
-        for (stream, peer) in self.receiver.take(MAX_NEW_CONNECTIONS) {
+        for accepted in self.receiver.take(MAX_NEW_CONNECTIONS) {
+            let Accepted {
+                stream,
+                peer,
+                number,
+            } = accepted;
             count += 1;
             let open = |stream: &mut S, token| match poller.register(stream, token) {
-                Ok(()) => Ok(new_handler(stream, peer)),
+                Ok(()) => Ok(new_handler(stream, peer, number)),
                 Err(error) => {
                     log::warn!("cannot register a connection: {error}");
                     Err(CloseReason::Error)

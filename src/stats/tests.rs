@@ -83,7 +83,7 @@ fn totals_are_sums_except_the_longest_tick() {
         bulk: 88,
         longest_tick: Duration::from_millis(90),
         closed: std::array::from_fn(|index| 11 * (10 + index as u64)),
-        discarded: std::array::from_fn(|index| 11 * (21 + index as u64)),
+        discarded: std::array::from_fn(|index| 11 * (22 + index as u64)),
     };
     assert_eq!(total, expected);
 }

@@ -52,6 +52,14 @@ impl Kernel<'_> {
         });
     }
 
+    /// Checks the number that a new connection has.
+    pub(super) fn check_number(&mut self, id: usize, number: u64) {
+        let due = self.connections[id].number;
+        self.check(number == due, || {
+            format!("connection {id} has number {number}, and was accepted as number {due}")
+        });
+    }
+
     /// Checks what must hold after a tick of the acceptor.
     pub(super) fn check_acceptor_tick(&mut self) {
         let accepts = self.pollers[ACCEPTOR].new_connections;
@@ -443,7 +451,8 @@ impl Kernel<'_> {
         if aborted {
             let may_abort = matches!(
                 reason,
-                CloseReason::IdleTimeout
+                CloseReason::HandlerReset
+                    | CloseReason::IdleTimeout
                     | CloseReason::DrainTimeout
                     | CloseReason::OutOfMemory
                     | CloseReason::AnswerTimeout
@@ -469,6 +478,14 @@ impl Kernel<'_> {
                 let waits = draining && !connection.reset_by_client;
                 require(connection.eof_reported, "no EOF was read")?;
                 require(is_delivered || !waits, "its output was not delivered")
+            }
+            CloseReason::HandlerReset => {
+                let requested = connection.action == Some(Action::Reset);
+                require(requested && aborted, "the handler did not request it")
+            }
+            CloseReason::HandlerReset => {
+                let requested = connection.action == Some(Action::Reset);
+                require(requested && aborted, "the handler did not request it")
             }
             CloseReason::Handler | CloseReason::Panic => {
                 let requested = connection.close_requested.is_some();

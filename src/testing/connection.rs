@@ -120,6 +120,8 @@ pub(super) struct SimConnection {
     /// The connection was accepted, at the time `connected` of [`Kernel::sequence`] at the earliest.
     pub(super) accepted: bool,
     pub(super) connected: u64,
+    /// How many connections had been accepted by then, this one included.
+    pub(super) number: u64,
     /// The connection could not be registered.
     pub(super) registration_failed: bool,
     /// The poller and the token.
@@ -147,7 +149,7 @@ pub(super) struct SimConnection {
     /// Calls of the handler before the one that panics.
     pub(super) calls_before_panic: Option<usize>,
     pub(super) has_panicked: bool,
-    /// When the handler has returned [`Action::Close`] or panicked.
+    /// When the handler has returned [`Action::Close`] or [`Action::Reset`], or panicked.
     pub(super) close_requested: Option<Millis>,
     pub(super) write_shutdown: Option<WriteShutdown>,
     pub(super) refusal: Option<Refusal>,

@@ -8,6 +8,7 @@ use std::panic::resume_unwind;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown, TickPhase};
 use super::random::Rng;
@@ -142,6 +143,9 @@ impl Kernel<'_> {
     fn begin_call(&mut self, id: usize, event: Event, context: &Context<'_>) {
         self.note_turn(id);
         let now = self.pollers[self.current].now;
+        self.check(context.now() == Duration::from_millis(now), || {
+            format!("a handler is told another time than {now} ms")
+        });
         let connection = &mut self.connections[id];
         let is_due = match event {
             Event::Open => connection.action.is_none(),
@@ -246,7 +250,9 @@ impl<'a, H: Handler + 'a> Threads for Simulation<'a, H> {
                 (result, acceptor.poll_timeout(), acceptor.is_done())
             }
             Thread::Worker(worker, poller, _) => {
-                let result = worker.tick(poller, &|_, peer| self.observe_handler(peer));
+                let result = worker.tick(poller, &|_, peer, number| {
+                    self.observe_handler(peer, number)
+                });
                 (result, worker.poll_timeout(), worker.is_done())
             }
             Thread::Ended => (Ok(()), None, true),
@@ -369,10 +375,12 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         }
     }
 
-    fn observe_handler(&self, peer: Peer) -> ObservedHandler<'a, H> {
+    fn observe_handler(&self, peer: Peer, number: u64) -> ObservedHandler<'a, H> {
+        let id = client_of(peer);
+        self.kernel().check_number(id, number);
         ObservedHandler {
             handler: (self.scenario.handler)(),
-            id: client_of(peer),
+            id,
             machine: Rc::clone(&self.machine),
         }
     }

@@ -393,6 +393,7 @@ impl<'a> Listen for SimListener<'a> {
         }
         kernel.descriptors += 1;
         kernel.connections[id].accepted = true;
+        kernel.connections[id].number = kernel.counters.acceptor.accepted.get() + 1;
         kernel.record(|| format!("client {id} is accepted"));
         let stream = SimStream {
             id,

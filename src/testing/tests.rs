@@ -85,7 +85,8 @@ fn simulation_of_a_handler_that_changes_lengths() {
     run_scenario(&scenario, SCHEDULES);
 }
 
-/// Sends a greeting, echoes whole lines, closes after the line `quit`, and says farewell to a client that ends.
+/// Sends a greeting, echoes whole lines, closes after the line `quit`, resets after the line `drop`, and says farewell to a
+/// client that ends.
 struct Lines;
 
 impl Handler for Lines {
@@ -97,6 +98,9 @@ impl Handler for Lines {
             assert!(context.output.push(b"bye\n"));
         }
         while let Some(line) = context.input.line() {
+            if line == b"drop\n" {
+                return Action::Reset;
+            }
             if !context.output.push(line) {
                 return Action::Flush;
             }
@@ -113,6 +117,9 @@ impl Handler for Lines {
 fn lines(input: &[u8], ended: bool) -> Vec<u8> {
     let mut output = b"hi\n".to_vec();
     for line in input.split_inclusive(|&byte| byte == b'\n') {
+        if line == b"drop\n" {
+            return output;
+        }
         if line.ends_with(b"\n") {
             output.extend_from_slice(line);
         }
@@ -128,7 +135,7 @@ fn lines(input: &[u8], ended: bool) -> Vec<u8> {
 
 #[test]
 fn simulation_of_a_handler_that_greets_and_closes() {
-    let vocabulary: [&[u8]; 4] = [b"\n", b"hello\n", b"a longer line\n", b"quit\n"];
+    let vocabulary: [&[u8]; 5] = [b"\n", b"hello\n", b"a longer line\n", b"quit\n", b"drop\n"];
     simulate(|| Lines, &vocabulary, lines, SCHEDULES);
 }
 
@@ -179,6 +186,42 @@ impl Handler for Later {
 #[test]
 fn simulation_of_a_handler_that_answers_later() {
     simulate(Later::default, &[], |input, _| input.to_vec(), SCHEDULES);
+}
+
+/// Echoes at most three bytes in a millisecond.
+#[derive(Default)]
+struct Limited {
+    /// The current millisecond, and how many bytes may still be echoed in it.
+    since: Duration,
+    allowance: usize,
+}
+
+impl Handler for Limited {
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        let now = context.now();
+        assert!(now >= self.since, "time goes back");
+        if now > self.since {
+            (self.since, self.allowance) = (now, 3);
+        }
+        let count = context.input.len().min(context.output.room());
+        let count = count.min(self.allowance);
+        assert!(context.output.push(&context.input.data()[..count]));
+        context.input.consume(count);
+        self.allowance -= count;
+        if context.input.is_empty() {
+            Action::Continue
+        } else if self.allowance > 0 {
+            Action::Flush
+        } else {
+            context.set_timer(Some(Duration::from_millis(1)));
+            Action::Pending
+        }
+    }
+}
+
+#[test]
+fn simulation_of_a_handler_with_a_rate_limit() {
+    simulate(Limited::default, &[], |input, _| input.to_vec(), SCHEDULES);
 }
 
 /// Echoes, and sets its timer for nothing.

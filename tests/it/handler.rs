@@ -6,7 +6,11 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use echoserver::{Action, CloseReason, Config, Context, Echo, Event, Handler, Waker, WorkQueue};
+use tempfile::tempdir;
+
+use echoserver::{
+    Action, Address, CloseReason, Config, Context, Echo, Event, Handler, Waker, WorkQueue,
+};
 
 use crate::harness::{Client, FnHandler, TestServer, bind, config, random_bytes, wait_until};
 
@@ -117,6 +121,85 @@ fn timer_calls_the_handler_once() {
     let client_without_timer = server.connect();
     client_without_timer.ping(b"");
     shared.wait_for(&[Event::Open, Event::Input, Event::Timer, Event::Open]);
+}
+
+/// By the clock that the timer goes by.
+#[test]
+fn timer_does_not_expire_early() {
+    const TIMEOUT: Duration = Duration::from_millis(20);
+    let opened = Arc::new(Mutex::new(Duration::ZERO));
+    let server = Shared::default().serve(config(), move |event, context| {
+        let mut opened = opened.lock().unwrap();
+        match event {
+            Event::Open => {
+                *opened = context.now();
+                context.set_timer(Some(TIMEOUT));
+            }
+            Event::Timer if context.now() - *opened >= TIMEOUT => {
+                assert!(context.output.push(b"in time"));
+            }
+            _ => {}
+        }
+        Action::Continue
+    });
+    server.connect().expect(b"in time");
+}
+
+/// Without output, with output that the client does not read, and where there is no reset.
+#[test]
+fn handler_can_reset_the_connection() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let mut config = config();
+    config.listen.push(Address::UnixPath(path.clone()));
+    let server = Shared::default().serve(config, |event, context| match event {
+        Event::Open => Action::Continue,
+        Event::Input if context.input.data() == b"reset" => Action::Reset,
+        Event::Timer => Action::Reset,
+        _ => {
+            if event == Event::Input {
+                context.set_timer(Some(Duration::from_millis(50)));
+            }
+            let part = vec![7; context.output.room()];
+            assert!(context.output.push(&part));
+            Action::Flush
+        }
+    });
+    let client = server.connect();
+    client.send(b"reset");
+    client.expect_reset();
+    let stuck = Client::connect_with_receive_buffer(server.address, 8 << 10);
+    stuck.send(b"fill");
+    wait_until("it is reset", || server.stats().total().total_closed() == 2);
+    stuck.expect_reset();
+    let local = Client::connect_unix(&path);
+    local.send(b"reset");
+    local.expect_eof();
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::HandlerReset), 3);
+    assert!(total.total_discarded() > 15, "{total:?}");
+}
+
+/// Whichever of two workers serves them.
+#[test]
+fn connections_are_numbered_in_the_order_of_accepts() {
+    let workers = NonZeroUsize::new(2).unwrap();
+    let server = TestServer::run(
+        bind(Config {
+            workers,
+            ..config()
+        }),
+        |connection| {
+            let number = connection.number() as u8;
+            FnHandler::new(move |_, context| {
+                assert!(context.output.push(&[number]));
+                Action::Close
+            })
+        },
+    );
+    for number in 1..=5 {
+        server.connect().expect(&[number]);
+    }
 }
 
 #[test]

@@ -127,7 +127,7 @@ impl Poller<Scripted> for ScriptedPoller {
 struct Harness {
     acceptor: Acceptor<Scripted, CountingWaker>,
     listeners: Vec<Scripted>,
-    receiver: Receiver<(Client, Peer), CountingWaker>,
+    receiver: Receiver<Accepted<Client>, CountingWaker>,
     /// Wakes the worker.
     worker_waker: CountingWaker,
     /// Wakes the acceptor.
@@ -179,7 +179,13 @@ impl Harness {
     /// The clients that were dispatched since the last call.
     fn dispatched(&mut self) -> Vec<u32> {
         let taken = self.receiver.take(usize::MAX);
-        taken.map(|(Client(client, _), _)| client).collect()
+        taken.map(|accepted| accepted.stream.0).collect()
+    }
+
+    /// The numbers of the clients that were dispatched since the last call.
+    fn numbers(&mut self) -> Vec<u64> {
+        let taken = self.receiver.take(usize::MAX);
+        taken.map(|accepted| accepted.number).collect()
     }
 
     fn stats(&self) -> Stats {
@@ -212,6 +218,20 @@ fn accepts_until_a_listener_would_block_then_waits_for_an_edge() {
     harness.ready_tick(0);
     assert_eq!(harness.dispatched(), [3]);
     assert_eq!(harness.stats().accept_errors, 0);
+}
+
+#[test]
+fn connections_are_numbered_in_the_order_of_accepts() {
+    let mut harness = Harness::new(2, 10, 10);
+    harness.listeners[0].then_clients([1]).then_error(EMFILE);
+    harness.listeners[1].then_clients([2]);
+    harness.ready_tick(0);
+    harness.ready_tick(1000);
+    assert_eq!(harness.numbers(), [1, 2], "an error takes no number");
+    harness.listeners[1].then_clients([3]);
+    harness.shut_down(5000);
+    harness.ready_tick(2000);
+    assert_eq!(harness.numbers(), [3]);
 }
 
 /// Rule 10 of the event loop.

@@ -12,6 +12,7 @@ use crate::system::Readiness;
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: Some(8),
+    answer: None,
     close: 8,
     linger: 8,
     drain: 100,
@@ -120,7 +121,7 @@ impl Poller<Client> for ScriptedPoller {
 struct Harness {
     worker: Worker<Client, Echo, CountingWaker>,
     poller: ScriptedPoller,
-    dispatcher: Option<Dispatcher<(Client, Peer), CountingWaker>>,
+    dispatcher: Option<Dispatcher<Accepted<Client>, CountingWaker>>,
     control: Arc<Control<CountingWaker>>,
     /// Wakes the acceptor.
     waker: CountingWaker,
@@ -159,7 +160,11 @@ impl Harness {
             answered: Rc::clone(&self.answered),
         };
         let dispatcher = self.dispatcher.as_mut().expect("not dropped");
-        let outcome = dispatcher.try_dispatch((client, Peer::Unix));
+        let outcome = dispatcher.try_dispatch(Accepted {
+            stream: client,
+            peer: Peer::Unix,
+            number: 1,
+        });
         assert!(outcome.is_ok());
     }
 
@@ -168,7 +173,7 @@ impl Harness {
         self.poller.now = now;
         self.poller.timeouts.clear();
         self.worker
-            .tick(&mut self.poller, &|_: &Client, _| Echo)
+            .tick(&mut self.poller, &|_: &Client, _, _| Echo)
             .unwrap();
         self.worker.poll_timeout()
     }

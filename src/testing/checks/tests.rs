@@ -134,7 +134,7 @@ fn server_at_rest_keeps_its_promises() {
 type Break = fn(&mut Kernel<'_>);
 
 /// What [`check_at_rest`] must report, and how the kernel gets there.
-const AT_REST: [(&str, Break); 25] = [
+const AT_REST: [(&str, Break); 26] = [
     (
         "its deadline is 108 ms; idle since 10 ms, it should be 120 ms",
         |kernel| {
@@ -143,6 +143,10 @@ const AT_REST: [(&str, Break); 25] = [
     ),
     ("130 accepts in one tick", |kernel| {
         kernel.pollers[ACCEPTOR].new_connections = 130;
+    }),
+    ("has number 2, and was accepted as number 1", |kernel| {
+        kernel.connections[0].number = 1;
+        kernel.check_number(0, 2);
     }),
     ("1 connections are open, 0 are allowed", |kernel| {
         kernel.parameters.max_connections = 0;
@@ -300,7 +304,7 @@ const IN_A_SHUTDOWN: [(&str, Break); 9] = [
 ];
 
 /// What [`close`] must report for a reason.
-const AT_A_CLOSE: [(CloseReason, &str, Break); 22] = [
+const AT_A_CLOSE: [(CloseReason, &str, Break); 24] = [
     (CloseReason::PeerClosed, "no EOF was read", |_| {}),
     (
         CloseReason::PeerClosed,
@@ -401,6 +405,20 @@ const AT_A_CLOSE: [(CloseReason, &str, Break); 22] = [
             kernel.connections[0].action = Some(Action::Pending);
             kernel.connections[0].appended = 3;
             kernel.connections[0].abort_requested = true;
+        },
+    ),
+    (
+        CloseReason::HandlerReset,
+        "the handler did not request it",
+        |kernel| {
+            kernel.connections[0].abort_requested = true;
+        },
+    ),
+    (
+        CloseReason::HandlerReset,
+        "the handler did not request it",
+        |kernel| {
+            kernel.connections[0].action = Some(Action::Reset);
         },
     ),
     (CloseReason::Reset, "the client did not reset it", |_| {}),
