@@ -121,6 +121,10 @@ impl Handler for Guest<'_> {
                 let _fits = context.output.push(b"* you were silent for too long\n");
                 Action::Close
             }
+            Event::Shutdown => {
+                let _fits = context.output.push(b"* the chat ends\n");
+                Action::Close
+            }
             Event::Eof => Action::Continue,
         };
         if action == Action::Close {

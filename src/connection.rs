@@ -138,7 +138,7 @@ pub(crate) struct Connection<S, H> {
 }
 
 /// The calls that do not depend on the state, in the order in which they are made.
-const DUE: [Event; 3] = [Event::Open, Event::Timer, Event::Wake];
+const DUE: [Event; 4] = [Event::Open, Event::Timer, Event::Wake, Event::Shutdown];
 
 fn due_bit(event: Event) -> u8 {
     1 << event as u8
@@ -170,9 +170,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.readiness.read_until_would_block |= event.read_until_would_block;
     }
 
-    /// Makes the next turn read until a read would block, which alone proves that nothing more has arrived. For the start of
-    /// a shutdown.
-    pub(crate) fn expect_unread_input(&mut self) {
+    /// Begins a shutdown: the next turn calls the handler with [`Event::Shutdown`], and reads what has arrived.
+    pub(crate) fn begin_drain(&mut self) {
+        self.due |= due_bit(Event::Shutdown);
+        self.expect_unread_input();
+    }
+
+    /// Makes the next turn read until a read would block, which alone proves that nothing more has arrived.
+    fn expect_unread_input(&mut self) {
         if self.state.is_serving() && !self.ended {
             self.readiness.readable = true;
             self.readiness.read_until_would_block = true;
@@ -605,7 +610,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     /// Whether [`Action::Continue`] leaves what an earlier call has announced: the call came in between, and did not bring
     /// the answer.
     fn keeps_action(&self, event: Event, has_moved: bool) -> bool {
-        let is_between = matches!(event, Event::Timer | Event::Wake);
+        let is_between = matches!(event, Event::Timer | Event::Wake | Event::Shutdown);
         is_between
             && match self.state {
                 State::Flushing => true,

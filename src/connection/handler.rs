@@ -17,12 +17,12 @@ use crate::system::{Millis, NEVER, millis};
 /// done for it.
 ///
 /// ```text
-///             Open      Input, Sent, Timer, Wake
+///             Open      Input, Sent, Timer, Wake, Shutdown
 ///   accept ---------> open ---------------.
 ///                      | ^                |
 ///                      | '----------------'
 ///          Close,      |
-///          a limit     | Eof      Sent, Timer, Wake
+///          a limit     | Eof      Sent, Timer, Wake, Shutdown
 ///            .---------+----> ended ------.
 ///            |                 | ^        |
 ///            |                 | '--------'  while Flush or Pending is returned
@@ -36,7 +36,7 @@ use crate::system::{Millis, NEVER, millis};
 pub trait Handler {
     /// Called for each [`Event`]. The returned [`Action`] replaces the previous one, with one exception.
     ///
-    /// [`Event::Timer`] and [`Event::Wake`] come in between: if [`Action::Continue`] is returned for one of them,
+    /// [`Event::Timer`], [`Event::Wake`] and [`Event::Shutdown`] come in between: if [`Action::Continue`] is returned for one of them,
     /// an earlier [`Action::Flush`] stays, and so does an [`Action::Pending`] unless the call has consumed or appended bytes,
     /// which is taken for the answer.
     ///
@@ -66,6 +66,12 @@ pub enum Event {
     /// The connection's [`Waker`] was used, at least once since the last call with this event. Both buffers can
     /// hold bytes.
     Wake,
+    /// The server shuts down. A handler that is not done is called with this once: when the shutdown begins, and if the
+    /// connection opens later, after [`Open`](Self::Open). Both buffers can hold bytes, and more input can follow.
+    ///
+    /// A handler without an answer that is still to come need not do anything: after [`Action::Continue`] the server
+    /// handles what has arrived, and closes the connection. For a farewell, and for protocols that announce the end.
+    Shutdown,
 }
 
 /// What the server does after [`Handler::process`].

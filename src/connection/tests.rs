@@ -161,7 +161,7 @@ impl<H: Handler> Harness<H> {
     /// Starts a shutdown.
     fn drain(&mut self) {
         self.resources.shared.drain = Drain::Answering { deadline: 1000 };
-        self.connection.expect_unread_input();
+        self.connection.begin_drain();
     }
 
     /// Ends reading in a shutdown.
@@ -882,6 +882,52 @@ fn close_after_eof_is_the_end_of_the_client() {
     assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
 }
 
+/// Before what has arrived is read, and in a connection that is opened later, after its first call.
+#[test]
+fn drain_calls_the_handler_once() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.drain();
+    let calls = [ReadCall(Ok(b"ab")), WOULD_BLOCK_READ, PollDelivery(false)];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let events = [Event::Open, Event::Shutdown, Event::Input];
+    assert_eq!(handler.take_events(), events);
+    handler.set(b"bye", Action::Close);
+    let calls = [
+        ReadCall(Ok(b"c")),
+        WriteCall(b"bye", Ok(3)),
+        PollDelivery(true),
+        ShutdownWrite(Ok(())),
+        EOF,
+    ];
+    harness.event(READABLE, &calls);
+    assert_eq!(handler.take_events(), [Event::Input]);
+}
+
+#[test]
+fn drain_calls_no_handler_that_is_done() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.run(&[]);
+    handler.set(b"bye", Action::Close);
+    let calls = [ReadCall(Ok(b"a")), WriteCall(b"bye", Err(WOULD_BLOCK))];
+    harness.event(READABLE, &calls);
+    harness.drain();
+    assert_eq!(harness.run(&[]), Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Open, Event::Input]);
+}
+
+#[test]
+fn call_for_a_shutdown_leaves_an_answer_that_is_to_come() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.0.borrow_mut().consumes = false;
+    handler.set(b"", Action::Continue);
+    harness.drain();
+    assert_eq!(harness.run(&[WOULD_BLOCK_READ]), Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Shutdown]);
+    assert_eq!(harness.connection.state, State::Pending);
+}
+
 #[test]
 fn drain_answers_data_that_arrived_without_an_event() {
     let mut harness = Harness::new(Echo);
@@ -954,7 +1000,8 @@ fn refusing() -> Harness<Echo> {
     let mut harness = Harness::new(Echo);
     harness.run(&[]);
     harness.drain();
-    assert_eq!(harness.run(&used_budget()), Status::Runnable);
+    // The call for the shutdown is a round, too.
+    assert_eq!(harness.run(&used_budget()[2..]), Status::Runnable);
     harness.script.0.borrow_mut().push_back(Unread(4));
     harness.limit_reading();
     let calls = [
@@ -1006,7 +1053,8 @@ fn drain_after_the_read_deadline_answers_what_has_arrived() {
     let mut harness = Harness::new(Echo);
     harness.run(&[]);
     harness.drain();
-    assert_eq!(harness.run(&used_budget()), Status::Runnable);
+    // The call for the shutdown is a round, too.
+    assert_eq!(harness.run(&used_budget()[2..]), Status::Runnable);
     harness.script.0.borrow_mut().push_back(Unread(6));
     harness.limit_reading();
     let calls = [

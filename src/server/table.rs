@@ -227,8 +227,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let mut connection = Connection::new(stream, handler, now);
         match self.resources.shared.drain {
             Drain::Off => {}
-            Drain::Answering { .. } => connection.expect_unread_input(),
-            Drain::Finishing { .. } => connection.set_read_limit(),
+            Drain::Answering { .. } => connection.begin_drain(),
+            Drain::Finishing { .. } => {
+                connection.begin_drain();
+                connection.set_read_limit();
+            }
         }
         slot.insert(Entry {
             connection,
@@ -514,7 +517,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.closed += 1;
     }
 
-    /// Answers the data that has arrived, then closes every connection, those that arrive later included.
+    /// Tells each handler, answers the data that has arrived, then closes every connection, those that arrive later included.
     /// Those that are not done at `deadline` are closed then, with a reset if their buffers hold bytes or an answer is
     /// still to come.
     ///
@@ -528,7 +531,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
         self.resources.shared.drain = Drain::Answering { deadline };
         for (_, entry) in &mut self.entries {
-            entry.connection.expect_unread_input();
+            entry.connection.begin_drain();
         }
         self.drive_all();
     }

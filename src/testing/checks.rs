@@ -98,6 +98,7 @@ impl Kernel<'_> {
                 return self.fail(format!("connection {id} is not in the table of its worker"));
             };
             self.check_turn(thread, id, inspection, has_share);
+            self.check_told(thread, id);
             self.check_deadline(thread, id, inspection.deadline);
             self.check_timer(thread, id);
             if may_sleep {
@@ -170,6 +171,16 @@ impl Kernel<'_> {
         });
         self.check(!is_demoted, || {
             format!("connection {id} is bulk, and its last turn has moved little")
+        });
+    }
+
+    /// Checks that the handler was called for a shutdown that has begun, or is called in the next turn.
+    fn check_told(&mut self, thread: usize, id: usize) {
+        let draining = self.pollers[thread].draining;
+        let connection = &self.connections[id];
+        let is_told = connection.is_told || connection.is_queued || !connection.calls_handler();
+        self.check(is_told || !draining, || {
+            format!("the handler of connection {id} was not called for the shutdown")
         });
     }
 

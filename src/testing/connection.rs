@@ -146,6 +146,8 @@ pub(super) struct SimConnection {
     pub(super) waker: Option<Waker>,
     /// The waker was used, and the handler was not called since.
     pub(super) is_woken: bool,
+    /// The handler was called for the shutdown.
+    pub(super) is_told: bool,
     /// Calls of the handler before the one that panics.
     pub(super) calls_before_panic: Option<usize>,
     pub(super) has_panicked: bool,

@@ -142,7 +142,8 @@ impl Kernel<'_> {
     /// Checks that a call of a handler is due, and what its buffers hold.
     fn begin_call(&mut self, id: usize, event: Event, context: &Context<'_>) {
         self.note_turn(id);
-        let now = self.pollers[self.current].now;
+        let poller = &self.pollers[self.current];
+        let (now, in_shutdown) = (poller.now, poller.draining || poller.can_see_shutdown());
         self.check(context.now() == Duration::from_millis(now), || {
             format!("a handler is told another time than {now} ms")
         });
@@ -154,6 +155,10 @@ impl Kernel<'_> {
             Event::Eof => connection.ended,
             Event::Timer => connection.timer.take().is_some_and(|timer| timer <= now),
             Event::Wake => connection.waker.is_some(),
+            Event::Shutdown => {
+                let is_first = !std::mem::replace(&mut connection.is_told, true);
+                is_first && in_shutdown && connection.action.is_some()
+            }
         };
         if event == Event::Wake {
             connection.is_woken = false;
@@ -161,7 +166,7 @@ impl Kernel<'_> {
             poller.wakes += usize::from(poller.tick_phase != TickPhase::RunQueue);
         }
         let connection = &self.connections[id];
-        let can_have_output = matches!(event, Event::Timer | Event::Wake);
+        let can_have_output = matches!(event, Event::Timer | Event::Wake | Event::Shutdown);
         let calls_handler = connection.calls_handler();
         let problem = if !calls_handler {
             "is closing"
@@ -213,7 +218,7 @@ impl Kernel<'_> {
         self.progress += usize::from(consumed + appended > 0);
         let connection = &mut self.connections[id];
         let waited = connection.is_waiting();
-        let is_between = matches!(event, Event::Timer | Event::Wake);
+        let is_between = matches!(event, Event::Timer | Event::Wake | Event::Shutdown);
         let is_kept = match connection.action {
             Some(Action::Flush) => true,
             Some(Action::Pending) => consumed + appended == 0,

@@ -150,7 +150,9 @@ impl Handler for Later {
         match self.waits_for {
             Some(waits_for) if waits_for == event => {}
             // Leaves the one or the other as it was.
-            Some(_) if matches!(event, Event::Wake | Event::Timer) => return Action::Continue,
+            Some(_) if matches!(event, Event::Wake | Event::Timer | Event::Shutdown) => {
+                return Action::Continue;
+            }
             Some(Event::Sent) => return Action::Flush,
             Some(_) => return Action::Pending,
             None => {}

@@ -478,6 +478,16 @@ fn chat_closes_a_client_that_does_not_read() {
 
 #[cfg(unix)]
 #[test]
+fn chat_says_goodbye_when_it_ends() {
+    let server = start("chat", &[]);
+    let (client, _) = enter(connect(&server), 0);
+    server.signal(Signal::INT);
+    client.expect(b"* the chat ends\n");
+    client.expect_eof();
+}
+
+#[cfg(unix)]
+#[test]
 fn examples_end_cleanly_at_ctrl_c() {
     for name in ["upper", "chat", "digest_server"] {
         let server = start(name, &[]);

@@ -269,6 +269,77 @@ fn pending_answer_survives_a_drain() {
     assert_eq!(server.stop().total().total_discarded(), 0);
 }
 
+/// A farewell reaches the client, and a request that was in the kernel is still answered.
+#[test]
+fn shutdown_calls_each_handler_once() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), |event, context| {
+        if event == Event::Shutdown {
+            assert!(context.output.push(b"bye"));
+        }
+        Echo.process(event, context)
+    });
+    let client = server.connect();
+    client.ping(b"ping");
+    server.shut_down();
+    client.expect(b"bye");
+    client.expect_eof();
+    drop(client);
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::Shutdown), 1);
+    shared.wait_for(&[Event::Open, Event::Input, Event::Shutdown]);
+}
+
+#[test]
+fn shutdown_calls_no_handler_that_is_done() {
+    let shared = Shared::default();
+    let server = shared.serve(config(), |event, _| match event {
+        Event::Input => Action::Close,
+        _ => Action::Continue,
+    });
+    let client = server.connect();
+    client.send(b"x");
+    client.expect_eof();
+    server.shut_down();
+    drop(client);
+    server.stop();
+    shared.wait_for(&[Event::Open, Event::Input]);
+}
+
+/// There is a place for one connection, and the first keeps it until it is woken.
+#[test]
+fn connection_that_is_opened_in_a_shutdown_is_told_after_its_first_call() {
+    let shared = Shared::default();
+    let one_place = Config {
+        max_connections: 1,
+        ..config()
+    };
+    let server = shared.serve(one_place, |event, context| {
+        match (event, context.input.data()) {
+            (Event::Wake, _) => Action::Close,
+            (_, b"hold") => Action::Pending,
+            _ => Echo.process(event, context),
+        }
+    });
+    let first = server.connect();
+    first.send(b"hold");
+    shared.wait_for(&[Event::Open, Event::Input]);
+    let second = server.connect();
+    second.send(b"late");
+    server.shut_down();
+    let told = [Event::Open, Event::Input, Event::Shutdown];
+    shared.wait_for(&told);
+    shared.wake();
+    first.expect_eof();
+    drop(first);
+    second.expect(b"late");
+    second.expect_eof();
+    drop(second);
+    server.stop();
+    let later = [Event::Wake, Event::Open, Event::Shutdown, Event::Input];
+    shared.wait_for(&[&told[..], &later].concat());
+}
+
 #[test]
 fn pending_answer_is_reset_at_the_deadline_of_a_drain() {
     let shared = Shared::default();
