@@ -116,7 +116,7 @@ impl Handler for Guest<'_> {
         let action = match event {
             Event::Open => self.enter(context),
             Event::Input => self.say_lines(context),
-            Event::Wake | Event::Sent => self.send_lines(context),
+            Event::Wake | Event::Sent | Event::Resumed => self.send_lines(context),
             Event::Timer => {
                 let _fits = context.output.push(b"* you were silent for too long\n");
                 Action::Close

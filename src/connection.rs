@@ -67,7 +67,7 @@ pub(crate) enum Status {
 /// are small. Once the server has shut its write half down, as many reads again discard input.
 pub(crate) const MAX_ROUNDS: usize = 64;
 
-/// The states of the diagram above. In the first three, which it calls *Serving*, the handler can be called.
+/// The states of the diagram above. In the first five, which it calls *Serving*, the handler can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// Bytes are read, handled and sent.
@@ -76,6 +76,10 @@ pub(crate) enum State {
     Flushing,
     /// An answer is still to come, after new input, a wake-up or a timer.
     Pending,
+    /// The handler has work left. Once `output` is empty, the connection waits for its turn in the run queue.
+    Yielding,
+    /// The connection waits there; then [`Event::Resumed`] is due.
+    Yielded,
     /// In a shutdown, more input has arrived than is answered. It is discarded while the write half stays open. If the
     /// client sends EOF, the connection is reset, so that the client does not mistake an EOF for a complete answer.
     /// A client that keeps sending has not ended its stream and expects no complete answer: when the timeout of this state
@@ -91,7 +95,7 @@ pub(crate) enum State {
 impl State {
     /// Whether the handler can be called.
     pub(crate) fn is_serving(self) -> bool {
-        matches!(self, Self::Reading | Self::Flushing | Self::Pending)
+        !matches!(self, Self::Refusing | Self::Closing(_) | Self::Lingering(_))
     }
 }
 
@@ -101,6 +105,8 @@ enum Step {
     Read,
     /// All further progress requires an event, unless the budget has ended in the middle of the output.
     Wait,
+    /// The next call of the handler comes in a turn of its own.
+    Yield,
     /// Nothing more is to be handled: end the connection, or go on with that.
     Finish,
 }
@@ -241,6 +247,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             // A shutdown has a deadline of its own.
             _ if shared.drain != Drain::Off => None,
             State::Pending if !self.has_output() => timeouts.answer,
+            State::Yielding | State::Yielded if !self.has_output() => None,
             State::Closing(reason) if reason != CloseReason::PeerClosed => Some(timeouts.close),
             // Also after the client's EOF.
             _ => timeouts.idle,
@@ -253,9 +260,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.buffers.as_ref().map_or(0, |buffers| buffers.len())
     }
 
-    /// Whether the deadline is that of an answer: see [`deadline`](Self::deadline).
+    /// Whether the deadline is that of an answer.
     pub(crate) fn awaits_answer(&self) -> bool {
-        self.waits(!self.has_output())
+        self.state == State::Pending && !self.has_output()
     }
 
     fn has_output(&self) -> bool {
@@ -274,11 +281,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.state == State::Reading && self.extras.get().is_none()
     }
 
-    /// Call this before dropping. A connection is reset if its buffers still hold bytes, an answer is still to come
+    /// Call this before dropping. A connection is reset if its buffers still hold bytes, more is to come from its handler
     /// or it refuses input, so that the client can tell a truncated stream from a complete one.
     pub(crate) fn abort_if_incomplete(&mut self) {
-        let is_incomplete = matches!(self.state, State::Pending | State::Refusing);
-        if is_incomplete || self.buffered() > 0 {
+        let is_complete = matches!(
+            self.state,
+            State::Reading | State::Closing(_) | State::Lingering(_)
+        );
+        if !is_complete || self.buffered() > 0 {
             self.stream.abort();
         }
     }
@@ -364,6 +374,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     event
                 }
                 Step::Wait => return Ok(Status::Idle),
+                Step::Yield => return Ok(self.status_at_budget(buffers, shared)),
                 Step::Finish => return self.finish(&mut buffers.input, limit, shared),
             };
             self.process(event, buffers, shared)?;
@@ -383,11 +394,15 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.is_plain() && !self.readiness.readable && shared.drain == Drain::Off
     }
 
-    /// The status of a connection that has used its budget. With pending output, only a write that would block has to
-    /// wait.
+    /// The status of a connection that has used its budget or leaves the turn to others. With pending output, only a write
+    /// that would block has to wait.
     #[cold]
-    fn status_at_budget(&self, buffers: &Buffers, shared: &Shared) -> Status {
+    fn status_at_budget(&mut self, buffers: &Buffers, shared: &Shared) -> Status {
         match self.next_step(buffers, shared) {
+            Step::Yield => {
+                self.state = State::Yielded;
+                Status::Runnable
+            }
             Step::Wait if buffers.output.is_empty() || !self.readiness.writable => Status::Idle,
             _ => Status::Runnable,
         }
@@ -411,6 +426,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             State::Reading if shared.drain == Drain::Off => Step::Wait,
             State::Pending => Step::Wait,
             State::Flushing => Step::Call(Event::Sent),
+            State::Yielding => Step::Yield,
+            State::Yielded => Step::Call(Event::Resumed),
             _ => Step::Finish,
         }
     }
@@ -574,12 +591,17 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let has_moved = buffers.output.len() != unsent || buffers.len() != before;
         let Buffers { input, output } = buffers;
         match result {
-            Ok(Action::Continue) if self.keeps_action(event, has_moved) => {}
+            Ok(Action::Continue) if self.keeps_action(event, has_moved) => {
+                if self.state == State::Yielded && !output.is_empty() {
+                    self.state = State::Yielding;
+                }
+            }
             Ok(Action::Flush) if output.is_empty() => {
                 self.close_after_flush(CloseReason::BufferFull, shared.now);
             }
             Ok(Action::Flush) => self.state = State::Flushing,
             Ok(Action::Pending) => self.state = State::Pending,
+            Ok(Action::Yield) => self.state = State::Yielding,
             // After the client's EOF, a close and no further answer are the same. That is no progress of the client.
             Ok(Action::Continue | Action::Close) if self.ended => {
                 self.state = State::Closing(CloseReason::PeerClosed);
@@ -613,15 +635,19 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let is_between = matches!(event, Event::Timer | Event::Wake | Event::Shutdown);
         is_between
             && match self.state {
-                State::Flushing => true,
+                State::Flushing | State::Yielding | State::Yielded => true,
                 State::Pending => !has_moved,
                 _ => false,
             }
     }
 
-    /// Whether an answer is awaited, and the client cannot do anything for it.
-    fn waits(&self, is_sent: bool) -> bool {
-        self.state == State::Pending && is_sent
+    /// The state, if in it the handler is awaited and not the client.
+    fn waits(&self, is_sent: bool) -> Option<State> {
+        let state = matches!(
+            self.state,
+            State::Pending | State::Yielding | State::Yielded
+        );
+        (state && is_sent).then_some(self.state)
     }
 
     /// Reads once if the stream may be readable. Returns the event for the handler: there are new bytes, or the

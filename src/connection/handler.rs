@@ -17,15 +17,15 @@ use crate::system::{Millis, NEVER, millis};
 /// done for it.
 ///
 /// ```text
-///             Open      Input, Sent, Timer, Wake, Shutdown
+///             Open      Input, Sent, Resumed, Timer, Wake, Shutdown
 ///   accept ---------> open ---------------.
 ///                      | ^                |
 ///                      | '----------------'
 ///          Close,      |
-///          a limit     | Eof      Sent, Timer, Wake, Shutdown
+///          a limit     | Eof      Sent, Resumed, Timer, Wake, Shutdown
 ///            .---------+----> ended ------.
 ///            |                 | ^        |
-///            |                 | '--------'  while Flush or Pending is returned
+///            |                 | '--------'  while Flush, Yield or Pending is returned
 ///            v                 v
 ///        output is sent, the connection is closed, the handler is dropped
 /// ```
@@ -37,8 +37,8 @@ pub trait Handler {
     /// Called for each [`Event`]. The returned [`Action`] replaces the previous one, with one exception.
     ///
     /// [`Event::Timer`], [`Event::Wake`] and [`Event::Shutdown`] come in between: if [`Action::Continue`] is returned for one of them,
-    /// an earlier [`Action::Flush`] stays, and so does an [`Action::Pending`] unless the call has consumed or appended bytes,
-    /// which is taken for the answer.
+    /// an earlier [`Action::Flush`] or [`Action::Yield`] stays, and so does an [`Action::Pending`] unless the call has consumed
+    /// or appended bytes, which is taken for the answer.
     ///
     /// # Panics
     ///
@@ -72,6 +72,8 @@ pub enum Event {
     /// A handler without an answer that is still to come need not do anything: after [`Action::Continue`] the server
     /// handles what has arrived, and closes the connection. For a farewell, and for protocols that announce the end.
     Shutdown,
+    /// The last call returned [`Action::Yield`], and others have had a turn. `output` is empty.
+    Resumed,
 }
 
 /// What the server does after [`Handler::process`].
@@ -95,7 +97,18 @@ pub enum Action {
     /// Until then the connection is not closed by the client's EOF, by an idle timeout (unless the client does not
     /// accept pending output) or by a shutdown before its deadline. Input is still read, until `input` is full. Only the
     /// [`answer_timeout`](crate::Config::answer_timeout), if there is one, bounds the wait: then the connection is reset.
+    ///
+    /// A call for [`Event::Wake`] that finds an answer without a byte, and no input to consume, returns
+    /// [`Yield`](Self::Yield) to end the wait.
     Pending,
+    /// Send all of `output`, let other connections have a turn, then call the handler with [`Event::Resumed`].
+    ///
+    /// For long work in slices: the server is fair in bytes, and cannot divide a call. A handler that needs more than a
+    /// millisecond for what one read brings does a part, remembers where it is and returns this, again and again, and
+    /// [`Continue`](Self::Continue) at the end. Until then nothing is read, and the connection is not closed by the
+    /// client's EOF, by an idle timeout (unless the client does not accept pending output) or by a shutdown before its
+    /// deadline.
+    Yield,
     /// Send all of `output`, then close the connection. Input that was not consumed is discarded.
     ///
     /// A client that accepts no output for 10 s is reset

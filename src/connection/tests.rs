@@ -882,6 +882,85 @@ fn close_after_eof_is_the_end_of_the_client() {
     assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
 }
 
+#[test]
+fn handler_that_yields_is_called_in_its_next_turn() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.run(&[]);
+    handler.set(b"a", Action::Yield);
+    let calls = [ReadCall(Ok(b"x")), WriteCall(b"a", Ok(1))];
+    assert_eq!(harness.event(READABLE, &calls), Status::Runnable);
+    // The rest of the input waits.
+    let status = harness.event(READABLE, &[WriteCall(b"a", Ok(1))]);
+    assert_eq!(status, Status::Runnable);
+    handler.set(b"b", Action::Continue);
+    let calls = [
+        WriteCall(b"b", Ok(1)),
+        ReadCall(Ok(b"y")),
+        WriteCall(b"b", Ok(1)),
+    ];
+    assert_eq!(harness.run(&calls), Status::Idle);
+    let events = [
+        Event::Open,
+        Event::Input,
+        Event::Resumed,
+        Event::Resumed,
+        Event::Input,
+    ];
+    assert_eq!(handler.take_events(), events);
+}
+
+#[test]
+fn handler_that_yields_is_called_when_its_output_is_sent() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.run(&[]);
+    handler.set(b"a", Action::Yield);
+    let calls = [ReadCall(Ok(b"x")), WriteCall(b"a", Err(WOULD_BLOCK))];
+    assert_eq!(harness.event(READABLE, &calls), Status::Idle);
+    assert_eq!(harness.run(&[]), Status::Idle);
+    let status = harness.event(WRITABLE, &[WriteCall(b"a", Ok(1))]);
+    assert_eq!(status, Status::Runnable, "not in this turn");
+    assert_eq!(handler.take_events(), [Event::Open, Event::Input]);
+    // A wake-up comes first, and leaves it as it was.
+    handler.set(b"", Action::Continue);
+    harness.connection.woken();
+    assert_eq!(harness.run(&[]), Status::Idle);
+    assert_eq!(handler.take_events(), [Event::Wake, Event::Resumed]);
+}
+
+#[test]
+fn handler_that_yields_keeps_the_connection_open() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    handler.set(b"", Action::Yield);
+    harness.connection.add_readiness(READ_CLOSED);
+    assert_eq!(harness.run(&[]), Status::Runnable);
+    harness.drain();
+    assert_eq!(harness.run(&[]), Status::Runnable);
+    harness.script.0.borrow_mut().push_back(Abort);
+    harness.connection.abort_if_incomplete();
+    assert!(harness.script.0.borrow().is_empty());
+    handler.set(b"", Action::Continue);
+    let status = harness.run(&[EOF, PollDelivery(true)]);
+    assert_eq!(status, Status::Closed(CloseReason::PeerClosed));
+    let events = [Event::Open, Event::Shutdown, Event::Resumed, Event::Eof];
+    assert_eq!(handler.take_events(), events);
+}
+
+#[test]
+fn part_of_an_answer_is_reset_when_it_is_closed() {
+    let (mut harness, handler) = with_a_pending_answer();
+    handler.set(b"ab", Action::Flush);
+    harness.connection.woken();
+    harness.resources.shared.budget = 2;
+    // The budget ends with the output, before the call for it.
+    assert_eq!(harness.run(&[WriteCall(b"ab", Ok(2))]), Status::Runnable);
+    harness.script.0.borrow_mut().push_back(Abort);
+    harness.connection.abort_if_incomplete();
+    assert!(harness.script.0.borrow().is_empty());
+}
+
 /// Before what has arrived is read, and in a connection that is opened later, after its first call.
 #[test]
 fn drain_calls_the_handler_once() {
@@ -1178,6 +1257,8 @@ fn deadline_depends_on_the_state() {
             State::Reading,
             State::Flushing,
             State::Pending,
+            State::Yielding,
+            State::Yielded,
             State::Closing(CloseReason::PeerClosed),
             State::Closing(CloseReason::Handler),
             State::Lingering(CloseReason::Handler),
@@ -1191,12 +1272,16 @@ fn deadline_depends_on_the_state() {
     let (idle, answer, flush, linger) = (900, 260, 180, 180);
     assert_eq!(
         deadlines(Drain::Off),
-        [idle, idle, answer, idle, flush, linger, linger]
+        [
+            idle, idle, answer, NEVER, NEVER, idle, flush, linger, linger
+        ]
     );
     let draining = Drain::Answering { deadline: 5000 };
     assert_eq!(
         deadlines(draining),
-        [NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger]
+        [
+            NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger
+        ]
     );
     // Refusing ends after an eighth of the shutdown at most.
     harness.resources.shared.timeouts.linger = 200;

@@ -162,6 +162,12 @@ impl Kernel<'_> {
         let is_lost = connection.is_unserved && !connection.is_queued;
         let is_passed_over = connection.is_queued && !had_turn && has_share;
         // One in the run queue can have more to do for another reason.
+        let is_forgotten =
+            connection.is_yielding() && connection.is_waiting() && !connection.is_queued;
+        self.check(!is_forgotten, || {
+            format!("connection {id} has work left and does not wait for its turn")
+        });
+        let connection = &self.connections[id];
         let is_demoted = connection.is_bulk && !connection.is_queued && !connection.moved_much;
         self.check(!is_lost, || {
             format!("connection {id} has input and neither was served nor waits for its turn")
@@ -210,7 +216,7 @@ impl Kernel<'_> {
             format!("connection {id} was woken, and its handler was not called")
         });
         let connection = &self.connections[id];
-        if connection.blocked || connection.is_pending() {
+        if connection.blocked || connection.is_pending() || connection.is_yielding() {
             return;
         }
         if connection.is_readable() {

@@ -287,6 +287,11 @@ impl SimConnection {
         self.calls_handler() && self.action == Some(Action::Pending)
     }
 
+    /// Whether the handler has work left.
+    pub(super) fn is_yielding(&self) -> bool {
+        self.calls_handler() && self.action == Some(Action::Yield)
+    }
+
     /// Whether the handler has announced an answer, and left so much input that no more can be read.
     pub(super) fn is_full(&self, buffer_size: usize) -> bool {
         self.is_pending() && self.read - self.consumed == buffer_size
@@ -294,7 +299,12 @@ impl SimConnection {
 
     /// Whether all output is written and the handler has announced more.
     pub(super) fn is_waiting(&self) -> bool {
-        self.is_pending() && self.written == self.appended
+        (self.is_pending() || self.is_yielding()) && self.written == self.appended
+    }
+
+    /// The action after which the connection waits for its handler.
+    pub(super) fn waits_after(&self) -> Option<Action> {
+        self.action.filter(|_| self.is_waiting())
     }
 
     /// Whether either side has reset the connection.

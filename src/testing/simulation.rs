@@ -143,7 +143,8 @@ impl Kernel<'_> {
     fn begin_call(&mut self, id: usize, event: Event, context: &Context<'_>) {
         self.note_turn(id);
         let poller = &self.pollers[self.current];
-        let (now, in_shutdown) = (poller.now, poller.draining || poller.can_see_shutdown());
+        let (now, phase) = (poller.now, poller.tick_phase);
+        let in_shutdown = poller.draining || poller.can_see_shutdown();
         self.check(context.now() == Duration::from_millis(now), || {
             format!("a handler is told another time than {now} ms")
         });
@@ -158,6 +159,9 @@ impl Kernel<'_> {
             Event::Shutdown => {
                 let is_first = !std::mem::replace(&mut connection.is_told, true);
                 is_first && in_shutdown && connection.action.is_some()
+            }
+            Event::Resumed => {
+                connection.action == Some(Action::Yield) && phase != TickPhase::Events
             }
         };
         if event == Event::Wake {
@@ -217,10 +221,10 @@ impl Kernel<'_> {
         let now = self.pollers[self.current].now;
         self.progress += usize::from(consumed + appended > 0);
         let connection = &mut self.connections[id];
-        let waited = connection.is_waiting();
+        let waited = connection.waits_after();
         let is_between = matches!(event, Event::Timer | Event::Wake | Event::Shutdown);
         let is_kept = match connection.action {
-            Some(Action::Flush) => true,
+            Some(Action::Flush | Action::Yield) => true,
             Some(Action::Pending) => consumed + appended == 0,
             _ => false,
         };

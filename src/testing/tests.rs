@@ -226,6 +226,40 @@ fn simulation_of_a_handler_with_a_rate_limit() {
     simulate(Limited::default, &[], |input, _| input.to_vec(), SCHEDULES);
 }
 
+/// Answers a byte in each call, and then leaves the turn to others. Wakes itself for nothing.
+struct Sliced;
+
+impl Handler for Sliced {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        let _used_by_the_simulation = context.waker();
+        if matches!(event, Event::Wake | Event::Shutdown) {
+            return Action::Continue;
+        }
+        if let Some(&byte) = context.input.data().first() {
+            if !context.output.push(&[byte]) {
+                return Action::Flush;
+            }
+            context.input.consume(1);
+        }
+        match context.input.is_empty() {
+            true => Action::Continue,
+            false => Action::Yield,
+        }
+    }
+}
+
+#[test]
+fn simulation_of_a_handler_that_yields() {
+    let scenario = Scenario {
+        handler: &|| Sliced,
+        vocabulary: &[],
+        model: &|input, _| input.to_vec(),
+        min_buffer_size: 1,
+        has_bulk: false,
+    };
+    run_scenario(&scenario, SCHEDULES);
+}
+
 /// Echoes, and sets its timer for nothing.
 struct Timed;
 

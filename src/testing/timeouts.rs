@@ -6,7 +6,8 @@
 //! | the connection | timeout | what starts it again |
 //! | --- | --- | --- |
 //! | serves its client | idle; none in a shutdown | bytes that are read or sent |
-//! | owes an answer and has no output to send | answer; none in a shutdown | |
+//! | owes an answer and has no output to send | answer; none in a shutdown | bytes that are sent |
+//! | has work left and has no output to send | none | |
 //! | sends its last output | flush; none in a shutdown | bytes that are sent |
 //! | refuses input in a shutdown | linger or an eighth of drain, the shorter one | nothing |
 //! | has shut its write half down | linger | in a shutdown, bytes that are discarded; otherwise nothing |
@@ -18,6 +19,7 @@
 
 use super::connection::SimConnection;
 use super::kernel::Kernel;
+use crate::connection::handler::Action;
 use crate::system::{Millis, NEVER};
 
 /// What a connection does, and the timeout that applies to it.
@@ -50,8 +52,10 @@ impl Kernel<'_> {
             ("in a shutdown and quiet", None)
         } else if connection.close_requested.is_some() {
             ("flushing", Some(timeouts.close))
-        } else if connection.is_waiting() {
+        } else if connection.is_waiting() && connection.is_pending() {
             ("waiting for its answer", timeouts.answer)
+        } else if connection.is_waiting() {
+            ("waiting for its turn", None)
         } else {
             ("idle", timeouts.idle)
         }
@@ -72,11 +76,11 @@ impl Kernel<'_> {
         }
     }
 
-    /// Notes that a call of a handler has ended, before which the connection has `waited` for an answer or not.
-    pub(super) fn note_call(&mut self, id: usize, waited: bool) {
+    /// Notes that a call of a handler has ended, before which the connection has `waited` after this action.
+    pub(super) fn note_call(&mut self, id: usize, waited: Option<Action>) {
         let now = self.pollers[self.current].now;
         let connection = &mut self.connections[id];
-        if connection.is_waiting() != waited {
+        if connection.waits_after() != waited {
             connection.quiet_since = now;
         }
     }

@@ -290,6 +290,83 @@ fn shutdown_calls_each_handler_once() {
     shared.wait_for(&[Event::Open, Event::Input, Event::Shutdown]);
 }
 
+/// Answers a line with `done`, after slices of work, of which `has_more` tells whether there is another.
+fn work_in_slices(
+    has_more: impl Fn() -> bool + Clone + Send + Sync + 'static,
+) -> impl Fn(Event, &mut Context<'_>) -> Action + Clone {
+    move |event, context| match event {
+        Event::Input if context.input.line().is_some() => Action::Yield,
+        Event::Resumed if has_more() => Action::Yield,
+        Event::Resumed => {
+            let length = context.input.len();
+            context.input.consume(length);
+            assert!(context.output.push(b"done"));
+            Action::Continue
+        }
+        _ => Action::Continue,
+    }
+}
+
+/// The work ends when the other connection was served, on the same worker.
+#[test]
+fn handler_that_yields_lets_others_have_a_turn() {
+    let pings = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&pings);
+    let work = work_in_slices(move || seen.load(SeqCst) == 0);
+    let server = Shared::default().serve(config(), move |event, context| {
+        if context.input.data() == b"ping" {
+            pings.store(1, SeqCst);
+            return Echo.process(event, context);
+        }
+        work(event, context)
+    });
+    let (busy, other) = (server.connect(), server.connect());
+    busy.send(b"work\n");
+    wait_until("it has turns", || server.stats().total().bulk_turns > 10);
+    other.ping(b"ping");
+    busy.expect(b"done");
+}
+
+#[test]
+fn work_that_is_left_survives_a_half_close_and_a_drain() {
+    let slices = Arc::new(AtomicUsize::new(0));
+    let (done, has_ended) = (Arc::clone(&slices), Arc::new(AtomicUsize::new(0)));
+    let may_end = Arc::clone(&has_ended);
+    let work = work_in_slices(move || {
+        done.fetch_add(1, SeqCst);
+        may_end.load(SeqCst) == 0
+    });
+    let server = Shared::default().serve(config(), work);
+    let client = server.connect();
+    client.send(b"work\n");
+    client.shutdown_write();
+    server.shut_down();
+    let before = slices.load(SeqCst);
+    wait_until("the drain goes on with it", || {
+        slices.load(SeqCst) > before + 100
+    });
+    has_ended.store(1, SeqCst);
+    client.expect(b"done");
+    client.expect_eof();
+}
+
+#[test]
+fn work_that_is_left_is_reset_at_the_deadline_of_a_drain() {
+    let drain_timeout = Duration::from_millis(200);
+    let config = Config {
+        drain_timeout,
+        ..config()
+    };
+    let server = Shared::default().serve(config, work_in_slices(|| true));
+    let client = server.connect();
+    client.send(b"work\n");
+    wait_until("it has turns", || server.stats().total().bulk_turns > 10);
+    server.shut_down();
+    client.expect_reset();
+    let total = server.stop().total();
+    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+}
+
 #[test]
 fn shutdown_calls_no_handler_that_is_done() {
     let shared = Shared::default();

@@ -803,6 +803,33 @@ fn answer_that_does_not_come_is_a_reset() {
     assert_eq!(total.discarded[CloseReason::AnswerTimeout as usize], 1);
 }
 
+/// A handler that yields gets its turns behind others, one for each tick, and does not expire.
+#[test]
+fn handler_that_yields_has_turns_in_the_run_queue() {
+    let timeouts = with_idle_timeout(80);
+    let mut slices = 4;
+    let (mut harness, calls) = with_handler(timeouts, move |event, _| match event {
+        Event::Open => Action::Continue,
+        _ => {
+            slices -= 1;
+            if slices > 0 {
+                Action::Yield
+            } else {
+                Action::Continue
+            }
+        }
+    });
+    harness.wake(0, 0);
+    assert_eq!(harness.poll_timeout(0), Some(0));
+    for now in [0, 100, 200] {
+        harness.tick(now, &[0, 0]);
+    }
+    let resumed = [Event::Wake, Event::Resumed, Event::Resumed, Event::Resumed];
+    assert_eq!(*calls.borrow(), resumed);
+    assert_eq!(harness.counters.snapshot().total().bulk_turns, 3);
+    assert_eq!(harness.poll_timeout(200), Some(80), "idle from now on");
+}
+
 #[test]
 fn shutdown_has_no_timeout_for_an_answer() {
     let timeouts = Timeouts {

@@ -134,7 +134,7 @@ fn server_at_rest_keeps_its_promises() {
 type Break = fn(&mut Kernel<'_>);
 
 /// What [`check_at_rest`] must report, and how the kernel gets there.
-const AT_REST: [(&str, Break); 26] = [
+const AT_REST: [(&str, Break); 27] = [
     (
         "its deadline is 108 ms; idle since 10 ms, it should be 120 ms",
         |kernel| {
@@ -177,6 +177,11 @@ const AT_REST: [(&str, Break); 26] = [
     ),
     ("the tick did not use its share", |kernel| {
         kernel.connections[0].is_queued = true;
+    }),
+    ("has work left and does not wait for its turn", |kernel| {
+        let connection = &mut kernel.connections[0];
+        connection.action = Some(Action::Yield);
+        connection.appended = 3;
     }),
     ("is bulk, and its last turn has moved little", |kernel| {
         kernel.connections[0].is_bulk = true;

@@ -36,7 +36,7 @@ fn refuse(kernel: &mut Kernel<'_>, at: Millis) {
 }
 
 /// What the connection does in each row of the model and since when, its deadline, and how the kernel gets there.
-const DEADLINES: [(&str, Millis, Happen); 23] = [
+const DEADLINES: [(&str, Millis, Happen); 24] = [
     ("idle since 0 ms", 108, |_| {}),
     ("idle since 0 ms", NEVER, |kernel| {
         kernel.parameters.timeouts.idle = None;
@@ -52,6 +52,10 @@ const DEADLINES: [(&str, Millis, Happen); 23] = [
     ("waiting for its answer since 0 ms", NEVER, |kernel| {
         kernel.parameters.timeouts.answer = None;
         answer_later(kernel);
+    }),
+    ("waiting for its turn since 0 ms", NEVER, |kernel| {
+        answer_later(kernel);
+        kernel.connections[0].action = Some(Action::Yield);
     }),
     // Input is no answer, but a part of one is.
     ("waiting for its answer since 0 ms", 64, |kernel| {
@@ -69,10 +73,10 @@ const DEADLINES: [(&str, Millis, Happen); 23] = [
     ("idle since 40 ms", 144, |kernel| {
         answer_later(kernel);
         kernel.connections[0].action = Some(Action::Continue);
-        kernel.note_call(0, true);
+        kernel.note_call(0, Some(Action::Pending));
     }),
     // Neither a call without a wait nor one that goes on waiting is a sign of life.
-    ("idle since 0 ms", 108, |kernel| kernel.note_call(0, false)),
+    ("idle since 0 ms", 108, |kernel| kernel.note_call(0, None)),
     ("flushing since 0 ms", 200, |kernel| {
         kernel.connections[0].close_requested = Some(0);
     }),
