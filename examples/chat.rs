@@ -16,7 +16,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use echoserver::{Action, Config, Context, Event, Handler, Server, Waker};
+use echoserver::{Action, Config, Context, Event, Handler, Server, TooLong, Waker};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -149,20 +149,18 @@ impl Guest<'_> {
 
     /// Takes the lines that the client has sent to all others.
     fn say_lines(&mut self, context: &mut Context<'_>) -> Action {
-        while let Some(line) = context.input.line() {
+        loop {
+            let line = match context.input.line_within(MAX_LINE) {
+                Ok(Some(line)) => line,
+                Ok(None) => return Action::Continue,
+                Err(TooLong) => return refuse(context),
+            };
             let length = line.len();
-            if length > MAX_LINE {
-                return refuse(context);
-            }
             let text = String::from_utf8_lossy(line.trim_ascii_end());
             let line = format!("{}: {text}\n", self.name);
             self.room.say(self.number, &line);
             context.input.consume(length);
             context.set_timer(Some(self.idle));
-        }
-        match context.input.len() > MAX_LINE {
-            true => refuse(context),
-            false => Action::Continue,
         }
     }
 

@@ -51,8 +51,8 @@
 //! **Frames.** Binary protocols put a length before each message. A frame must fit into
 //! [`Config::buffer_size`] with its header of four bytes. One that fills `input` and is not consumed closes its
 //! connection ([`CloseReason::BufferFull`]): the client gets the earlier answers, then EOF. To send an error
-//! message first, check whether the length in the header exceeds `input.capacity() - 4`, and return
-//! [`Action::Close`]. Here each frame is answered with a frame of its reversed contents:
+//! message first, use [`Input::frame_within`], and return [`Action::Close`]; [`Input::line_within`] does the same for lines.
+//! Here each frame is answered with a frame of its reversed contents:
 //!
 //! ```
 //! # use echoserver::{Action, Context, Event, Handler};
@@ -311,7 +311,7 @@ mod system;
 pub mod testing;
 mod work_queue;
 
-pub use connection::handler::{Action, Context, Echo, Event, Handler, Input, Output};
+pub use connection::handler::{Action, Context, Echo, Event, Handler, Input, Output, TooLong};
 pub use connection::waker::{WakeOnDrop, Waker};
 pub use net::address::{Address, AddressError};
 pub use peer::Peer;

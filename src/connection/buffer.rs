@@ -10,7 +10,6 @@
 //! dropped, its pages use memory only once they are written, and a failed allocation is an error instead
 //! of the end of the process.
 
-#[cfg(any(test, feature = "testing"))]
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -24,6 +23,8 @@ pub(crate) struct Buffer {
     // The data is `storage[start..end]`. Both are 0 while it is empty, so `is_empty` reads `end` only.
     start: usize,
     end: usize,
+    /// How many bytes at the front are known to hold no line feed; 0 while it is empty.
+    searched: Cell<usize>,
 }
 
 impl Buffer {
@@ -33,6 +34,7 @@ impl Buffer {
             storage: MmapMut::map_anon(capacity)?,
             start: 0,
             end: 0,
+            searched: Cell::new(0),
         })
     }
 
@@ -43,6 +45,7 @@ impl Buffer {
 
     /// Returns the bytes in the buffer, to be changed in place.
     pub(crate) fn data_mut(&mut self) -> &mut [u8] {
+        self.searched.set(0);
         &mut self.storage[self.start..self.end]
     }
 
@@ -78,6 +81,7 @@ impl Buffer {
             self.clear();
         } else {
             self.start += count;
+            self.searched.set(self.searched.get().saturating_sub(count));
         }
     }
 
@@ -85,6 +89,18 @@ impl Buffer {
     pub(crate) fn clear(&mut self) {
         self.start = 0;
         self.end = 0;
+        self.searched.set(0);
+    }
+
+    /// Returns the length of the first line with its line feed, if there is one. What an earlier call has searched is not
+    /// searched again.
+    pub(crate) fn line_length(&self) -> Option<usize> {
+        let searched = self.searched.get();
+        let unsearched = &self.data()[searched..];
+        let found = unsearched.iter().position(|&byte| byte == b'\n');
+        let without = found.unwrap_or(unsearched.len());
+        self.searched.set(searched + without);
+        found.map(|at| searched + at + 1)
     }
 
     /// Appends all of `bytes` if they fit, otherwise nothing. Returns whether they fit.
@@ -110,6 +126,26 @@ impl Buffer {
             0 => self.clear(),
             _ => self.end = self.end.min(self.start + count),
         }
+        self.searched.set(self.searched.get().min(count));
+    }
+
+    /// Returns the free space. It contains bytes of earlier use, also of other connections.
+    pub(crate) fn spare(&mut self) -> &mut [u8] {
+        if self.start > 0 {
+            self.compact();
+        }
+        &mut self.storage[self.end..]
+    }
+
+    /// Appends the first `count` bytes of [`spare`](Self::spare), which must have been written.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is less free space.
+    pub(crate) fn commit(&mut self, count: usize) {
+        let room = self.capacity() - self.end;
+        assert!(count <= room, "cannot commit {count} bytes of {room}");
+        self.end += count;
     }
 
     /// Moves as many bytes as fit from the front of `other` to the end of this buffer, and returns
@@ -141,10 +177,7 @@ impl Buffer {
         reader: &mut impl Read,
         max: usize,
     ) -> io::Result<(usize, bool)> {
-        if self.start > 0 {
-            self.compact();
-        }
-        let free = &mut self.storage[self.end..];
+        let free = self.spare();
         let len = free.len().min(max);
         let count = reader.read(&mut free[..len])?;
         self.end += count;

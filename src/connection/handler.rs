@@ -1,6 +1,8 @@
 //! The protocol interface: one [`Handler`] per connection, which works on bytes only.
 
 use std::cell::{Cell, OnceCell};
+use std::error::Error;
+use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -234,10 +236,24 @@ impl Input<'_> {
     }
 
     /// Returns the first line with its line feed, or `None` if no whole line has arrived. It is not consumed.
+    ///
+    /// The search goes on where that of an earlier call has ended, unless [`data_mut`](Self::data_mut) was called since.
     #[must_use]
     pub fn line(&self) -> Option<&[u8]> {
-        let end = self.data().iter().position(|&byte| byte == b'\n')?;
-        Some(&self.data()[..=end])
+        self.line_within(usize::MAX).unwrap_or_default()
+    }
+
+    /// As [`line`](Self::line), for a line of at most `max` bytes with its line feed.
+    ///
+    /// # Errors
+    ///
+    /// If the line is longer, as soon as that is known.
+    pub fn line_within(&self, max: usize) -> Result<Option<&[u8]>, TooLong> {
+        match self.0.line_length() {
+            Some(length) if length <= max => Ok(Some(&self.data()[..length])),
+            None if self.len() < max => Ok(None),
+            _ => Err(TooLong),
+        }
     }
 
     /// Returns the first frame with its header, or `None` if no whole frame has arrived. It is not consumed.
@@ -246,11 +262,37 @@ impl Input<'_> {
     /// does not fit into the buffer never arrives completely.
     #[must_use]
     pub fn frame(&self) -> Option<&[u8]> {
-        let (header, _) = self.data().split_first_chunk()?;
+        self.frame_within(usize::MAX).unwrap_or_default()
+    }
+
+    /// As [`frame`](Self::frame), for a frame of at most `max` bytes with its header.
+    ///
+    /// # Errors
+    ///
+    /// If the frame is longer, as soon as its header has arrived.
+    pub fn frame_within(&self, max: usize) -> Result<Option<&[u8]>, TooLong> {
+        let Some((header, _)) = self.data().split_first_chunk() else {
+            return Ok(None);
+        };
         let length = u32::from_be_bytes(*header) as usize;
-        self.data().get(..length.checked_add(4)?)
+        match length.checked_add(header.len()) {
+            Some(length) if length <= max => Ok(self.data().get(..length)),
+            _ => Err(TooLong),
+        }
     }
 }
+
+/// A line or a frame is longer than is allowed: see [`Input::line_within`] and [`Input::frame_within`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message is longer than is allowed")
+    }
+}
+
+impl Error for TooLong {}
 
 /// The bytes that are to be sent, at most the server's [`buffer_size`](crate::Config::buffer_size).
 #[derive(Debug)]
@@ -263,6 +305,34 @@ impl Output<'_> {
     #[must_use = "if this is false, nothing was appended"]
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         self.0.push(bytes)
+    }
+
+    /// Appends as many of `bytes` as fit, and returns their number.
+    pub fn push_some(&mut self, bytes: &[u8]) -> usize {
+        self.0.push_some(bytes)
+    }
+
+    /// Returns the free space, to be filled in place: [`commit`](Self::commit) appends what was written.
+    ///
+    /// It is not cleared. It can contain bytes of other connections, so commit only what was written.
+    #[must_use]
+    pub fn spare(&mut self) -> &mut [u8] {
+        self.0.spare()
+    }
+
+    /// Appends the first `count` bytes of [`spare`](Self::spare).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `spare` is shorter.
+    pub fn commit(&mut self, count: usize) {
+        self.0.commit(count);
+    }
+
+    /// Removes bytes from the end, so that at most `len` are left. It takes back what this call has appended; of what earlier
+    /// calls have appended, a part may have been sent.
+    pub fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
     }
 
     /// Moves as many bytes as fit from the front of `input` to the end of this buffer, and returns their number.

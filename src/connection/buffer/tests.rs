@@ -57,6 +57,74 @@ fn push_some_appends_what_fits() {
 }
 
 #[test]
+fn spare_is_filled_in_place() {
+    let mut buffer = filled(6, b"abcd");
+    buffer.consume(2);
+    let spare = buffer.spare();
+    assert_eq!(spare.len(), 4, "all free space is at the end");
+    spare[..3].copy_from_slice(b"efg");
+    buffer.commit(3);
+    buffer.commit(0);
+    assert_eq!(buffer.data(), b"cdefg");
+    assert_eq!(buffer.spare().len(), 1);
+}
+
+#[test]
+#[should_panic(expected = "cannot commit 3 bytes of 2")]
+fn commit_checks_its_bound() {
+    filled(4, b"ab").commit(3);
+}
+
+/// Whatever happens to the bytes that were searched.
+#[test]
+fn search_for_a_line_does_not_start_over() {
+    let mut buffer = filled(8, b"abc");
+    assert_eq!(buffer.line_length(), None);
+    // This breaks the promise of the search, and shows what it looks at.
+    buffer.storage[0] = b'\n';
+    assert_eq!(buffer.line_length(), None);
+    assert!(buffer.push(b"d\nef"));
+    assert_eq!(buffer.line_length(), Some(5));
+    assert_eq!(buffer.line_length(), Some(5));
+    buffer.consume(5);
+    assert_eq!(buffer.line_length(), None);
+    assert!(buffer.push(b"g\n"));
+    assert_eq!(buffer.line_length(), Some(4));
+}
+
+#[test]
+fn search_for_a_line_sees_every_change() {
+    let searched = |bytes| {
+        let buffer = filled(8, bytes);
+        assert_eq!(buffer.line_length(), None);
+        buffer
+    };
+    let mut changed = searched(b"abc");
+    changed.data_mut()[1] = b'\n';
+    assert_eq!(changed.line_length(), Some(2));
+
+    let mut refilled = searched(b"abc");
+    refilled.consume(1);
+    refilled.consume(2);
+    assert!(refilled.push(b"x\nyz"));
+    assert_eq!(refilled.line_length(), Some(2));
+
+    let mut shortened = searched(b"abc");
+    shortened.truncate(1);
+    assert!(shortened.push(b"\nbc"));
+    assert_eq!(shortened.line_length(), Some(2));
+
+    let (mut from, mut to) = (searched(b"abc"), searched(b"abc"));
+    from.clear();
+    assert!(from.push(b"\n"));
+    to.truncate(0);
+    assert_eq!(to.append(&mut from), 1);
+    assert_eq!(to.line_length(), Some(1));
+    assert!(from.push(b"\n"));
+    assert_eq!(from.line_length(), Some(1));
+}
+
+#[test]
 fn truncate_keeps_the_front() {
     let mut buffer = filled(4, b"abcd");
     buffer.consume(1);

@@ -60,6 +60,35 @@ fn line_ends_with_its_line_feed() {
 }
 
 #[test]
+fn line_and_frame_have_a_maximum() {
+    let mut bytes = buffer(b"abc\n");
+    let input = Input(&mut bytes);
+    assert_eq!(input.line_within(4), Ok(Some(&b"abc\n"[..])));
+    assert_eq!(input.line_within(3), Err(TooLong));
+    let mut bytes = buffer(b"abc");
+    let input = Input(&mut bytes);
+    assert_eq!(input.line_within(4), Ok(None), "a line feed can follow");
+    assert_eq!(input.line_within(3), Err(TooLong));
+    let mut bytes = buffer(b"\0\0\0\x02a");
+    let input = Input(&mut bytes);
+    assert_eq!(input.frame_within(6), Ok(None));
+    assert_eq!(input.frame_within(5), Err(TooLong), "before it has arrived");
+    assert_eq!(TooLong.to_string(), "a message is longer than is allowed");
+}
+
+#[test]
+fn output_can_be_taken_back_and_filled_in_place() {
+    let mut bytes = buffer(b"abc");
+    let mut output = Output(&mut bytes);
+    let before = output.len();
+    assert_eq!(output.push_some(&[b'x'; 20]), 13);
+    output.truncate(before);
+    output.spare()[..2].copy_from_slice(b"de");
+    output.commit(2);
+    assert_eq!(output.0.data(), b"abcde");
+}
+
+#[test]
 fn frame_is_complete_or_absent() {
     let mut bytes = buffer(b"\0\0\0\x02ab\0\0\0\0\0\0\0");
     let mut input = Input(&mut bytes);
