@@ -23,10 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = arguments.next().unwrap_or("127.0.0.1:5556".to_owned());
     let idle = arguments.next().unwrap_or("600".to_owned());
     let idle = Duration::from_secs(idle.parse()?);
-    let server = Server::bind(Config {
-        listen: vec![address.parse()?],
-        ..Config::default()
-    })?;
+    let server = Server::bind(Config::new(address.parse()?))?;
     let handle = server.handle();
     ctrlc::set_handler(move || match handle.is_shutting_down() {
         false => handle.shut_down(),

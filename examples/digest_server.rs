@@ -39,12 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
     let address = arguments.next().unwrap_or("127.0.0.1:5557".to_owned());
     let threads = arguments.next().unwrap_or("2".to_owned());
-    let listen = vec![address.parse()?];
     let queue = WorkQueue::new(threads.parse::<NonZeroUsize>()?, MAX_QUEUED, run)?;
-    let server = Server::bind(Config {
-        listen,
-        ..Config::default()
-    })?;
+    let server = Server::bind(Config::new(address.parse()?))?;
     let handle = server.handle();
     ctrlc::set_handler(move || match handle.is_shutting_down() {
         false => handle.shut_down(),

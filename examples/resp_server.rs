@@ -44,9 +44,8 @@ fn main() -> ExitCode {
 /// Serves with the address and the number of workers from the command line.
 fn serve() -> io::Result<()> {
     let mut arguments = env::args().skip(1);
-    let mut config = Config::default();
     let address = arguments.next().unwrap_or("127.0.0.1:6379".to_owned());
-    config.listen = vec![address.parse().map_err(io::Error::other)?];
+    let mut config = Config::new(address.parse().map_err(io::Error::other)?);
     if let Some(workers) = arguments.next() {
         config.workers = workers.parse().map_err(io::Error::other)?;
     }

@@ -25,11 +25,10 @@ impl Handler for Upper {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).unwrap_or("[::]:5555".to_owned());
-    let server = Server::bind(Config {
-        listen: vec![address.parse()?],
-        ..Config::default()
-    })?;
+    let address = std::env::args()
+        .nth(1)
+        .unwrap_or("127.0.0.1:5555".to_owned());
+    let server = Server::bind(Config::new(address.parse()?))?;
     let handle = server.handle();
     ctrlc::set_handler(move || handle.shut_down())?;
     println!("listening on {}", server.addresses()[0]);

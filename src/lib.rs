@@ -30,8 +30,8 @@
 //!     }
 //! }
 //!
-//! fn main() -> std::io::Result<()> {
-//!     let server = Server::bind(Config::default())?;
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let server = Server::bind(Config::new("127.0.0.1:5555".parse()?))?;
 //!     server.run(|_connection| Echo)?;
 //!     Ok(())
 //! }
@@ -83,7 +83,6 @@
 //! the client's EOF, an idle timeout nor a shutdown closes the connection before its answer:
 //!
 //! ```no_run
-//! # use std::io;
 //! # use std::num::NonZeroUsize;
 //! # use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 //! # use std::time::Duration;
@@ -142,9 +141,9 @@
 //!     }
 //! }
 //!
-//! fn main() -> io::Result<()> {
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let queue = WorkQueue::new(NonZeroUsize::new(4).unwrap(), 100, run)?;
-//!     let server = Server::bind(Config::default())?;
+//!     let server = Server::bind(Config::new("127.0.0.1:5555".parse()?))?;
 //!     server.run(|_connection| Slow { queue: &queue, answer: None })?;
 //!     Ok(())
 //! }
@@ -317,5 +316,5 @@ pub use net::address::{Address, AddressError};
 pub use peer::Peer;
 pub use server::new_connection::NewConnection;
 pub use server::{Config, Handle, Server};
-pub use stats::{CloseReason, Number, Stats, Value, WorkerStats};
+pub use stats::{ByReason, CloseReason, Number, Stats, Value, WorkerStats};
 pub use work_queue::WorkQueue;

@@ -9,7 +9,7 @@ pub(crate) mod timers;
 pub(crate) mod worker;
 
 use std::io;
-use std::num::NonZeroUsize;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
@@ -44,21 +44,22 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time limit for the last output of a connection that closes, without any progress.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Server configuration; construct it with struct update syntax.
+/// Server configuration; construct it with [`new`](Self::new) and struct update syntax.
 ///
 /// ```
 /// use echoserver::Config;
 ///
-/// let config = Config { buffer_size: 4096, max_connections: 1000, ..Config::default() };
+/// let address = "127.0.0.1:5555".parse()?;
+/// let config = Config { buffer_size: 4096, max_connections: 1000, ..Config::new(address) };
 /// assert!(config.max_memory() > 1000 * 2 * 4096);
+/// # Ok::<(), echoserver::AddressError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Addresses to listen on. May be empty if the server [adopts](Server::adopt_tcp) listeners.
-    /// Default: port 5555 on every interface.
+    /// Addresses to listen on. May be empty if the server [adopts](Server::adopt_tcp) listeners. Default: none.
     pub listen: Vec<Address>,
-    /// Number of worker threads, at most [`Config::MAX_WORKERS`]. Default: the number of CPUs.
-    pub workers: NonZeroUsize,
+    /// Number of worker threads, from 1 to [`Config::MAX_WORKERS`]. Default: the number of CPUs.
+    pub workers: usize,
     /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog.
     /// Default: 10,000.
     pub max_connections: usize,
@@ -99,6 +100,15 @@ impl Config {
     /// The largest buffer size in bytes: 1 GiB.
     pub const MAX_BUFFER_SIZE: usize = 1 << 30;
 
+    /// Returns the default configuration of a server that listens on `address`.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        Self {
+            listen: vec![address],
+            ..Self::default()
+        }
+    }
+
     /// Returns the maximum number of bytes in buffers: two buffers for each connection, in whole pages, and
     /// the spare buffers of the workers. The kernel's socket buffers are not included.
     #[must_use]
@@ -111,16 +121,14 @@ impl Config {
     /// Returns the part of [`max_memory`](Self::max_memory) that the workers keep as spare buffers.
     #[must_use]
     pub fn max_spare_memory(&self) -> u64 {
-        (self.workers.get() as u64).saturating_mul(Pool::max_bytes(self.buffer_size) as u64)
+        (self.workers as u64).saturating_mul(Pool::max_bytes(self.buffer_size) as u64)
     }
 
     fn validate(&self) -> io::Result<()> {
-        let (workers, size) = (self.workers.get(), self.buffer_size);
-        let problem = if workers > Self::MAX_WORKERS {
-            format!(
-                "{workers} workers exceed the limit of {}",
-                Self::MAX_WORKERS
-            )
+        let (workers, size) = (self.workers, self.buffer_size);
+        let problem = if workers == 0 || workers > Self::MAX_WORKERS {
+            let max = Self::MAX_WORKERS;
+            format!("worker count of {workers} is not between 1 and {max}")
         } else if size == 0 || size > Self::MAX_BUFFER_SIZE {
             format!("buffer size of {size} bytes is not between 1 byte and 1 GiB")
         } else if self.idle_timeout == Some(Duration::ZERO) {
@@ -157,8 +165,8 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec![Address::AnyInterface(5555)],
-            workers: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            listen: Vec::new(),
+            workers: thread::available_parallelism().map_or(1, NonZero::get),
             max_connections: 10_000,
             buffer_size: 64 << 10,
             backlog: 4096,
@@ -179,8 +187,7 @@ impl Default for Config {
 ///
 /// use echoserver::{Config, Echo, Server};
 ///
-/// let listen = vec!["127.0.0.1:0".parse()?];
-/// let server = Server::bind(Config { listen, ..Config::default() })?;
+/// let server = Server::bind(Config::new("127.0.0.1:0".parse()?))?;
 /// println!("listening on {}", server.addresses()[0]);
 /// let handle = server.handle();
 /// let serving = thread::spawn(move || server.run(|_connection| Echo));
@@ -223,7 +230,7 @@ impl Server {
             allocate_worker(&config, clock)
                 .map_err(|error| with_context(&error, &format!("cannot set up worker {index}")))
         };
-        let allocated = (0..config.workers.get()).map(new_worker);
+        let allocated = (0..config.workers).map(new_worker);
         let workers = allocated.collect::<io::Result<Vec<_>>>()?;
         let poller = MioPoller::new(clock, Duration::ZERO)
             .map_err(|error| with_context(&error, "cannot set up the acceptor"))?;

@@ -53,8 +53,8 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// All reasons, in the order of [`WorkerStats::closed`].
-    pub const ALL: [CloseReason; 12] = [
+    /// All reasons.
+    pub const ALL: &'static [CloseReason] = &[
         Self::PeerClosed,
         Self::Handler,
         Self::Reset,
@@ -92,6 +92,24 @@ impl CloseReason {
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+/// A count for each [`CloseReason`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByReason([u64; CloseReason::ALL.len()]);
+
+impl ByReason {
+    /// Returns the count for `reason`.
+    #[must_use]
+    pub fn get(&self, reason: CloseReason) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// Returns the sum for all reasons.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
     }
 }
 
@@ -145,8 +163,8 @@ pub enum Value {
     Count(u64),
     /// A difference.
     Net(i64),
-    /// A count for each [reason](CloseReason::ALL).
-    ByReason([u64; CloseReason::ALL.len()]),
+    /// A count for each reason.
+    ByReason(ByReason),
     /// A duration.
     Time(Duration),
 }
@@ -188,15 +206,15 @@ field!(i64, Net, u64::cast_signed, |sum: i64, other| sum + other);
 // The longest of all.
 field!(Duration, Time, Duration::from_millis, Duration::max);
 
-impl Field for [u64; CloseReason::ALL.len()] {
+impl Field for ByReason {
     type Counter = [Counter; CloseReason::ALL.len()];
 
     fn read(counters: &Self::Counter) -> Self {
-        counters.each_ref().map(Counter::get)
+        Self(counters.each_ref().map(Counter::get))
     }
 
     fn merge(&mut self, other: &Self) {
-        for (sum, count) in self.iter_mut().zip(other) {
+        for (sum, count) in self.0.iter_mut().zip(&other.0) {
             *sum += count;
         }
     }
@@ -259,7 +277,7 @@ counters! {
     /// The numbers of one worker, or the sum of several.
     WorkerStats {}
     /// Connections closed, by reason.
-    closed: [u64; CloseReason::ALL.len()] = "connections_closed_total",
+    closed: ByReason = "connections_closed_total",
     /// Bytes received.
     bytes_in: u64 = "received_bytes_total",
     /// Bytes sent.
@@ -269,7 +287,7 @@ counters! {
     /// Bytes in the buffers of open connections.
     buffered: u64 = "buffered_bytes",
     /// Bytes received or generated but not sent, by the reason for which their connection was closed.
-    discarded: [u64; CloseReason::ALL.len()] = "discarded_bytes_total",
+    discarded: ByReason = "discarded_bytes_total",
     /// Ticks of the event loop, each with one wait for events.
     ticks: u64 = "worker_ticks_total",
     /// Turns of bulk connections, which wait in a queue behind the small messages of others.
@@ -347,14 +365,14 @@ impl Stats {
             total.merge(worker);
         }
         total.assigned += self.expired;
-        total.closed[CloseReason::DrainTimeout as usize] += self.expired;
+        total.closed.0[CloseReason::DrainTimeout as usize] += self.expired;
         total
     }
 
     /// Returns the number of open connections, including those that wait in a worker's queue.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.accepted.saturating_sub(self.total().total_closed())
+        self.accepted.saturating_sub(self.total().closed.total())
     }
 
     /// Returns each number with the name it has in logs, such as `bytes_in` and
@@ -372,9 +390,9 @@ impl Stats {
                     fields.push((format!("{name}_ms"), signed(time.as_millis() as u64)));
                 }
                 Value::ByReason(counts) => {
-                    fields.push((name.to_owned(), signed(counts.iter().sum())));
-                    for (reason, count) in CloseReason::ALL.iter().zip(counts) {
-                        fields.push((format!("{name}_{reason}"), signed(count)));
+                    fields.push((name.to_owned(), signed(counts.total())));
+                    for reason in CloseReason::ALL {
+                        fields.push((format!("{name}_{reason}"), signed(counts.get(*reason))));
                     }
                 }
             }
@@ -390,7 +408,7 @@ impl Stats {
     #[must_use]
     pub fn check_final_balance(&self) -> Option<String> {
         let total = self.total();
-        let (assigned, closed, buffered) = (total.assigned, total.total_closed(), total.buffered);
+        let (assigned, closed, buffered) = (total.assigned, total.closed.total(), total.buffered);
         if assigned == closed && buffered == 0 {
             return self.check_balance();
         }
@@ -413,32 +431,12 @@ impl Stats {
             ));
         }
         let (bytes_in, generated) = (total.bytes_in, total.bytes_generated);
-        let accounted = total.bytes_out + total.buffered + total.total_discarded();
+        let accounted = total.bytes_out + total.buffered + total.discarded.total();
         (bytes_in.wrapping_add_signed(generated) != accounted).then(|| {
             format!(
                 "{bytes_in} bytes in, {generated:+} generated by handlers, but {accounted} out, buffered or discarded"
             )
         })
-    }
-}
-
-impl WorkerStats {
-    /// Returns the number of connections closed, for any reason.
-    #[must_use]
-    pub fn total_closed(&self) -> u64 {
-        self.closed.iter().sum()
-    }
-
-    /// Returns the number of connections closed for `reason`.
-    #[must_use]
-    pub fn closed_for(&self, reason: CloseReason) -> u64 {
-        self.closed[reason as usize]
-    }
-
-    /// Returns the number of bytes discarded, for any reason.
-    #[must_use]
-    pub fn total_discarded(&self) -> u64 {
-        self.discarded.iter().sum()
     }
 }
 

@@ -36,7 +36,7 @@ fn worker_panic_stops_the_server_and_drains_other_workers() {
     log::set_logger(&PanickingLog).expect("the only one");
     log::set_max_level(log::LevelFilter::Debug);
     let server = bind(Config {
-        workers: 2.try_into().unwrap(),
+        workers: 2,
         ..config()
     });
     let address = address_of(&server);

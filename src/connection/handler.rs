@@ -49,6 +49,13 @@ pub trait Handler {
     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action;
 }
 
+/// For handlers of different types, as `Box<dyn Handler>`.
+impl<H: Handler + ?Sized> Handler for Box<H> {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        (**self).process(event, context)
+    }
+}
+
 /// Why a handler is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {

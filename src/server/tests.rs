@@ -3,9 +3,8 @@ use crate::system::Poller;
 
 fn config() -> Config {
     Config {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        workers: NonZeroUsize::MIN,
-        ..Config::default()
+        workers: 1,
+        ..Config::new("127.0.0.1:0".parse().unwrap())
     }
 }
 
@@ -24,7 +23,7 @@ fn longest_drain_timeout_is_a_shutdown_too() {
 #[test]
 fn every_worker_can_be_woken() {
     let two_workers = Config {
-        workers: NonZeroUsize::new(2).unwrap(),
+        workers: 2,
         ..config()
     };
     let mut server = Server::bind(two_workers).unwrap();
@@ -64,14 +63,14 @@ fn failures_of_a_worker_are_named() {
 
 #[test]
 fn values_beyond_a_bound_are_refused() {
-    let workers = |count| NonZeroUsize::new(count).unwrap();
     let change = |change: &dyn Fn(&mut Config)| {
         let mut config = config();
         change(&mut config);
         config.validate().map_err(|error| error.to_string())
     };
     for at_bound in [
-        change(&|config| config.workers = workers(1024)),
+        change(&|config| config.workers = 1),
+        change(&|config| config.workers = 1024),
         change(&|config| config.buffer_size = 1),
         change(&|config| config.buffer_size = 1 << 30),
         change(&|config| config.idle_timeout = Some(Duration::from_nanos(1))),
@@ -82,8 +81,12 @@ fn values_beyond_a_bound_are_refused() {
     }
     for (beyond, problem) in [
         (
-            change(&|config| config.workers = workers(1025)),
-            "1025 workers exceed the limit of 1024",
+            change(&|config| config.workers = 0),
+            "worker count of 0 is not between 1 and 1024",
+        ),
+        (
+            change(&|config| config.workers = 1025),
+            "worker count of 1025 is not between 1 and 1024",
         ),
         (
             change(&|config| config.buffer_size = 0),
@@ -121,7 +124,7 @@ fn stated_memory_counts_pages_and_saturates() {
     let connections = one_byte.max_memory() - one_byte.max_spare_memory();
     assert_eq!(connections, 10 * 2 * 4096);
     let two_workers = Config {
-        workers: NonZeroUsize::new(2).unwrap(),
+        workers: 2,
         ..config()
     };
     // 16 spare pairs of 64 KiB each, and the pair in use.

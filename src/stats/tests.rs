@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn reason_is_its_own_index() {
-    for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+    for (index, &reason) in CloseReason::ALL.iter().enumerate() {
         assert_eq!(reason as usize, index);
     }
 }
@@ -82,8 +82,8 @@ fn totals_are_sums_except_the_longest_tick() {
         bulk_turns: 77,
         bulk: 88,
         longest_tick: Duration::from_millis(90),
-        closed: std::array::from_fn(|index| 11 * (10 + index as u64)),
-        discarded: std::array::from_fn(|index| 11 * (22 + index as u64)),
+        closed: ByReason(std::array::from_fn(|index| 11 * (10 + index as u64))),
+        discarded: ByReason(std::array::from_fn(|index| 11 * (22 + index as u64))),
     };
     assert_eq!(total, expected);
 }
@@ -96,5 +96,5 @@ fn expired_connections_are_closed_ones() {
     counters.workers[0].assigned.add(3);
     let stats = counters.snapshot();
     assert_eq!((stats.open(), stats.check_balance()), (3, None));
-    assert_eq!(stats.total().closed_for(CloseReason::DrainTimeout), 2);
+    assert_eq!(stats.total().closed.get(CloseReason::DrainTimeout), 2);
 }

@@ -406,7 +406,7 @@ impl Kernel<'_> {
         let closed = &mut self.pollers[thread].closed;
         let mut reasons = [CloseReason::Error; 2];
         let mut count = 0;
-        for reason in CloseReason::ALL {
+        for &reason in CloseReason::ALL {
             for _ in closed[reason as usize]..counted[reason as usize] {
                 reasons[count.min(1)] = reason;
                 count += 1;

@@ -100,7 +100,7 @@ fn handler_is_called_for_open_input_sent_and_eof() {
     client.expect_eof();
     shared.wait_for(&[Event::Open, Event::Input, Event::Sent, Event::Eof]);
     drop(client);
-    assert_eq!(server.stop().total().closed_for(CloseReason::PeerClosed), 1);
+    assert_eq!(server.stop().total().closed.get(CloseReason::PeerClosed), 1);
 }
 
 #[test]
@@ -170,33 +170,30 @@ fn handler_can_reset_the_connection() {
     client.expect_reset();
     let stuck = Client::connect_with_receive_buffer(server.address, 8 << 10);
     stuck.send(b"fill");
-    wait_until("it is reset", || server.stats().total().total_closed() == 2);
+    wait_until("it is reset", || server.stats().total().closed.total() == 2);
     stuck.expect_reset();
     let local = Client::connect_unix(&path);
     local.send(b"reset");
     local.expect_eof();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::HandlerReset), 3);
-    assert!(total.total_discarded() > 15, "{total:?}");
+    assert_eq!(total.closed.get(CloseReason::HandlerReset), 3);
+    assert!(total.discarded.total() > 15, "{total:?}");
 }
 
 /// Whichever of two workers serves them.
 #[test]
 fn connections_are_numbered_in_the_order_of_accepts() {
-    let workers = NonZeroUsize::new(2).unwrap();
-    let server = TestServer::run(
-        bind(Config {
-            workers,
-            ..config()
-        }),
-        |connection| {
-            let number = connection.number() as u8;
-            FnHandler::new(move |_, context| {
-                assert!(context.output.push(&[number]));
-                Action::Close
-            })
-        },
-    );
+    let two_workers = Config {
+        workers: 2,
+        ..config()
+    };
+    let server = TestServer::run(bind(two_workers), |connection| {
+        let number = connection.number() as u8;
+        FnHandler::new(move |_, context| {
+            assert!(context.output.push(&[number]));
+            Action::Close
+        })
+    });
     for number in 1..=5 {
         server.connect().expect(&[number]);
     }
@@ -266,7 +263,7 @@ fn pending_answer_survives_a_drain() {
     client.expect(b"a");
     client.expect_eof();
     drop(client);
-    assert_eq!(server.stop().total().total_discarded(), 0);
+    assert_eq!(server.stop().total().discarded.total(), 0);
 }
 
 /// A farewell reaches the client, and a request that was in the kernel is still answered.
@@ -286,7 +283,7 @@ fn shutdown_calls_each_handler_once() {
     client.expect_eof();
     drop(client);
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::Shutdown), 1);
+    assert_eq!(total.closed.get(CloseReason::Shutdown), 1);
     shared.wait_for(&[Event::Open, Event::Input, Event::Shutdown]);
 }
 
@@ -364,7 +361,7 @@ fn work_that_is_left_is_reset_at_the_deadline_of_a_drain() {
     server.shut_down();
     client.expect_reset();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+    assert_eq!(total.closed.get(CloseReason::DrainTimeout), 1);
 }
 
 #[test]
@@ -441,7 +438,7 @@ fn pending_answer_is_reset_at_the_deadline_of_a_drain() {
     server.shut_down();
     client.expect_reset();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
+    assert_eq!(total.closed.get(CloseReason::DrainTimeout), 1);
 }
 
 #[test]
@@ -548,7 +545,7 @@ fn answer_that_does_not_come_is_a_reset() {
     ended.expect_reset();
     idle.ping(b"");
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::AnswerTimeout), 2);
+    assert_eq!(total.closed.get(CloseReason::AnswerTimeout), 2);
 }
 
 /// Handlers that wake their own connection in each call.
@@ -713,6 +710,25 @@ fn panic_of_a_job_calls_the_handler() {
     let client = server.connect();
     client.send(b"?");
     client.expect_closed();
+}
+
+/// Each second connection is an echo, the others answer in upper case.
+#[test]
+fn connections_can_have_handlers_of_different_types() {
+    let server = TestServer::run(bind(config()), |connection| -> Box<dyn Handler> {
+        match connection.number() % 2 {
+            0 => Box::new(Echo),
+            _ => Box::new(FnHandler::new(|event, context| {
+                context.input.data_mut().make_ascii_uppercase();
+                Echo.process(event, context)
+            })),
+        }
+    });
+    let clients = server.connect_many(2);
+    for (client, answer) in clients.iter().zip([b"PING", b"ping"]) {
+        client.send(b"ping");
+        client.expect(answer);
+    }
 }
 
 /// Frames of more than the default buffer, each answered with its length.

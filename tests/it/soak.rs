@@ -6,7 +6,6 @@
 
 use std::env;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -203,7 +202,7 @@ fn soak() {
     let seed = number_from("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("soak: SOAK_SECONDS={seconds} SOAK_SEED={seed}");
     let config = Config {
-        workers: NonZeroUsize::new(WORKERS).expect("not zero"),
+        workers: WORKERS,
         max_connections: MAX_CONNECTIONS,
         buffer_size: BUFFER_SIZE,
         ..Config::default()

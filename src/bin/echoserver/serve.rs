@@ -143,7 +143,7 @@ fn log_config(server: &Server, config: &Config) {
     let (max_memory, spare) = (config.max_memory(), config.max_spare_memory());
     log::info!(
         target: TARGET,
-        workers = config.workers.get(),
+        workers = config.workers,
         max_connections = config.max_connections,
         buffer_size = config.buffer_size,
         backlog = config.backlog,

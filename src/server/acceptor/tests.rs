@@ -521,7 +521,7 @@ fn shutdown_ends_a_pause_and_keeps_clients_beyond_the_limit_waiting() {
     assert_eq!(*listener.resets.borrow(), [4]);
     let stats = harness.stats();
     assert_eq!((stats.accepted, stats.expired), (4, 1));
-    assert_eq!(stats.total().closed_for(CloseReason::DrainTimeout), 1);
+    assert_eq!(stats.total().closed.get(CloseReason::DrainTimeout), 1);
 }
 
 #[test]

@@ -183,7 +183,7 @@ impl Harness {
     }
 
     fn is_expired(&self) -> bool {
-        self.stats().total().closed_for(CloseReason::IdleTimeout) > 0
+        self.stats().total().closed.get(CloseReason::IdleTimeout) > 0
     }
 }
 
@@ -298,7 +298,7 @@ fn connection_that_cannot_be_registered_is_closed() {
     harness.poller.is_broken = true;
     harness.poller.then(&[PollEvent::Wake], false);
     harness.tick(0);
-    assert_eq!(harness.stats().total().closed_for(CloseReason::Error), 1);
+    assert_eq!(harness.stats().total().closed.get(CloseReason::Error), 1);
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn shutdown_ends_once_the_queue_is_closed_and_empty() {
     assert_eq!(harness.tick(0), Some(8), "the client's EOF");
     assert_eq!(*harness.answered.borrow(), [0]);
     harness.tick(8);
-    assert_eq!(harness.stats().total().closed_for(CloseReason::Shutdown), 1);
+    assert_eq!(harness.stats().total().closed.get(CloseReason::Shutdown), 1);
     assert!(!harness.worker.is_done(), "more may be dispatched");
     harness.dispatcher = None;
     harness.poller.then(&[PollEvent::Wake], false);
@@ -327,6 +327,6 @@ fn closed_queue_without_a_shutdown_drains_and_ends_the_worker() {
     assert_eq!(harness.tick(0), Some(8), "the client's EOF");
     assert_eq!(*harness.answered.borrow(), [0]);
     harness.tick(8);
-    assert_eq!(harness.stats().total().closed_for(CloseReason::Shutdown), 1);
+    assert_eq!(harness.stats().total().closed.get(CloseReason::Shutdown), 1);
     assert!(harness.worker.is_done());
 }

@@ -46,11 +46,11 @@ fn every_connection_and_byte_is_counted_once() {
     for reason in CloseReason::ALL {
         use CloseReason::{BufferFull, Handler, Panic, PeerClosed, Reset, Shutdown};
         let expected = [Shutdown, Handler, Panic, BufferFull, PeerClosed, Reset].contains(&reason);
-        assert_eq!(total.closed_for(reason), u64::from(expected), "{reason:?}");
+        assert_eq!(total.closed.get(*reason), u64::from(expected), "{reason:?}");
     }
     assert_eq!(total.bytes_in, 4 + 5 + 5 + 100 + 10 + 5);
     assert_eq!(total.bytes_out, 4 + 10 + 5);
-    assert_eq!(total.total_discarded(), 5 + 5 + 100);
+    assert_eq!(total.discarded.total(), 5 + 5 + 100);
 }
 
 #[cfg(all(target_os = "linux", feature = "cli"))]

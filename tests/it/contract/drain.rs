@@ -24,9 +24,9 @@ fn expect_all_and_eof(clients: Vec<Client>, bytes: &[u8]) {
 fn check_all_answered(server: TestServer, count: usize) {
     let total = server.stop().total();
     let cleanly =
-        [CloseReason::Shutdown, CloseReason::PeerClosed].map(|reason| total.closed_for(reason));
+        [CloseReason::Shutdown, CloseReason::PeerClosed].map(|reason| total.closed.get(reason));
     assert_eq!(cleanly.iter().sum::<u64>(), count as u64, "{total:?}");
-    assert_eq!(total.total_discarded(), 0);
+    assert_eq!(total.discarded.total(), 0);
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn idle_connections_are_closed_cleanly() {
     ping_all(&clients, &random_bytes(1, 100));
     server.shut_down();
     expect_all_and_eof(clients, b"");
-    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 50);
+    assert_eq!(server.stop().total().closed.get(CloseReason::Shutdown), 50);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn active_transfers_are_closed_cleanly() {
     });
     drop(clients);
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::Shutdown), 20, "{total:?}");
+    assert_eq!(total.closed.get(CloseReason::Shutdown), 20, "{total:?}");
 }
 
 /// A client that always has sent more than it has read is answered for half of the drain timeout, and then closed.
@@ -142,7 +142,7 @@ fn endless_sender_is_closed() {
         count < expected.len()
     });
     drop(client);
-    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 1);
+    assert_eq!(server.stop().total().closed.get(CloseReason::Shutdown), 1);
 }
 
 #[test]
@@ -164,9 +164,9 @@ fn only_a_client_that_never_reads_is_reset() {
         assert!(sent.is_err(), "it is reset before all is sent");
     });
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::Shutdown), 10);
-    assert_eq!(total.closed_for(CloseReason::DrainTimeout), 1);
-    assert!(total.total_discarded() > 0);
+    assert_eq!(total.closed.get(CloseReason::Shutdown), 10);
+    assert_eq!(total.closed.get(CloseReason::DrainTimeout), 1);
+    assert!(total.discarded.total() > 0);
 }
 
 /// Within the drain timeout, a client that reads late gets all that the server had read.
@@ -190,7 +190,7 @@ fn late_reader_gets_everything() {
         let _sent = sending.join().unwrap();
     });
     drop(client);
-    assert_eq!(server.stop().total().closed_for(CloseReason::Shutdown), 1);
+    assert_eq!(server.stop().total().closed.get(CloseReason::Shutdown), 1);
 }
 
 #[test]

@@ -112,6 +112,6 @@ fn endless_output_does_not_starve_other_connections() {
     other.ping(b"after");
     other.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::Reset), 1);
-    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
+    assert_eq!(total.closed.get(CloseReason::Reset), 1);
+    assert_eq!(total.closed.get(CloseReason::PeerClosed), 1);
 }

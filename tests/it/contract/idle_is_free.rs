@@ -86,8 +86,8 @@ fn idle_timeout_closes_only_idle_connections() {
     waiting.join().unwrap();
     busy.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 2);
-    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
+    assert_eq!(total.closed.get(CloseReason::IdleTimeout), 2);
+    assert_eq!(total.closed.get(CloseReason::PeerClosed), 1);
 }
 
 #[test]
@@ -102,6 +102,6 @@ fn idle_timeout_closes_a_client_that_never_reads() {
     assert!(client.try_send(&bytes).is_err());
     wait_until("it is closed", || server.stats().open() == 0);
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 1);
-    assert!(total.total_discarded() > 0);
+    assert_eq!(total.closed.get(CloseReason::IdleTimeout), 1);
+    assert!(total.discarded.total() > 0);
 }

@@ -51,14 +51,14 @@ fn handler_panic_closes_only_its_connection() {
         client.send(b"panic");
         client.expect_closed();
     });
-    assert_eq!(stats.total().closed_for(CloseReason::Panic), 1);
-    assert_eq!(stats.total().total_discarded(), 5);
+    assert_eq!(stats.total().closed.get(CloseReason::Panic), 1);
+    assert_eq!(stats.total().discarded.total(), 5);
 }
 
 #[test]
 fn handler_factory_panic_closes_only_its_connection() {
     let stats = check_first(|| panic!("intended"), |_, client| client.expect_closed());
-    assert_eq!(stats.total().closed_for(CloseReason::Panic), 1);
+    assert_eq!(stats.total().closed.get(CloseReason::Panic), 1);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn handler_drop_panic_closes_only_its_connection() {
         client.reset();
         wait_until("it is closed", || server.stats().open() == 1);
     });
-    assert_eq!(stats.total().closed_for(CloseReason::Reset), 1);
+    assert_eq!(stats.total().closed.get(CloseReason::Reset), 1);
 }
 
 #[test]
@@ -131,9 +131,9 @@ fn output_before_a_close_reaches_the_client() {
     client.shutdown_write();
     wait_until("it is closed", || server.stats().open() == 0);
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::Handler), 1);
+    assert_eq!(total.closed.get(CloseReason::Handler), 1);
     assert_eq!(total.bytes_out, 60_000);
-    assert_eq!(total.total_discarded(), 120_000);
+    assert_eq!(total.discarded.total(), 120_000);
 }
 
 /// Rule 9 of the event loop.
@@ -144,7 +144,7 @@ fn client_that_never_closes_its_half_is_closed_after_a_timeout() {
         client.expect_eof();
         wait_until("it is closed", || server.stats().open() == 1);
     });
-    assert_eq!(stats.total().closed_for(CloseReason::Handler), 1);
+    assert_eq!(stats.total().closed.get(CloseReason::Handler), 1);
 }
 
 #[test]
@@ -160,8 +160,8 @@ fn unconsumed_input_that_fills_its_buffer_closes_the_connection() {
     client.expect_closed();
     shorter.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::BufferFull), 1);
-    assert_eq!(total.total_discarded(), 199);
+    assert_eq!(total.closed.get(CloseReason::BufferFull), 1);
+    assert_eq!(total.discarded.total(), 199);
 }
 
 /// Rule 6 of the event loop.
@@ -178,8 +178,8 @@ fn reset_closes_only_its_connection() {
     wait_until("all are closed", || server.stats().open() == 1);
     other.close();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::Reset), 100);
-    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
+    assert_eq!(total.closed.get(CloseReason::Reset), 100);
+    assert_eq!(total.closed.get(CloseReason::PeerClosed), 1);
 }
 
 /// Sends `parts`, the last byte of each as urgent data.

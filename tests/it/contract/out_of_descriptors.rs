@@ -3,8 +3,6 @@
 //!
 //! That the pause costs no CPU is counted: in log lines, failed accepts and wake-ups.
 
-use std::num::NonZeroUsize;
-
 use echoserver::Config;
 
 use crate::harness::{TestServer, config, ping_all, send_all, wait_until};
@@ -12,7 +10,7 @@ use crate::harness::{TestServer, config, ping_all, send_all, wait_until};
 fn server_with_limit(max_connections: usize, workers: usize) -> TestServer {
     TestServer::echo_with(Config {
         max_connections,
-        workers: NonZeroUsize::new(workers).unwrap(),
+        workers,
         ..config()
     })
 }

@@ -30,7 +30,7 @@ fn check_slow_reader(receive_buffer: usize, length: usize, bytes_per_second: usi
         client.expect_eof();
     });
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::PeerClosed), 1);
+    assert_eq!(total.closed.get(CloseReason::PeerClosed), 1);
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn reader_that_has_stopped_is_reset() {
     wait_until("it has expired", || server.stats().open() == 0);
     client.expect_reset();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 1);
-    assert!(total.discarded[CloseReason::IdleTimeout as usize] > 0);
+    assert_eq!(total.closed.get(CloseReason::IdleTimeout), 1);
+    assert!(total.discarded.get(CloseReason::IdleTimeout) > 0);
 }
 
 #[test]
@@ -63,8 +63,8 @@ fn silent_client_gets_eof() {
     client.ping(b"ping");
     client.expect_eof();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 1);
-    assert_eq!(total.total_discarded(), 0);
+    assert_eq!(total.closed.get(CloseReason::IdleTimeout), 1);
+    assert_eq!(total.discarded.total(), 0);
 }
 
 /// A client that does not read its refusal is not kept for ever, even without an idle timeout.
@@ -94,7 +94,7 @@ fn refused_client_that_never_reads_is_reset() {
     wait_until("the flush has expired", || server.stats().open() == 0);
     client.expect_reset();
     let total = server.stop().total();
-    assert_eq!(total.closed_for(CloseReason::IdleTimeout), 1);
+    assert_eq!(total.closed.get(CloseReason::IdleTimeout), 1);
 }
 
 #[cfg(all(target_os = "linux", feature = "cli"))]

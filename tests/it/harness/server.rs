@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
@@ -18,9 +17,8 @@ use super::{Client, ping_all, wait_until};
 /// Returns a configuration of one worker at a free loopback port.
 pub(crate) fn config() -> Config {
     Config {
-        listen: vec![Address::Ip(([127, 0, 0, 1], 0).into())],
-        workers: NonZeroUsize::MIN,
-        ..Config::default()
+        workers: 1,
+        ..Config::new(Address::Ip(([127, 0, 0, 1], 0).into()))
     }
 }
 

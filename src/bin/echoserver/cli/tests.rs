@@ -32,7 +32,7 @@ fn option_values_reach_the_config() {
     ])
     .unwrap();
     let config = options.config(false);
-    assert_eq!((config.workers.get(), config.backlog), (7, 9));
+    assert_eq!((config.workers, config.backlog), (7, 9));
     assert_eq!(
         config.listen,
         [Address::AnyInterface(7), "127.0.0.1:0".parse().unwrap()]

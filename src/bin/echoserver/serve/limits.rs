@@ -45,7 +45,7 @@ pub(crate) fn max_connections(
 /// and some in reserve.
 fn other_descriptors(config: &Config, has_metrics: bool) -> u64 {
     let open = fs::read_dir("/dev/fd").map_or(8, Iterator::count) as u64;
-    let threads = config.workers.get() as u64 + 1;
+    let threads = config.workers as u64 + 1;
     let listeners = config.listen.len().max(1) as u64 * 2;
     let of_metrics = 2 * 2 + 2 + metrics::MAX_CONNECTIONS as u64;
     let of_metrics = if has_metrics { of_metrics } else { 0 };

@@ -7,7 +7,6 @@ mod exposition;
 mod process;
 
 use std::io::{self, Write};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
@@ -37,15 +36,14 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Binds the endpoint's own server to `address`. A socket file gets the permissions `unix_mode`.
 pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Server> {
     let config = Config {
-        listen: vec![address],
         unix_mode,
-        workers: NonZeroUsize::MIN,
+        workers: 1,
         max_connections: MAX_CONNECTIONS,
         buffer_size: MAX_REQUEST,
         backlog: 128,
         idle_timeout: Some(Duration::from_secs(90)),
         drain_timeout: Duration::from_millis(250),
-        ..Config::default()
+        ..Config::new(address)
     };
     Server::bind(config).map_err(|error| with_context(&error, "--metrics"))
 }

@@ -37,8 +37,8 @@ pub(crate) struct Options {
 
     /// Worker threads, 1 to 1024 [default: number of CPUs]
     #[arg(short, long, value_name = "N", help_heading = "Resources")]
-    #[arg(value_parser = values::count::<NonZeroUsize>(1..=Config::MAX_WORKERS))]
-    workers: Option<NonZeroUsize>,
+    #[arg(value_parser = values::count::<usize>(1..=Config::MAX_WORKERS))]
+    workers: Option<usize>,
 
     /// Maximum concurrent connections; at the limit, new clients wait in the kernel's backlog
     /// [default: as many as the descriptor limit allows]
@@ -106,7 +106,12 @@ pub(crate) struct Options {
 impl Options {
     /// Returns the server's configuration. If sockets are `inherited`, it has no default address.
     pub(crate) fn config(&self, inherited: bool) -> Config {
-        let mut config = Config {
+        let listen = match &self.listen[..] {
+            [] if !inherited => vec![Address::AnyInterface(5555)],
+            listen => listen.to_vec(),
+        };
+        Config {
+            listen,
             workers: self.workers.unwrap_or(Config::default().workers),
             buffer_size: self.buffer_size,
             backlog: self.backlog,
@@ -116,11 +121,7 @@ impl Options {
             tcp_keepalive: Some(self.tcp_keepalive).filter(|time| !time.is_zero()),
             busy_poll: self.busy_poll.unwrap_or_default(),
             ..Config::default()
-        };
-        if inherited || !self.listen.is_empty() {
-            config.listen.clone_from(&self.listen);
         }
-        config
     }
 
     /// Returns the log level, which takes precedence over `RUST_LOG`.

@@ -76,7 +76,7 @@ fn limit_files_stay_below_the_root() {
 fn warning_names_both_amounts() {
     let config = Config {
         max_connections: 8192,
-        workers: std::num::NonZeroUsize::MIN,
+        workers: 1,
         ..Config::default()
     };
     let limit = |bytes| Some((bytes, "memory limit of the cgroup"));

@@ -52,7 +52,7 @@ impl Exposition {
         let name = "echoserver_worker_connections_open";
         self.begin(name, "Open connections of the worker.");
         for (index, worker) in stats.workers.iter().enumerate() {
-            let open = worker.assigned.saturating_sub(worker.total_closed());
+            let open = worker.assigned.saturating_sub(worker.closed.total());
             self.sample(name, &label(index), open);
         }
     }
@@ -64,7 +64,8 @@ impl Exposition {
             Value::Net(net) => self.sample(name, labels, net),
             Value::Time(time) => self.sample(name, labels, time.as_secs_f64()),
             Value::ByReason(counts) => {
-                for (reason, count) in CloseReason::ALL.iter().zip(counts) {
+                for reason in CloseReason::ALL {
+                    let count = counts.get(*reason);
                     self.sample(name, &format!("{{reason=\"{reason}\"}}"), count);
                 }
             }
