@@ -298,6 +298,10 @@
 #[doc = include_str!("../README.md")]
 struct ReadmeDoctests;
 
+// Examples that are tested in the simulation name the crate as users do.
+#[cfg(test)]
+extern crate self as echoserver;
+
 mod connection;
 mod error;
 mod net;
@@ -310,6 +314,7 @@ mod system;
 pub mod testing;
 mod work_queue;
 
+pub use connection::buffer::Buffer;
 pub use connection::handler::{Action, Context, Echo, Event, Handler, Input, Output, TooLong};
 pub use connection::waker::{WakeOnDrop, Waker};
 pub use net::address::{Address, AddressError};

@@ -17,8 +17,12 @@ use std::mem;
 
 use memmap2::MmapMut;
 
-/// A queue of bytes with a fixed capacity.
-pub(crate) struct Buffer {
+/// A queue of bytes with a fixed capacity: they are appended at the end and consumed from the front, and are always contiguous.
+///
+/// For a handler that contains another one: see [`Context::with`](crate::Context::with). Its storage is whole pages, which
+/// use memory once they are written, and stay until the buffer is dropped. [`Config::max_memory`](crate::Config::max_memory)
+/// does not include it.
+pub struct Buffer {
     storage: MmapMut,
     // The data is `storage[start..end]`. Both are 0 while it is empty, so `is_empty` reads `end` only.
     start: usize,
@@ -28,8 +32,12 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Creates an empty buffer that holds at most `capacity` bytes. Fails if the memory is not available.
-    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+    /// Creates an empty buffer that holds at most `capacity` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the memory is not available.
+    pub fn new(capacity: usize) -> io::Result<Self> {
         Ok(Self {
             storage: MmapMut::map_anon(capacity)?,
             start: 0,
@@ -39,33 +47,39 @@ impl Buffer {
     }
 
     /// Returns the bytes in the buffer, oldest first.
-    pub(crate) fn data(&self) -> &[u8] {
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
         &self.storage[self.start..self.end]
     }
 
     /// Returns the bytes in the buffer, to be changed in place.
-    pub(crate) fn data_mut(&mut self) -> &mut [u8] {
+    #[must_use]
+    pub fn data_mut(&mut self) -> &mut [u8] {
         self.searched.set(0);
         &mut self.storage[self.start..self.end]
     }
 
     /// Returns the number of bytes in the buffer.
-    pub(crate) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.end - self.start
     }
 
     /// Returns whether the buffer holds no bytes.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.end == 0
     }
 
     /// Returns the largest number of bytes the buffer can hold.
-    pub(crate) fn capacity(&self) -> usize {
+    #[must_use]
+    pub fn capacity(&self) -> usize {
         self.storage.len()
     }
 
     /// Returns how many more bytes fit.
-    pub(crate) fn room(&self) -> usize {
+    #[must_use]
+    pub fn room(&self) -> usize {
         self.capacity() - self.len()
     }
 
@@ -74,7 +88,7 @@ impl Buffer {
     /// # Panics
     ///
     /// Panics if the buffer holds fewer bytes.
-    pub(crate) fn consume(&mut self, count: usize) {
+    pub fn consume(&mut self, count: usize) {
         let len = self.len();
         assert!(count <= len, "cannot consume {count} bytes of {len}");
         if count == len {
@@ -86,7 +100,7 @@ impl Buffer {
     }
 
     /// Removes all bytes.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.start = 0;
         self.end = 0;
         self.searched.set(0);
@@ -105,7 +119,7 @@ impl Buffer {
 
     /// Appends all of `bytes` if they fit, otherwise nothing. Returns whether they fit.
     #[must_use = "if this is false, nothing was appended"]
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
+    pub fn push(&mut self, bytes: &[u8]) -> bool {
         let fits = bytes.len() <= self.room();
         if fits {
             self.extend(bytes);
@@ -114,14 +128,14 @@ impl Buffer {
     }
 
     /// Appends as many of `bytes` as fit; returns their number.
-    pub(crate) fn push_some(&mut self, bytes: &[u8]) -> usize {
+    pub fn push_some(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(self.room());
         self.extend(&bytes[..count]);
         count
     }
 
     /// Removes bytes from the end, so that at most the first `count` are left.
-    pub(crate) fn truncate(&mut self, count: usize) {
+    pub fn truncate(&mut self, count: usize) {
         match count {
             0 => self.clear(),
             _ => self.end = self.end.min(self.start + count),
@@ -129,20 +143,21 @@ impl Buffer {
         self.searched.set(self.searched.get().min(count));
     }
 
-    /// Returns the free space. It contains bytes of earlier use, also of other connections.
-    pub(crate) fn spare(&mut self) -> &mut [u8] {
+    /// Returns the free space, to be filled in place: [`commit`](Self::commit) appends what was written. It is not cleared.
+    #[must_use]
+    pub fn spare(&mut self) -> &mut [u8] {
         if self.start > 0 {
             self.compact();
         }
         &mut self.storage[self.end..]
     }
 
-    /// Appends the first `count` bytes of [`spare`](Self::spare), which must have been written.
+    /// Appends the first `count` bytes of [`spare`](Self::spare).
     ///
     /// # Panics
     ///
-    /// Panics if there is less free space.
-    pub(crate) fn commit(&mut self, count: usize) {
+    /// Panics if `spare` is shorter.
+    pub fn commit(&mut self, count: usize) {
         let room = self.capacity() - self.end;
         assert!(count <= room, "cannot commit {count} bytes of {room}");
         self.end += count;
@@ -151,10 +166,9 @@ impl Buffer {
     /// Moves as many bytes as fit from the front of `other` to the end of this buffer, and returns
     /// their number.
     ///
-    /// If this buffer is empty, they swap their storage and no byte is copied. Both must have the same capacity.
-    pub(crate) fn append(&mut self, other: &mut Buffer) -> usize {
-        debug_assert_eq!(self.capacity(), other.capacity());
-        if self.is_empty() {
+    /// If this buffer is empty and both have the same capacity, they swap their storage and no byte is copied.
+    pub fn append(&mut self, other: &mut Buffer) -> usize {
+        if self.is_empty() && self.capacity() == other.capacity() {
             mem::swap(&mut self.storage, &mut other.storage);
             (self.start, self.end) = (other.start, other.end);
             other.clear();

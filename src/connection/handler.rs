@@ -157,6 +157,22 @@ impl Context<'_> {
         Duration::from_millis(self.shared.now)
     }
 
+    /// Returns a context with other buffers, for a handler that contains another one and changes its bytes, such as one for
+    /// TLS or a limit. Timer, waker and time are those of this context.
+    ///
+    /// The containing handler moves bytes between the buffers, and passes on the events and the actions. The inner
+    /// handler's [`Event::Sent`] is due when the outer output is empty, and [`Action::Pending`], [`Action::Yield`] and
+    /// [`Action::Reset`] are returned as they are. `examples/masked.rs` is a complete one.
+    #[must_use]
+    pub fn with<'b>(&'b self, input: &'b mut Buffer, output: &'b mut Buffer) -> Context<'b> {
+        Context {
+            input: Input(input),
+            output: Output(output),
+            extras: self.extras,
+            shared: self.shared,
+        }
+    }
+
     /// Sets the connection's timer: after this time the handler is called once with [`Event::Timer`]. A
     /// connection has one timer; a new time replaces the old one, and `None` stops it.
     ///

@@ -1,7 +1,12 @@
 use std::time::Duration;
 
+use self::masked::Masked;
 use super::*;
 use crate::connection::handler::{Action, Context, Echo, Event};
+
+#[allow(dead_code)] // it is a program
+#[path = "../../examples/masked.rs"]
+mod masked;
 
 const SCHEDULES: u64 = 2000;
 
@@ -275,4 +280,48 @@ impl Handler for Timed {
 #[test]
 fn simulation_of_a_handler_with_a_timer() {
     simulate(|| Timed, &[], |input, _| input.to_vec(), SCHEDULES);
+}
+
+/// Wraps a handler, with buffers of their own in each case.
+fn masked<H: Handler>(inner: H, capacity: usize) -> Masked<H> {
+    Masked::new(inner, capacity).expect("memory for a test")
+}
+
+fn invert(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(|byte| !byte).collect()
+}
+
+/// The inner handler's [`Action::Pending`], [`Action::Flush`], timer and waker.
+#[test]
+fn simulation_of_a_wrapped_handler_that_answers_later() {
+    let handler = || masked(Later::default(), 2);
+    let echo_inverted = |input: &[u8], _| input.to_vec();
+    simulate(handler, &[], echo_inverted, SCHEDULES);
+}
+
+/// The inner handler's [`Action::Yield`].
+#[test]
+fn simulation_of_a_wrapped_handler_that_yields() {
+    simulate(
+        || masked(Sliced, 3),
+        &[],
+        |input, _| input.to_vec(),
+        SCHEDULES,
+    );
+}
+
+/// The inner handler's [`Action::Close`], [`Action::Reset`] and [`Event::Eof`].
+#[test]
+fn simulation_of_a_wrapped_handler_that_greets_and_closes() {
+    let lines_of_clients = [
+        &b"\n"[..],
+        b"hello\n",
+        b"a longer line\n",
+        b"quit\n",
+        b"drop\n",
+    ];
+    let inverted = lines_of_clients.map(invert);
+    let vocabulary = inverted.each_ref().map(|line| &line[..]);
+    let model = |input: &[u8], ended| invert(&lines(&invert(input), ended));
+    simulate(|| masked(Lines, 14), &vocabulary, model, SCHEDULES);
 }

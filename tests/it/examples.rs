@@ -489,7 +489,7 @@ fn chat_says_goodbye_when_it_ends() {
 #[cfg(unix)]
 #[test]
 fn examples_end_cleanly_at_ctrl_c() {
-    for name in ["upper", "chat", "digest_server"] {
+    for name in ["upper", "chat", "digest_server", "masked"] {
         let server = start(name, &[]);
         let client = connect(&server);
         client.send(b"1\n");

@@ -12,7 +12,12 @@ use echoserver::{
     Action, Address, CloseReason, Config, Context, Echo, Event, Handler, Waker, WorkQueue,
 };
 
+use self::masked::Masked;
 use crate::harness::{Client, FnHandler, TestServer, bind, config, random_bytes, wait_until};
+
+#[allow(dead_code)] // it is a program
+#[path = "../../examples/masked.rs"]
+mod masked;
 
 /// What handlers share with a test: the events that they have seen, and a waker.
 #[derive(Clone, Default)]
@@ -729,6 +734,71 @@ fn connections_can_have_handlers_of_different_types() {
         client.send(b"ping");
         client.expect(answer);
     }
+}
+
+/// A server whose handlers are wrapped, with buffers of 16 bytes.
+fn serve_wrapped(
+    process: impl Fn(Event, &mut Context<'_>) -> Action + Clone + Send + Sync + 'static,
+) -> TestServer {
+    TestServer::run(bind(config()), move |_connection| {
+        let inner = FnHandler::new(process.clone());
+        Masked::new(inner, 16).expect("memory for a test")
+    })
+}
+
+fn inverted(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(|byte| !byte).collect()
+}
+
+#[test]
+fn wrapped_echo_returns_every_byte() {
+    let server = serve_wrapped(|event, context| Echo.process(event, context));
+    server.connect().check_echo(&random_bytes(2, 1 << 20));
+}
+
+/// Its output is sent when that of the containing handler is.
+#[test]
+fn wrapped_handler_is_called_when_its_output_is_sent() {
+    let left = Arc::new(AtomicUsize::new(1000));
+    let server = serve_wrapped(move |event, context| {
+        if event == Event::Open {
+            return Action::Continue;
+        }
+        assert!(context.output.is_empty());
+        let room = context.output.room();
+        assert!(context.output.push(&vec![7; room]));
+        match left.fetch_sub(1, SeqCst) {
+            1 => Action::Close,
+            _ => Action::Flush,
+        }
+    });
+    let client = server.connect();
+    client.send(b"?");
+    client.expect(&inverted(&[7; 16_000]));
+    client.expect_eof();
+}
+
+#[test]
+fn wrapped_handler_can_answer_later_and_reset() {
+    let server = serve_wrapped(|event, context| match event {
+        Event::Input if context.input.data() == b"reset" => Action::Reset,
+        Event::Input => {
+            context.waker().wake();
+            Action::Pending
+        }
+        Event::Wake => Action::Yield,
+        Event::Resumed => Echo.process(event, context),
+        // Also at the client's EOF.
+        _ => Action::Continue,
+    });
+    let client = server.connect();
+    client.send(&inverted(b"answer"));
+    client.expect(&inverted(b"answer"));
+    client.send(&inverted(b"reset"));
+    client.expect_reset();
+    drop(client);
+    let total = server.stop().total();
+    assert_eq!(total.closed.get(CloseReason::HandlerReset), 1);
 }
 
 /// Frames of more than the default buffer, each answered with its length.

@@ -48,6 +48,17 @@ fn append_copies_what_fits() {
 }
 
 #[test]
+fn append_copies_between_different_capacities() {
+    let (mut from, mut small) = (filled(4, b"abcd"), Buffer::new(3).unwrap());
+    assert_eq!(small.append(&mut from), 3);
+    assert_eq!((small.data(), from.data()), (&b"abc"[..], &b"d"[..]));
+    assert_eq!((small.capacity(), from.capacity()), (3, 4));
+    let mut large = Buffer::new(8).unwrap();
+    assert_eq!(large.append(&mut small), 3);
+    assert_eq!((large.data(), large.capacity()), (&b"abc"[..], 8));
+}
+
+#[test]
 fn push_some_appends_what_fits() {
     let mut buffer = filled(4, b"ab");
     buffer.consume(1);
