@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
+pub use self::connection::Seen;
 use self::simulation::{Bounds, Failure, Scenario};
 use crate::connection::handler::Handler;
 
@@ -51,15 +52,16 @@ const MAX_TRACE: usize = 100;
 ///
 /// Each client sends messages from `vocabulary`, chosen at random and sometimes cut off at the end. If
 /// `vocabulary` is empty, clients send random bytes. The simulated buffers are at least as large as
-/// the largest message and the largest answer to one.
+/// the largest message and the largest answer to one; [`simulate_with`] has smaller ones.
 ///
 /// `model` maps an input to the whole output expected for it, where the second argument tells whether the client
 /// has ended its half after it. A longer input must not change earlier output: the output for an input starts
 /// with the output for every prefix of that input, and so does the output after the end.
 ///
-/// Choose small limits: a client sends a dozen messages at most. Timers expire after any time, so an output that depends
-/// on time has no model. `handler` is called for each connection of each schedule, on several threads; connections that
-/// share state cannot be simulated.
+/// Choose small limits: a client sends a dozen messages at most. Time is simulated: measure it with
+/// [`Context::now`](crate::Context::now). Timers expire after any time, so an output that depends on time has no model.
+/// `handler` is called for each connection of each schedule, on several threads. Connections that share state cannot be
+/// simulated, because what a client must receive has to follow from what it has sent, in every order of events.
 ///
 /// A handler that has asked for a [waker](crate::Context::waker) is woken at random times, and again until it no longer
 /// returns [`Action::Pending`](crate::Action::Pending). A handler that hands work to other threads is therefore
@@ -114,13 +116,81 @@ pub fn simulate<H: Handler>(
     model: impl Fn(&[u8], bool) -> Vec<u8> + Sync,
     schedules: u64,
 ) {
-    let required_size = |message: &&[u8]| message.len().max(model(message, true).len());
+    let options = Options {
+        vocabulary,
+        min_buffer_size: None,
+        schedules,
+    };
+    simulate_with(handler, |seen| model(seen.input, seen.ended), options);
+}
+
+/// What [`simulate_with`] simulates.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// The messages that clients send, or none for random bytes.
+    pub vocabulary: &'a [&'a [u8]],
+    /// The least size of the buffers, where `None` means the size of the largest message or answer. A handler that takes
+    /// messages or gives answers in parts is to pass with 1, the hardest case.
+    pub min_buffer_size: Option<usize>,
+    /// How many schedules are run.
+    pub schedules: u64,
+}
+
+/// As [`simulate`], for buffers that are smaller than a message, and for handlers that say something else in a shutdown.
+///
+/// ```
+/// use echoserver::testing::{Options, Seen, simulate_with};
+/// use echoserver::{Action, Context, Echo, Event, Handler};
+///
+/// /// An echo that says goodbye.
+/// struct Polite;
+///
+/// impl Handler for Polite {
+///     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+///         if event == Event::Shutdown {
+///             // What has been read is echoed, but output can be pending, so there may be no room.
+///             return if context.output.push(b".") { Action::Close } else { Action::Reset };
+///         }
+///         Echo.process(event, context)
+///     }
+/// }
+///
+/// let model = |seen: Seen<'_>| match seen.shutdown_at {
+///     Some(read) => [&seen.input[..read], b"."].concat(),
+///     None => seen.input.to_vec(),
+/// };
+/// let options = Options { vocabulary: &[], min_buffer_size: Some(1), schedules: 1000 };
+/// simulate_with(|| Polite, model, options);
+/// ```
+///
+/// # Panics
+///
+/// As [`simulate`].
+pub fn simulate_with<H: Handler>(
+    handler: impl Fn() -> H + Sync,
+    model: impl Fn(Seen<'_>) -> Vec<u8> + Sync,
+    options: Options<'_>,
+) {
+    let Options {
+        vocabulary,
+        min_buffer_size,
+        schedules,
+    } = options;
+    let required_size = |&input: &&[u8]| {
+        let answer = model(Seen {
+            input,
+            ended: true,
+            shutdown_at: None,
+        });
+        input.len().max(answer.len())
+    };
+    let largest = || vocabulary.iter().map(required_size).max().unwrap_or(1);
     run_scenario(
         &Scenario {
             handler: &handler,
             vocabulary,
             model: &model,
-            min_buffer_size: vocabulary.iter().map(required_size).max().unwrap_or(1),
+            min_buffer_size: min_buffer_size.unwrap_or_else(largest),
             has_bulk: false,
         },
         schedules,

@@ -184,7 +184,8 @@ impl Kernel<'_> {
     fn check_told(&mut self, thread: usize, id: usize) {
         let draining = self.pollers[thread].draining;
         let connection = &self.connections[id];
-        let is_told = connection.is_told || connection.is_queued || !connection.calls_handler();
+        let is_told =
+            connection.shutdown_at.is_some() || connection.is_queued || !connection.calls_handler();
         self.check(is_told || !draining, || {
             format!("the handler of connection {id} was not called for the shutdown")
         });
@@ -248,7 +249,7 @@ impl Kernel<'_> {
         let will_end = connection.close_policy == ClosePolicy::HalfClose;
         match read == connection.input.len() && connection.ended == will_end {
             true => connection.expected.len(),
-            false => (self.model)(&connection.input[..read], connection.ended).len(),
+            false => (self.model)(connection.seen(read, connection.ended)).len(),
         }
     }
 

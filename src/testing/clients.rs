@@ -18,8 +18,7 @@ impl Kernel<'_> {
         let scale = self.parameters.scale;
         let input = input.repeat(scale);
         let mut connection = SimConnection::new(&mut self.rng, input, scale, self.sequence);
-        let ends = connection.close_policy == ClosePolicy::HalfClose;
-        connection.expected = (self.model)(&connection.input, ends);
+        connection.expected = (self.model)(connection.seen_at_end());
         let id = self.connections.len();
         self.record(|| {
             format!(

@@ -11,6 +11,19 @@ use crate::connection::waker::Waker;
 use crate::stats::CloseReason;
 use crate::system::{Millis, Readiness};
 
+/// What a client has sent and its handler was told, from which a model tells the output.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Seen<'a> {
+    /// What the client has sent.
+    pub input: &'a [u8],
+    /// The client has ended its half after it.
+    pub ended: bool,
+    /// How many bytes of the input had been read when the handler was called with
+    /// [`Event::Shutdown`](crate::Event::Shutdown); `None` if it was not.
+    pub shutdown_at: Option<usize>,
+}
+
 /// How a client ends its connection after it has sent everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum ClosePolicy {
@@ -146,8 +159,8 @@ pub(super) struct SimConnection {
     pub(super) waker: Option<Waker>,
     /// The waker was used, and the handler was not called since.
     pub(super) is_woken: bool,
-    /// The handler was called for the shutdown.
-    pub(super) is_told: bool,
+    /// What had been read when the handler was called for the shutdown.
+    pub(super) shutdown_at: Option<usize>,
     /// Calls of the handler before the one that panics.
     pub(super) calls_before_panic: Option<usize>,
     pub(super) has_panicked: bool,
@@ -220,6 +233,21 @@ impl SimConnection {
             connected,
             ..Self::default()
         }
+    }
+
+    /// What the client has sent in the first `read` bytes.
+    pub(super) fn seen(&self, read: usize, ended: bool) -> Seen<'_> {
+        Seen {
+            input: &self.input[..read],
+            ended,
+            shutdown_at: self.shutdown_at,
+        }
+    }
+
+    /// All that the client will send.
+    pub(super) fn seen_at_end(&self) -> Seen<'_> {
+        let ended = self.close_policy == ClosePolicy::HalfClose;
+        self.seen(self.input.len(), ended)
     }
 
     pub(super) fn unread(&self) -> usize {

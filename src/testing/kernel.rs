@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::connection::SimConnection;
+use super::connection::{Seen, SimConnection};
 use super::random::Rng;
 use crate::connection::MAX_ROUNDS;
 use crate::connection::shared::{Timeouts, Turns};
@@ -223,7 +223,7 @@ pub(super) struct Kernel<'a> {
     pub(super) bytes_read: u64,
     pub(super) bytes_written: u64,
     pub(super) counters: Arc<Counters>,
-    pub(super) model: &'a dyn Fn(&[u8], bool) -> Vec<u8>,
+    pub(super) model: &'a dyn Fn(Seen<'_>) -> Vec<u8>,
     /// The first failed check.
     pub(super) failure: Option<String>,
     /// What happened so far, if it is to be recorded.
@@ -236,7 +236,7 @@ impl<'a> Kernel<'a> {
     pub(super) fn new(
         rng: Rng,
         parameters: Parameters,
-        model: &'a dyn Fn(&[u8], bool) -> Vec<u8>,
+        model: &'a dyn Fn(Seen<'_>) -> Vec<u8>,
         counters: Arc<Counters>,
         trace: bool,
     ) -> Self {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::connection::Seen;
 use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown, TickPhase};
 use super::random::Rng;
 use super::system::{
@@ -32,8 +33,8 @@ use crate::stats::Counters;
 pub(super) struct Scenario<'a, H> {
     pub(super) handler: &'a (dyn Fn() -> H + Sync),
     pub(super) vocabulary: &'a [&'a [u8]],
-    pub(super) model: &'a (dyn Fn(&[u8], bool) -> Vec<u8> + Sync),
-    /// The smallest buffer that holds every message and its answer.
+    pub(super) model: &'a (dyn Fn(Seen<'_>) -> Vec<u8> + Sync),
+    /// The least size of the buffers.
     pub(super) min_buffer_size: usize,
     /// Some schedules have buffers and inputs that are larger than the budget of a turn.
     pub(super) has_bulk: bool,
@@ -157,13 +158,16 @@ impl Kernel<'_> {
             Event::Timer => connection.timer.take().is_some_and(|timer| timer <= now),
             Event::Wake => connection.waker.is_some(),
             Event::Shutdown => {
-                let is_first = !std::mem::replace(&mut connection.is_told, true);
+                let is_first = connection.shutdown_at.replace(connection.read).is_none();
                 is_first && in_shutdown && connection.action.is_some()
             }
             Event::Resumed => {
                 connection.action == Some(Action::Yield) && phase != TickPhase::Events
             }
         };
+        if event == Event::Shutdown {
+            connection.expected = (self.model)(connection.seen_at_end());
+        }
         if event == Event::Wake {
             connection.is_woken = false;
             let poller = &mut self.pollers[self.current];

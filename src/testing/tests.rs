@@ -83,7 +83,7 @@ fn simulation_of_a_handler_that_changes_lengths() {
     let scenario = Scenario {
         handler: &|| Repeat,
         vocabulary: &vocabulary,
-        model: &repeat,
+        model: &|seen| repeat(seen.input, seen.ended),
         min_buffer_size: 3,
         has_bulk: true,
     };
@@ -255,14 +255,7 @@ impl Handler for Sliced {
 
 #[test]
 fn simulation_of_a_handler_that_yields() {
-    let scenario = Scenario {
-        handler: &|| Sliced,
-        vocabulary: &[],
-        model: &|input, _| input.to_vec(),
-        min_buffer_size: 1,
-        has_bulk: false,
-    };
-    run_scenario(&scenario, SCHEDULES);
+    simulate(|| Sliced, &[], |input, _| input.to_vec(), SCHEDULES);
 }
 
 /// Echoes, and sets its timer for nothing.
@@ -324,4 +317,82 @@ fn simulation_of_a_wrapped_handler_that_greets_and_closes() {
     let vocabulary = inverted.each_ref().map(|line| &line[..]);
     let model = |input: &[u8], ended| invert(&lines(&invert(input), ended));
     simulate(|| masked(Lines, 14), &vocabulary, model, SCHEDULES);
+}
+
+/// Echoes whole lines, and in a shutdown those that have arrived and a farewell.
+#[derive(Default)]
+struct Polite {
+    leaves: bool,
+}
+
+impl Handler for Polite {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        self.leaves |= event == Event::Shutdown;
+        while let Some(line) = context.input.line() {
+            if !context.output.push(line) {
+                return Action::Flush;
+            }
+            let length = line.len();
+            context.input.consume(length);
+        }
+        match self.leaves {
+            false => Action::Continue,
+            true if context.output.push(b"bye\n") => Action::Close,
+            true => Action::Flush,
+        }
+    }
+}
+
+fn polite(seen: Seen<'_>) -> Vec<u8> {
+    let read = &seen.input[..seen.shutdown_at.unwrap_or(seen.input.len())];
+    let whole = read.iter().rposition(|&byte| byte == b'\n');
+    let farewell = seen.shutdown_at.map_or(&b""[..], |_| b"bye\n");
+    [&read[..whole.map_or(0, |end| end + 1)], farewell].concat()
+}
+
+#[test]
+fn simulation_of_a_handler_that_says_goodbye() {
+    let options = Options {
+        vocabulary: &[b"\n", b"hello\n", b"a longer line\n"],
+        min_buffer_size: None,
+        schedules: SCHEDULES,
+    };
+    simulate_with(Polite::default, polite, options);
+}
+
+/// Answers each byte with its two digits, which need not fit into the buffer.
+#[derive(Default)]
+struct Digits {
+    unsent: Vec<u8>,
+}
+
+impl Handler for Digits {
+    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+        loop {
+            let sent = context.output.push_some(&self.unsent);
+            self.unsent.drain(..sent);
+            if !self.unsent.is_empty() {
+                return Action::Flush;
+            }
+            let Some(byte) = context.input.data().first() else {
+                return Action::Continue;
+            };
+            self.unsent = format!("{byte:02x}").into_bytes();
+            context.input.consume(1);
+        }
+    }
+}
+
+#[test]
+fn simulation_of_answers_that_are_larger_than_the_buffer() {
+    let digits = |seen: Seen<'_>| {
+        let digits = seen.input.iter().map(|byte| format!("{byte:02x}"));
+        digits.collect::<String>().into_bytes()
+    };
+    let options = Options {
+        vocabulary: &[b"a", b"some longer message"],
+        min_buffer_size: Some(1),
+        schedules: SCHEDULES,
+    };
+    simulate_with(Digits::default, digits, options);
 }
