@@ -7,10 +7,11 @@
 //! written to be read.
 //!
 //! 1. [Writing a server](#writing-a-server)
-//! 2. [Limits of a handler](#limits-of-a-handler)
-//! 3. [The map](#the-map)
-//! 4. [The rules of the event loop](#the-rules-of-the-event-loop)
-//! 5. [Portability](#portability)
+//! 2. [What the library promises](#what-the-library-promises)
+//! 3. [Limits of a handler](#limits-of-a-handler)
+//! 4. [The map](#the-map)
+//! 5. [The rules of the event loop](#the-rules-of-the-event-loop)
+//! 6. [Portability](#portability)
 //!
 //! # Writing a server
 //!
@@ -149,29 +150,98 @@
 //! }
 //! ```
 //!
+//! **Slices.** The server is fair in bytes: it bounds what a turn reads and sends, but cannot divide a call. A handler that
+//! needs long for what one read brings does a part, and returns [`Action::Yield`] to be called again after the others. `Context`
+//! can be taken apart, so that input and output are borrowed by themselves:
+//!
+//! ```
+//! # use echoserver::{Action, Context, Event, Handler};
+//! /// Answers each line with its number of words, at most 100 lines in a call.
+//! struct Words;
+//!
+//! impl Handler for Words {
+//!     fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+//!         let Context { input, output, .. } = context;
+//!         for _ in 0..100 {
+//!             let Some(line) = input.line() else {
+//!                 return Action::Continue;
+//!             };
+//!             let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+//!             if !output.push(format!("{}\n", words.count()).as_bytes()) {
+//!                 return Action::Flush;
+//!             }
+//!             let length = line.len();
+//!             input.consume(length);
+//!         }
+//!         Action::Yield // Call again for the other lines, with `Event::Resumed`.
+//!     }
+//! }
+//! ```
+//!
+//! **Signals.** [`Handle::shut_down`] ends the server from any thread: it answers what has arrived, and [`Server::run`] returns
+//! the counters. The library itself handles no signal. With the crate `ctrlc`, for SIGINT and with its feature `termination`
+//! for SIGTERM:
+//!
+//! ```no_run
+//! use echoserver::{Config, Echo, Server};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let server = Server::bind(Config::new("127.0.0.1:5555".parse()?))?;
+//!     let handle = server.handle();
+//!     ctrlc::set_handler(move || match handle.is_shutting_down() {
+//!         false => handle.shut_down(),
+//!         true => handle.abort(), // The second signal.
+//!     })?;
+//!     let stats = server.run(|_connection| Echo)?;
+//!     println!("served {} connections", stats.accepted);
+//!     Ok(())
+//! }
+//! ```
+//!
 //! More that protocols need:
 //!
 //! * **A greeting** is appended in the first call, for [`Event::Open`]. **To refuse** a client, return
 //!   [`Action::Close`] from that call. **To send a last message**, append it and return [`Action::Close`].
 //! * **An answer longer than the whole buffer** is sent in parts: append what fits, keep the progress in the handler
 //!   and return [`Action::Flush`].
-//! * **A message that depends on time** is sent when the timer expires: [`Context::set_timer`].
+//! * **A message that depends on time** is sent when the timer expires: [`Context::set_timer`]. **A rate limit** measures time
+//!   with [`Context::now`], which is simulated as well, and returns [`Action::Pending`] with a timer when it is used up.
+//! * **A farewell**, or an answer that announces the end, is for [`Event::Shutdown`]. **A client that does not read** or breaks
+//!   the protocol can be reset: [`Action::Reset`].
+//! * **A layer** such as TLS, a header in front of the stream or a limit is a handler that contains another one:
+//!   [`Context::with`], and `examples/masked.rs`.
 //! * **A message from another connection** goes through shared state: put it where the other handler finds it, and
 //!   use that connection's [`Waker`]. A shutdown immediately closes connections that only wait for input,
 //!   so a wake-up can be too late for them.
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
-//!   atomic, because the workers run in parallel. The closure receives a [`NewConnection`]: the [`Peer`], and the address
+//!   atomic, because the workers run in parallel. A handler that panics while it holds a mutex poisons it for all others:
+//!   recover with [`PoisonError::into_inner`](std::sync::PoisonError::into_inner) if the data is usable. The closure receives a [`NewConnection`]: the [`Peer`], and the address
 //!   that it has connected to.
-//! * **To stop the server**, call [`Handle::shut_down`] from any thread; [`Server::handle`] returns the
-//!   handle before [`Server::run`] is called. The server answers the data that has arrived, and `run`
-//!   returns the counters.
 //! * **To run the server on another thread** whose handlers borrow, use [`std::thread::scope`].
 //! * **To test a handler**, run it in `testing::simulate`, with the feature `testing`, and behind a socket: bind port 0,
-//!   connect to [`Server::addresses`], shut down and join. The example of [`Server`] does that.
+//!   connect to [`Server::addresses`], shut down and join. The example of [`Server`] does that. On Linux a shutdown waits 100 ms
+//!   for clients whose handshake is in progress, or a quarter of [`Config::drain_timeout`] if that is shorter: a test with
+//!   many servers sets 10 ms, or calls [`Handle::abort`] when its clients are done.
 //!
 //! The repository's `examples/` have larger servers: `resp_server.rs` for `redis-cli` and `redis-benchmark`,
-//! `digest_server.rs` with jobs, and `chat.rs` with wakers and timers.
+//! `digest_server.rs` with jobs, `chat.rs` with wakers, timers and a farewell, and `masked.rs`, a wrapper.
+//!
+//! # What the library promises
+//!
+//! The README has a contract with numbers. The library keeps it for every handler, with these limits:
+//!
+//! * *Complete* (2): a connection that is closed for any reason but its handler's [`Action::Close`] is reset if its buffers
+//!   still hold bytes or an answer is still to come. A handler that closes by itself ends the stream with a clean EOF, and
+//!   discards input that it has not consumed.
+//! * *Bounded* (3), *idle is free* (4): for the two buffers of the server. What a handler stores, and a [`Buffer`] of its own,
+//!   come on top.
+//! * *Fair* (5): in bytes. A call of a handler is never interrupted; one that takes long delays all others of its worker.
+//! * *Drain* (9): from [`Handle::shut_down`] on. Its deadline is [`Config::drain_timeout`].
+//! * *Isolated* (6), *out of descriptors* (7), *accounted* (8) and *timeouts depend on the client* (12): as they are.
+//!
+//! *Byte-exact* (1) is the echo's. Signals, the exit status, one line for each error and a log that never blocks (9 to 11)
+//! are the program's: see `src/bin/echoserver/`.
 //!
 //! # Limits of a handler
 //!
@@ -180,7 +250,8 @@
 //! * **It has no access to its socket**: it can neither set socket options nor learn how the connection
 //!   was closed. It is dropped then, without a call.
 //! * **It sees at most one buffer of input at a time**, unless it stores more elsewhere.
-//! * **It cannot pause input**, and does not need to: while output is pending, the server does not read.
+//! * **It cannot pause input**, and does not need to: while output is pending or work is left ([`Action::Yield`]), the server
+//!   does not read.
 //! * **It cannot open connections.** A proxy needs another library, or blocking sockets on a [`WorkQueue`].
 //! * **A panic closes only its own connection**; data that it shares must tolerate that. (With
 //!   `panic = "abort"` a panic ends the process.)

@@ -102,7 +102,8 @@ impl<T: Send + 'static> WorkQueue<T> {
     }
 
     /// Adds a job. Waits while the queue is full, so a handler must not call this: see
-    /// [`try_push`](Self::try_push).
+    /// [`try_push`](Self::try_push). Nor must a job that pushes to its own queue: if all threads wait in such jobs, none takes
+    /// the next job, and they wait for ever.
     pub fn push(&self, job: T) {
         if let Some(jobs) = &self.jobs {
             // The threads live as long as the queue, so a job is never refused.

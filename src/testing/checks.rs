@@ -501,10 +501,6 @@ impl Kernel<'_> {
                 let requested = connection.action == Some(Action::Reset);
                 require(requested && aborted, "the handler did not request it")
             }
-            CloseReason::HandlerReset => {
-                let requested = connection.action == Some(Action::Reset);
-                require(requested && aborted, "the handler did not request it")
-            }
             CloseReason::Handler | CloseReason::Panic => {
                 let requested = connection.close_requested.is_some();
                 require(requested, "the handler did not request it")?;
