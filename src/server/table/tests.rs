@@ -808,15 +808,12 @@ fn answer_that_does_not_come_is_a_reset() {
 fn handler_that_yields_has_turns_in_the_run_queue() {
     let timeouts = with_idle_timeout(80);
     let mut slices = 4;
-    let (mut harness, calls) = with_handler(timeouts, move |event, _| match event {
-        Event::Open => Action::Continue,
-        _ => {
-            slices -= 1;
-            if slices > 0 {
-                Action::Yield
-            } else {
-                Action::Continue
-            }
+    let (mut harness, calls) = with_handler(timeouts, move |event, _| {
+        slices -= i32::from(event != Event::Open);
+        if event != Event::Open && slices > 0 {
+            Action::Yield
+        } else {
+            Action::Continue
         }
     });
     harness.wake(0, 0);

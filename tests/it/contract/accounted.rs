@@ -45,7 +45,7 @@ fn every_connection_and_byte_is_counted_once() {
     let total = server.stop().total();
     for reason in CloseReason::ALL {
         use CloseReason::{BufferFull, Handler, Panic, PeerClosed, Reset, Shutdown};
-        let expected = [Shutdown, Handler, Panic, BufferFull, PeerClosed, Reset].contains(&reason);
+        let expected = [Shutdown, Handler, Panic, BufferFull, PeerClosed, Reset].contains(reason);
         assert_eq!(total.closed.get(*reason), u64::from(expected), "{reason:?}");
     }
     assert_eq!(total.bytes_in, 4 + 5 + 5 + 100 + 10 + 5);
