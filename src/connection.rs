@@ -184,18 +184,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Makes the next turn read until a read would block, which alone proves that nothing more has arrived.
     fn expect_unread_input(&mut self) {
-        if self.state.is_serving() && !self.ended {
-            self.readiness.readable = true;
-            self.readiness.read_until_would_block = true;
-        }
+        self.readiness.readable = true;
+        self.readiness.read_until_would_block = true;
     }
 
     /// Limits reading to data that has already arrived, for a client that never stops sending. An EOF is read as well.
     pub(crate) fn set_read_limit(&mut self) {
-        if self.state.is_serving() && !self.ended {
-            self.read_limit = self.bytes_in + self.stream.unread();
-            self.expect_unread_input();
-        }
+        self.read_limit = self.bytes_in + self.stream.unread();
+        self.expect_unread_input();
     }
 
     /// Stops reading and handling; the connection closes once `output` has been sent.
