@@ -637,13 +637,13 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             }
     }
 
-    /// The state, if in it the handler is awaited and not the client.
+    /// The state, if the connection waits for its handler and not for the client.
     fn waits(&self, is_sent: bool) -> Option<State> {
-        let state = matches!(
+        let has_announced = matches!(
             self.state,
             State::Pending | State::Yielding | State::Yielded
         );
-        (state && is_sent).then_some(self.state)
+        (has_announced && is_sent).then_some(self.state)
     }
 
     /// Reads once if the stream may be readable. Returns the event for the handler: there are new bytes, or the

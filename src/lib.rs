@@ -216,8 +216,8 @@
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
 //!   atomic, because the workers run in parallel. A handler that panics while it holds a mutex poisons it for all others:
-//!   recover with [`PoisonError::into_inner`](std::sync::PoisonError::into_inner) if the data is usable. The closure receives a [`NewConnection`]: the [`Peer`], and the address
-//!   that it has connected to.
+//!   recover with [`PoisonError::into_inner`](std::sync::PoisonError::into_inner) if the data is usable. The closure
+//!   receives a [`NewConnection`]: the [`Peer`], the address that it has connected to, and a number.
 //! * **To run the server on another thread** whose handlers borrow, use [`std::thread::scope`].
 //! * **To test a handler**, run it in `testing::simulate`, with the feature `testing`, and behind a socket: bind port 0,
 //!   connect to [`Server::addresses`], shut down and join. The example of [`Server`] does that. On Linux a shutdown waits 100 ms
@@ -293,7 +293,7 @@
 //! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] |
 //! | `connection::shared` | what a connection sees of its worker: counters, time, timeouts, the shutdown |
 //! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups |
-//! | `connection::buffer` | a byte queue of fixed capacity, and the pool of its storage |
+//! | `connection::buffer` | [`Buffer`], a byte queue of fixed capacity, and the pool of pairs of them |
 //! | `notify` | the flag that coalesces notifications |
 //! | `stats` | counters with one writer each |
 //! | `system` | what the server asks of the operating system; `net` and `testing` answer |

@@ -38,9 +38,9 @@ use crate::system::{Millis, NEVER, millis};
 pub trait Handler {
     /// Called for each [`Event`]. The returned [`Action`] replaces the previous one, with one exception.
     ///
-    /// [`Event::Timer`], [`Event::Wake`] and [`Event::Shutdown`] come in between: if [`Action::Continue`] is returned for one of them,
-    /// an earlier [`Action::Flush`] or [`Action::Yield`] stays, and so does an [`Action::Pending`] unless the call has consumed
-    /// or appended bytes, which is taken for the answer.
+    /// [`Event::Timer`], [`Event::Wake`] and [`Event::Shutdown`] come in between: if [`Action::Continue`] is returned for one
+    /// of them, an earlier [`Action::Flush`] or [`Action::Yield`] stays, and so does an [`Action::Pending`] unless the call has
+    /// consumed or appended bytes, which is taken for the answer.
     ///
     /// # Panics
     ///
@@ -78,8 +78,9 @@ pub enum Event {
     /// The server shuts down. A handler that is not done is called with this once: when the shutdown begins, and if the
     /// connection opens later, after [`Open`](Self::Open). Both buffers can hold bytes, and more input can follow.
     ///
-    /// A handler without an answer that is still to come need not do anything: after [`Action::Continue`] the server
-    /// handles what has arrived, and closes the connection. For a farewell, and for protocols that announce the end.
+    /// A handler need not do anything: after [`Action::Continue`] the server waits for an answer that is still to come, handles
+    /// what has arrived, and closes the connection. For a farewell, and for protocols that announce the end. After a farewell
+    /// that comes before an answer, return [`Action::Pending`] again.
     Shutdown,
     /// The last call returned [`Action::Yield`], and others have had a turn. `output` is empty.
     Resumed,
@@ -176,8 +177,8 @@ impl Context<'_> {
     /// Sets the connection's timer: after this time the handler is called once with [`Event::Timer`]. A
     /// connection has one timer; a new time replaces the old one, and `None` stops it.
     ///
-    /// The resolution is a millisecond, rounded up, and zero means one: to be called again without a delay, use the
-    /// [`waker`](Self::waker). Time is counted from the start of the worker's tick, so the call can come early by the
+    /// The resolution is a millisecond, rounded up, and zero means one: to be called again without a delay, return
+    /// [`Action::Yield`]. Time is counted from the start of the worker's tick, so the call can come early by the
     /// duration of one tick, and late by as much. Data that has arrived before the timer expires is handled first, up to
     /// 64 KiB, also after a pause of the process. Data that the server does not read because output is pending is not:
     /// a client is idle by this timer if it does not read its answers.
