@@ -55,6 +55,8 @@ struct Scripted {
     calls: Rc<Cell<usize>>,
     resets: Rc<RefCell<Vec<u32>>>,
     can_stop_handshakes: Rc<Cell<bool>>,
+    /// A worker closes a connection when the acceptor asks whether a client waits.
+    closes_one: Rc<RefCell<Option<Arc<Control<CountingWaker>>>>>,
 }
 
 impl Scripted {
@@ -85,6 +87,9 @@ impl Listen for Scripted {
     }
 
     fn has_waiting_client(&self) -> bool {
+        if let Some(control) = self.closes_one.take() {
+            control.free(1);
+        }
         !self.accepts.borrow().is_empty()
     }
 
@@ -232,6 +237,20 @@ fn connections_are_numbered_in_the_order_of_accepts() {
     harness.shut_down(5000);
     harness.ready_tick(2000);
     assert_eq!(harness.numbers(), [3]);
+}
+
+#[test]
+fn capacity_that_appears_while_a_pause_begins_is_used() {
+    let mut harness = Harness::new(1, 1, 10);
+    let listener = harness.listeners[0].clone();
+    let control = Arc::clone(&harness.acceptor.control);
+    listener
+        .then_clients([1, 2])
+        .closes_one
+        .replace(Some(control));
+    assert_eq!(harness.ready_tick(0), Some(0), "no pause");
+    harness.tick(0);
+    assert_eq!(harness.dispatched(), [1, 2]);
 }
 
 /// Rule 10 of the event loop.
