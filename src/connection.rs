@@ -134,7 +134,7 @@ pub(crate) struct Connection<S, H> {
     /// connection began to refuse, to close or to linger ([`enter`](Self::enter)). The states in which the handler is called
     /// follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no progress.
     /// Bytes that are discarded count only while the connection lingers in a shutdown.
-    since: Millis,
+    pub(crate) since: Millis,
     pub(crate) state: State,
     /// The client has ended its half.
     ended: bool,

@@ -577,6 +577,32 @@ fn delivered_connection_lingers_in_a_shutdown_for_its_own_time() {
 }
 
 #[test]
+fn connection_that_lingers_at_the_deadline_of_a_shutdown_is_closed_for_its_reason() {
+    let mut harness = echoes(TIMEOUTS, "");
+    harness.register(0, 'a', 0, |_| Ok(Echo));
+    harness.shut_down(TIMEOUTS.linger / 2, 0);
+    harness.tick(TIMEOUTS.linger / 2, &[]);
+    assert_eq!(harness.closed(CloseReason::Shutdown), 1);
+}
+
+/// An earlier timer, of the idle timeout, does not end it.
+#[test]
+fn connection_refuses_for_its_own_time_and_then_closes() {
+    let mut harness = echoes(with_idle_timeout(40), "s");
+    *harness.room.borrow_mut() = 0;
+    harness.tick(0, &[0]);
+    harness.shut_down(1000, 20);
+    let connection = &mut harness.table.entries[0].connection;
+    (connection.state, connection.since) = (State::Refusing, 20);
+    for now in [40, 99] {
+        harness.tick(now, &[]);
+        assert_eq!(harness.state(0), State::Refusing);
+    }
+    harness.tick(100, &[]);
+    assert_eq!(harness.state(0), State::Closing(CloseReason::Shutdown));
+}
+
+#[test]
 fn earlier_deadline_replaces_that_of_a_shutdown() {
     let mut harness = echoes(TIMEOUTS, "s");
     *harness.room.borrow_mut() = 0;

@@ -17,9 +17,10 @@ fn timers_expire_in_order_and_not_early() {
 #[test]
 fn rebuild_drops_the_timers_of_closed_connections() {
     let mut timers = Timers::default();
-    for at in 0..69 {
+    for at in 0..265 {
         timers.set(at, 0);
-        assert_eq!(timers.needs_rebuild(2), at == 68);
+        assert_eq!(timers.needs_rebuild(2), at >= 68);
+        assert_eq!(timers.needs_rebuild(100), at >= 264);
     }
     timers.rebuild([(7, 1), (NEVER, 2)].into_iter());
     assert_eq!(timers.pop_expired(NEVER), Some(1));
