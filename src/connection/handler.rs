@@ -361,7 +361,8 @@ impl Output<'_> {
 
     /// Moves as many bytes as fit from the front of `input` to the end of this buffer, and returns their number.
     ///
-    /// If this buffer is empty, the buffers swap their storage and no byte is copied.
+    /// If this buffer is empty and both have the same capacity, as those of the server have, they swap their storage and no byte
+    /// is copied.
     pub fn append(&mut self, input: &mut Input<'_>) -> usize {
         self.0.append(input.0)
     }
