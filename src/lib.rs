@@ -224,7 +224,7 @@
 //!   for clients whose handshake is in progress, or a quarter of [`Config::drain_timeout`] if that is shorter: a test with
 //!   many servers sets 10 ms, or calls [`Handle::abort`] when its clients are done.
 //!
-//! The repository's `examples/` have larger servers: `resp_server.rs` for `redis-cli` and `redis-benchmark`,
+//! The repository's `examples/` have larger servers: `memcached.rs`, a whole protocol with shared state,
 //! `digest_server.rs` with jobs, `chat.rs` with wakers, timers and a farewell, and `masked.rs`, a wrapper.
 //!
 //! # What the library promises

@@ -1,16 +1,14 @@
 //! The examples, tested over sockets, and with the tools that know their protocol where these are installed.
 
+mod memcached;
+
 use std::path::{Path, PathBuf};
 use std::{env, fs, net::Shutdown, thread};
 
 #[cfg(unix)]
 use rustix::process::Signal;
-#[cfg(unix)]
-use tempfile::tempdir;
 
-#[cfg(unix)]
-use crate::harness::wait_until;
-use crate::harness::{Client, Process, command, installed, run};
+use crate::harness::{Client, Process, command};
 
 /// Returns the executable of an example, which must be current: `cargo test` builds the examples, but
 /// `cargo test --test it` does not.
@@ -86,267 +84,6 @@ fn upper_answers_more_than_its_buffers_hold() {
     let lines = b"a line of text\n".repeat(100_000);
     let answer = exchange(&connect(&server), &lines);
     assert!(answer == lines.to_ascii_uppercase());
-}
-
-/// Returns a command as programs send it.
-fn array(words: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
-        bytes.extend(bulk(word));
-    }
-    bytes
-}
-
-fn bulk(bytes: &[u8]) -> Vec<u8> {
-    [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
-}
-
-/// Returns requests, and the replies of Redis.
-fn conversation() -> Vec<(Vec<u8>, Vec<u8>)> {
-    let table: [(&[&[u8]], &str); 27] = [
-        (&[b"PING"], "+PONG\r\n"),
-        (&[b"PING", b"hello"], "$5\r\nhello\r\n"),
-        (&[b"ping"], "+PONG\r\n"),
-        (&[b"ECHO", b""], "$0\r\n\r\n"),
-        (&[b"ECHO", b"two\r\nlines"], "$10\r\ntwo\r\nlines\r\n"),
-        (&[b"GET", b"key"], "$-1\r\n"),
-        (&[b"SET", b"key", b"value"], "+OK\r\n"),
-        (&[b"GET", b"key"], "$5\r\nvalue\r\n"),
-        (&[b"SET", b"key", b"other"], "+OK\r\n"),
-        (&[b"GET", b"key"], "$5\r\nother\r\n"),
-        (&[b"SET", b"key", b""], "+OK\r\n"),
-        (&[b"GET", b"key"], "$0\r\n\r\n"),
-        (
-            &[b"INCR", b"key"],
-            "-ERR value is not an integer or out of range\r\n",
-        ),
-        (&[b"INCR", b"count"], ":1\r\n"),
-        (&[b"INCR", b"count"], ":2\r\n"),
-        (&[b"SET", b"count", b"-1"], "+OK\r\n"),
-        (&[b"INCR", b"count"], ":0\r\n"),
-        (&[b"SET", b"count", b"9223372036854775806"], "+OK\r\n"),
-        (&[b"INCR", b"count"], ":9223372036854775807\r\n"),
-        (
-            &[b"INCR", b"count"],
-            "-ERR increment or decrement would overflow\r\n",
-        ),
-        (&[b"DEL", b"key", b"nothing", b"count", b"key"], ":2\r\n"),
-        (&[b"GET", b"count"], "$-1\r\n"),
-        (&[b"SET", b"\0\r\n", b"$3\r\n"], "+OK\r\n"),
-        (&[b"GET", b"\0\r\n"], "$4\r\n$3\r\n\r\n"),
-        (&[b"DEL", b"\0\r\n"], ":1\r\n"),
-        (
-            &[b"GET"],
-            "-ERR wrong number of arguments for 'get' command\r\n",
-        ),
-        (
-            &[b"Incr", b"a", b"b"],
-            "-ERR wrong number of arguments for 'incr' command\r\n",
-        ),
-    ];
-    let programs = table.map(|(words, reply)| (array(words), reply.as_bytes().to_vec()));
-    let people = [
-        ("PING\r\n", "+PONG\r\n"),
-        ("  set   word  typed\n", "+OK\r\n"),
-        ("\r\n", ""),
-        ("get word\r\n", "$5\r\ntyped\r\n"),
-        ("*0\r\n", ""),
-        ("del word\r\n", ":1\r\n"),
-    ];
-    let people = people.map(|(line, reply)| (line.into(), reply.into()));
-    programs.into_iter().chain(people).collect()
-}
-
-#[test]
-fn resp_answers_commands() {
-    let server = start("resp_server", &[]);
-    let client = connect(&server);
-    for (request, reply) in conversation() {
-        check(&client, &request, &reply);
-    }
-}
-
-#[test]
-fn resp_parses_fragmented_commands() {
-    let server = start("resp_server", &[]);
-    let (requests, replies): (Vec<_>, Vec<_>) = conversation().into_iter().unzip();
-    let (requests, replies) = (requests.concat(), replies.concat());
-    for size in [requests.len(), 1, 7] {
-        let client = connect(&server);
-        for piece in requests.chunks(size) {
-            client.send(piece);
-        }
-        check(&client, b"", &replies);
-    }
-}
-
-/// Checks the expectations themselves.
-#[cfg(unix)]
-#[test]
-fn resp_answers_as_redis_does() {
-    if !installed(&["redis-server"]) {
-        return;
-    }
-    let folder = tempdir().unwrap();
-    let path = folder.path().join("redis");
-    let mut redis = command("redis-server");
-    redis.args(["--port", "0", "--save", "", "--appendonly", "no"]);
-    redis.arg("--unixsocket").arg(&path).current_dir(&folder);
-    let _redis = Process::launch_with_stdout(&mut redis);
-    wait_until("redis-server listens", || {
-        std::os::unix::net::UnixStream::connect(&path).is_ok()
-    });
-    let client = Client::connect_unix(&path);
-    for (request, reply) in conversation() {
-        check(&client, &request, &reply);
-    }
-}
-
-#[test]
-fn resp_answers_protocol_errors_and_closes() {
-    let server = start("resp_server", &[]);
-    for (request, error) in [
-        (
-            "*1\r\n:4\r\nPING\r\n",
-            "Protocol error: expected '$', got ':'",
-        ),
-        ("*1\r\n$x\r\n", "Protocol error: invalid bulk length"),
-        ("*1\r\n$-1\r\n", "Protocol error: invalid bulk length"),
-        (
-            "*1\r\n$99999999999999999999\r\n",
-            "Protocol error: invalid bulk length",
-        ),
-        ("*x\r\n", "Protocol error: invalid multibulk length"),
-        ("*9999999\r\n", "Protocol error: invalid multibulk length"),
-        (
-            "*1\r\n$4\r\nPINGPONG",
-            "Protocol error: bulk string is longer than its length",
-        ),
-    ] {
-        let client = connect(&server);
-        check(&client, b"PING\r\n", b"+PONG\r\n");
-        let reply = format!("-ERR {error}\r\n");
-        check(&client, request.as_bytes(), reply.as_bytes());
-        client.expect_eof();
-    }
-    check(
-        &connect(&server),
-        b"nonsense\r\nPING\r\n",
-        b"-ERR unknown command 'nonsense'\r\n+PONG\r\n",
-    );
-    check(
-        &connect(&server),
-        b"HELLO 3\r\nPING\r\n",
-        b"-NOPROTO unsupported protocol version\r\n+PONG\r\n",
-    );
-}
-
-#[test]
-fn resp_quits_after_its_last_reply() {
-    let server = start("resp_server", &[]);
-    let answer = exchange(&connect(&server), b"PING\r\nQUIT\r\nPING\r\n");
-    assert_eq!(text(&answer), "+PONG\r\n+OK\r\n");
-}
-
-#[test]
-fn resp_truncates_no_reply_and_repeats_no_command() {
-    let server = start("resp_server", &[]);
-    let value = vec![b'v'; 30_000];
-    let client = connect(&server);
-    check(&client, &array(&[b"SET", b"long", &value]), b"+OK\r\n");
-    let rounds = 200;
-    let requests = b"GET long\r\nINCR round\r\n".repeat(rounds);
-    let reply = |round| [&*bulk(&value), format!(":{round}\r\n").as_bytes()].concat();
-    let replies = (1..=rounds).map(reply).collect::<Vec<_>>().concat();
-    let answer = exchange(&client, &requests);
-    assert!(
-        answer == replies,
-        "{} bytes of {}",
-        answer.len(),
-        replies.len()
-    );
-}
-
-#[test]
-fn resp_sends_replies_that_are_longer_than_their_commands() {
-    let server = start("resp_server", &[]);
-    let answer = exchange(&connect(&server), &b"PING\n".repeat(100_000));
-    assert!(answer == b"+PONG\r\n".repeat(100_000));
-}
-
-#[test]
-fn resp_rejects_commands_that_exceed_its_buffer() {
-    let server = start("resp_server", &[]);
-    let value = vec![b'v'; 100_000];
-    let answer = exchange(&connect(&server), &array(&[b"SET", b"large", &value]));
-    assert_eq!(text(&answer), "-ERR command exceeds 65536 bytes\r\n");
-
-    // The line fits, and its reply does not.
-    let line = [b"ECHO ", &*vec![b'e'; 65_530], b"\n"].concat();
-    let answer = exchange(&connect(&server), &[&*line, b"PING\n"].concat());
-    assert_eq!(text(&answer), "-ERR the reply is too large\r\n+PONG\r\n");
-}
-
-#[test]
-fn resp_workers_share_one_store() {
-    let server = start("resp_server", &["2"]);
-    let increments = b"INCR shared\r\n".repeat(1000);
-    thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| exchange(&connect(&server), &increments));
-        }
-    });
-    check(&connect(&server), b"GET shared\r\n", b"$4\r\n8000\r\n");
-}
-
-#[test]
-fn resp_works_with_redis_cli() {
-    if !installed(&["redis-cli"]) {
-        return;
-    }
-    let server = start("resp_server", &[]);
-    let port = server.address().port().to_string();
-    for (words, expected) in [
-        ("ping", "PONG\n"),
-        ("set greeting hello", "OK\n"),
-        ("get greeting", "hello\n"),
-        ("get nothing", "\n"),
-        ("incr count", "1\n"),
-        (
-            "incr greeting",
-            "ERR value is not an integer or out of range\n\n",
-        ),
-        ("del greeting nothing", "1\n"),
-        ("hello 2", "server\nresp_server\nproto\n2\n"),
-    ] {
-        let mut redis_cli = command("redis-cli");
-        let output = run(redis_cli.args(["-p", &port]).args(words.split(' ')));
-        assert_eq!(text(&output.stdout), expected, "{words}");
-        assert_eq!(text(&output.stderr), "", "{words}");
-    }
-}
-
-#[test]
-fn resp_works_with_redis_benchmark() {
-    if !installed(&["redis-benchmark"]) {
-        return;
-    }
-    let server = start("resp_server", &["2"]);
-    let port = server.address().port().to_string();
-    for pipelined in ["1", "16"] {
-        let mut benchmark = command("redis-benchmark");
-        benchmark.args(["-p", &port, "-P", pipelined, "-t", "ping,set,get,incr"]);
-        let output = run(benchmark.args(["-c", "50", "-n", "5000", "--csv"]));
-        let results = text(&output.stdout);
-        assert!(output.status.success(), "{results}");
-        assert_eq!(text(&output.stderr), "");
-        let lines = results.lines().count();
-        assert_eq!(lines, 1 + 5, "a head and five tests: {results}");
-    }
-    // It does not check the replies, so its increments are counted: twice 5000, and a few that were in flight at
-    // the end.
-    let counter = b"GET counter:__rand_int__\r\n";
-    check(&connect(&server), counter, b"$5\r\n100");
 }
 
 /// A line with the digest of this many zero bytes.
@@ -489,7 +226,7 @@ fn chat_says_goodbye_when_it_ends() {
 #[cfg(unix)]
 #[test]
 fn examples_end_cleanly_at_ctrl_c() {
-    for name in ["upper", "chat", "digest_server", "masked"] {
+    for name in ["upper", "chat", "digest_server", "masked", "memcached"] {
         let server = start(name, &[]);
         let client = connect(&server);
         client.send(b"1\n");
