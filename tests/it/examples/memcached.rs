@@ -280,23 +280,57 @@ fn memcached_stores_values_of_a_mebibyte() {
     check(&client, b"append a 0 0 1\r\n1\r\n", TOO_LARGE);
 
     // Neither all answers nor all items of one fit into the output. No command is executed twice.
-    let requests = b"set n 0 0 1\r\n0\r\n".to_vec();
-    let round = b"get a b none c\r\nincr n 1\r\n".repeat(20);
     let items = [
         item("a", &values[0]),
         item("b", &values[1]),
         item("c", &values[2]),
         b"END\r\n".to_vec(),
     ];
+    check(&client, b"set n 0 0 1\r\n0\r\n", b"STORED\r\n");
+    let requests = b"get a b none c\r\nincr n 1\r\n".repeat(20);
     let rounds = (1..=20).map(|round| [items.concat(), format!("{round}\r\n").into()].concat());
-    let answers = [b"STORED\r\n".to_vec(), rounds.collect::<Vec<_>>().concat()].concat();
-    let answer = exchange(&connect(&server), &[requests, round].concat());
+    let answers = rounds.collect::<Vec<_>>().concat();
+    let answer = exchange(&connect(&server), &requests);
     assert!(
         answer == answers,
         "{} bytes of {}",
         answer.len(),
         answers.len()
     );
+
+    // An item expires only once it is sent.
+    check(&client, b"gat -1 a b c\r\n", &items.concat());
+    check(&client, b"get a b c\r\n", b"END\r\n");
+}
+
+/// The second item of an answer begins where the buffer ends, or a little earlier.
+#[test]
+fn memcached_splits_no_item() {
+    let server = start("memcached", &[]);
+    let client = connect(&server);
+    let first = vec![b'1'; 1_000_000];
+    check(&client, &put("set a 0 0", &first), b"STORED\r\n");
+    let first = item("a", &first);
+    let buffer = (64 << 10) + MAX_VALUE + 2;
+    for room in (0..150).step_by(10) {
+        let second = vec![b'2'; buffer - first.len() - room];
+        check(&client, &put("set b 0 0", &second), b"STORED\r\n");
+        let answer = [&*first, &item("b", &second), b"END\r\n"].concat();
+        check(&client, b"get a b\r\n", &answer);
+    }
+}
+
+#[test]
+fn memcached_sends_answers_that_are_longer_than_its_buffer() {
+    let server = start("memcached", &["1"]);
+    let answer = exchange(&connect(&server), &b"stats\n".repeat(10_000));
+    let answers: Vec<_> = text(&answer).split_inclusive("END\r\n").collect();
+    assert_eq!(answers.len(), 10_000);
+    for answer in answers {
+        assert!(answer.starts_with("STAT version "), "{answer}");
+        assert!(answer.ends_with("\r\nEND\r\n"), "{answer}");
+        assert_eq!(answer.lines().count(), 11, "{answer}");
+    }
 }
 
 const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
@@ -403,6 +437,8 @@ fn read_answer(client: &Client) -> String {
 fn memcached_items_expire() {
     let server = start("memcached", &[]);
     let client = connect(&server);
+    // The second one replaces the first.
+    check(&client, b"flush_all 1\r\nflush_all\r\n", b"OK\r\nOK\r\n");
     let requests = "set short 0 1 1\r\n1\r\nset long 0 100 1\r\n2\r\nset late 0 0 1\r\n3\r\n";
     check(&client, requests.as_bytes(), &b"STORED\r\n".repeat(3));
     check(&client, b"touch late 1\r\n", b"TOUCHED\r\n");
