@@ -25,6 +25,8 @@
 mod checks;
 mod clients;
 mod connection;
+#[doc(hidden)]
+pub mod growth;
 mod kernel;
 mod random;
 mod simulation;
