@@ -21,10 +21,12 @@
 //!   |   | to read, all is delivered                              |   | after EOF
 //!   |   '------------------------------> Lingering <-------------'   |
 //!   |                                     ^     |                    v
-//!   | shutdown: more has         timeout, |     | EOF, timeout     closed
-//!   | arrived than is answered via Closing|     '------------------> ^
+//!   | shutdown: more has                  |     | EOF, timeout     closed
+//!   | arrived than is answered            |     '------------------> ^
 //!   '---------------------------------> Refusing ---- EOF (reset) ---'
 //! ```
+//!
+//! When the timeout of Refusing expires, it goes to Lingering by way of Closing.
 //!
 //! In a shutdown the process may end before the kernel has delivered what it holds, so a connection ends only
 //! when the peer has acknowledged all output ([`Stream::poll_delivery`]). A reset or another error closes it
@@ -56,8 +58,8 @@ use crate::system::{Millis, NEVER, Readiness, Stream};
 pub(crate) enum Status {
     /// All further progress requires an event, for example input, room for the rest of a write, a wake-up or a timer.
     Idle,
-    /// The [budget](Shared::budget) or the rounds of the turn are used, or more has arrived in a shutdown: the connection can
-    /// make progress without an event.
+    /// The connection can make progress without an event: the [budget](Shared::budget) or the rounds of the turn are used, its
+    /// handler has yielded, or more has arrived in a shutdown.
     Runnable,
     /// The connection has ended and can be dropped.
     Closed(CloseReason),
@@ -130,10 +132,10 @@ pub(crate) struct Connection<S, H> {
     /// No read starts once this many bytes were read in total, except one that looks for the EOF; a read that has started can
     /// go beyond it. Unlimited until a shutdown stops reading.
     read_limit: u64,
-    /// The time from which the deadline counts: when bytes were moved last, the wait for an answer began or ended, or the
-    /// connection began to refuse, to close or to linger ([`enter`](Self::enter)). The states in which the handler is called
-    /// follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no progress.
-    /// Bytes that are discarded count only while the connection lingers in a shutdown.
+    /// The time from which the deadline counts: when bytes were moved last, the wait for the handler began, changed or ended,
+    /// or the connection began to refuse, to close or to linger ([`enter`](Self::enter)). The other states in which the
+    /// handler is called follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no
+    /// progress. Bytes that are discarded count only while the connection lingers in a shutdown.
     pub(crate) since: Millis,
     pub(crate) state: State,
     /// The client has ended its half.
@@ -465,8 +467,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             discard(input, CloseReason::PeerClosed, &shared.counters);
         }
         if shared.drain != Drain::Off && !is_discarding {
-            // Delivery first: what our closed receive window has held back, the client's kernel sends not later than it
-            // acknowledges our last output. After that acknowledgement, `unread` counts it.
+            // Delivery first: the client's kernel sends what our closed receive window has held back no later than it
+            // acknowledges our last output. After that, `unread` counts it.
             if !self.stream.poll_delivery() {
                 return Ok(Status::Idle);
             }
@@ -583,7 +585,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         buffers: &mut Buffers,
         shared: &Shared,
     ) -> Result<(), CloseReason> {
-        let waited = self.waits(unsent == 0);
+        let waited = self.waits_for_handler(unsent == 0);
         let has_moved = buffers.output.len() != unsent || buffers.len() != before;
         let Buffers { input, output } = buffers;
         match result {
@@ -619,7 +621,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 self.close_after_flush(CloseReason::Panic, shared.now);
             }
         }
-        if self.waits(output.is_empty()) != waited {
+        if self.waits_for_handler(output.is_empty()) != waited {
             self.since = shared.now;
         }
         Ok(())
@@ -637,8 +639,9 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             }
     }
 
-    /// The state, if the connection waits for its handler and not for the client.
-    fn waits(&self, is_sent: bool) -> Option<State> {
+    /// The state, if the connection waits for its handler and not for the client. Not only whether it does: a `Pending` after a
+    /// `Yield` starts its own time.
+    fn waits_for_handler(&self, is_sent: bool) -> Option<State> {
         let has_announced = matches!(
             self.state,
             State::Pending | State::Yielding | State::Yielded

@@ -178,8 +178,8 @@
 //! }
 //! ```
 //!
-//! **Signals.** [`Handle::shut_down`] ends the server from any thread: it answers what has arrived, and [`Server::run`] returns
-//! the counters. The library itself handles no signal. With the crate `ctrlc`, for SIGINT and with its feature `termination`
+//! **Signals.** [`Handle::shut_down`] ends the server from any thread: it answers what clients have sent, and [`Server::run`]
+//! returns the counters. The library itself handles no signal. With the crate `ctrlc`, for SIGINT and with its feature `termination`
 //! for SIGTERM:
 //!
 //! ```no_run
@@ -285,7 +285,7 @@
 //! | `server::timers` | when to look at a deadline |
 //! | `server::acceptor` | accepts in batches; pauses at a limit and after errors; the backlog at shutdown |
 //! | `server::dispatcher` | one bounded queue per worker, filled round-robin, and its notification |
-//! | `server::control` | two signals to the acceptor: capacity and shutdown |
+//! | `server::control` | what the threads share: the places for connections, and the request to shut down |
 //! | `server::new_connection` | [`NewConnection`], from which a handler is made |
 //! | `net` | addresses, listeners, streams and polls of the operating system |
 //! | `work_queue` | [`WorkQueue`]: threads that share jobs |

@@ -81,8 +81,9 @@ pub struct Config {
     /// until the server shuts down or the client resets it.
     pub answer_timeout: Option<Duration>,
     /// Time limit for a graceful shutdown. Connections that are still open are closed then, and reset if the server
-    /// holds bytes of them or an answer is still to come. Data that arrives in its second half, or after the server has
-    /// ended its half of a connection, is not answered; a client that ends its stream with such data is reset.
+    /// holds bytes of them or an answer is still to come. Data that arrives in its second half is not
+    /// answered, and a client that ends its stream with it is reset. Data after the server has ended its half of a
+    /// connection is discarded.
     /// Default: 5 s.
     pub drain_timeout: Duration,
     /// Checks whether a client still exists after this time without a packet from it (TCP keepalive): six
@@ -393,8 +394,8 @@ pub struct Handle {
 
 impl Handle {
     /// Starts a graceful shutdown: the server stops listening (on Linux after 100 ms, in which handshakes in
-    /// progress complete and no others begin), answers all input that has arrived, and closes every
-    /// connection once its output is delivered. Connections that are not done
+    /// progress complete and no others begin), answers input until a connection has nothing left to
+    /// read and its output is delivered, and closes it then. Connections that are not done
     /// [`drain_timeout`](Config::drain_timeout) after this call are closed then, and reset if the server still
     /// holds bytes of them or an answer is still to come. A client that has received everything and stays connected is
     /// waited for 1 s, and longer while it sends. Returns at once. Further calls have no effect.

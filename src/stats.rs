@@ -38,7 +38,7 @@ pub enum CloseReason {
     /// 10 s after the connection was to be closed.
     IdleTimeout,
     /// The server shut down after answering all input that had arrived in time. A client that kept sending is among these;
-    /// what it sent too late was discarded ([`DrainTimeout`](Self::DrainTimeout)).
+    /// its bytes that came too late are counted as discarded for [`DrainTimeout`](Self::DrainTimeout).
     Shutdown,
     /// The server shut down, and the drain timeout expired first, or the client ended its stream with data that came
     /// too late to be answered.
@@ -317,7 +317,7 @@ counters! {
     accept_errors: u64 = "accept_errors_total",
     /// How often accepting paused: without descriptors, at the connection limit, with full queues or after another error.
     accept_pauses: u64 = "accept_pauses_total",
-    /// How long accepting paused, without a pause that lasts.
+    /// How long accepting paused. A pause that has not ended is not included.
     accept_paused: Duration = "accept_paused_seconds_total",
     /// 1 while accepting is paused, otherwise 0.
     is_accept_paused: u64 = "accept_paused",

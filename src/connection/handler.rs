@@ -149,7 +149,7 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Returns the time since the server was bound. It is read once per shared, so all calls of a tick see the same time, and
+    /// Returns the time since the server was bound. It is read once per tick, so all calls of a tick see the same time, and
     /// never goes back. The resolution is a millisecond.
     ///
     /// In `testing::simulate` it is the simulated time, so measure time with this and not with a clock.

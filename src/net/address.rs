@@ -7,7 +7,7 @@ use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use socket2::Socket;
+use socket2::Socket as RawSocket;
 
 use crate::error::{escape_control, excerpt};
 use crate::net::platform;
@@ -64,7 +64,7 @@ pub(super) fn to_canonical(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// Returns the local address of a socket.
-pub(super) fn address_of(socket: &Socket) -> io::Result<Address> {
+pub(super) fn address_of(socket: &RawSocket) -> io::Result<Address> {
     let address = socket.local_addr()?;
     #[cfg(unix)]
     if address.is_unix() {

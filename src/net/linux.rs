@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
-use socket2::{SockFilter, SockRef, Socket};
+use socket2::{SockFilter, SockRef, Socket as RawSocket};
 
 /// The length of the longest path or abstract name of a Unix-domain socket, in bytes.
 pub(super) const MAX_UNIX_PATH: usize = 107;
@@ -73,7 +73,7 @@ pub(super) fn poll_delivery(stream: &TcpStream) -> bool {
 }
 
 /// Returns whether a client waits to be accepted.
-pub(super) fn has_waiting_client(listener: &Socket) -> bool {
+pub(super) fn has_waiting_client(listener: &RawSocket) -> bool {
     is_ready(listener, PollFlags::IN)
 }
 
@@ -85,7 +85,7 @@ fn is_ready(socket: &impl AsFd, events: PollFlags) -> bool {
 }
 
 /// Attaches a filter that drops packets with the SYN flag. A client repeats its SYN after a second.
-pub(super) fn stop_handshakes(listener: &Socket) -> bool {
+pub(super) fn stop_handshakes(listener: &RawSocket) -> bool {
     // Classic BPF: load the byte with TCP's flags; is SYN set? Then keep nothing, otherwise everything.
     const DROP_SYN: [SockFilter; 4] = [
         SockFilter::new(0x30, 0, 0, 13),
@@ -96,11 +96,11 @@ pub(super) fn stop_handshakes(listener: &Socket) -> bool {
     listener.attach_filter(&DROP_SYN).is_ok()
 }
 
-pub(super) fn is_listening(socket: &Socket) -> io::Result<bool> {
+pub(super) fn is_listening(socket: &RawSocket) -> io::Result<bool> {
     socket.is_listener()
 }
 
-pub(super) fn limit_unsent(socket: &Socket) -> io::Result<()> {
+pub(super) fn limit_unsent(socket: &RawSocket) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(MAX_UNSENT)
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use mio::Interest;
 use mio::net::TcpStream;
-use socket2::Socket;
+use socket2::Socket as RawSocket;
 
 pub(super) const MAX_UNIX_PATH: usize = 103;
 
@@ -34,20 +34,20 @@ pub(super) fn poll_delivery(_stream: &TcpStream) -> bool {
 }
 
 /// Unknown without an `accept`.
-pub(super) fn has_waiting_client(_listener: &Socket) -> bool {
+pub(super) fn has_waiting_client(_listener: &RawSocket) -> bool {
     true
 }
 
-pub(super) fn stop_handshakes(_listener: &Socket) -> bool {
+pub(super) fn stop_handshakes(_listener: &RawSocket) -> bool {
     false
 }
 
 /// Unknown.
-pub(super) fn is_listening(_socket: &Socket) -> io::Result<bool> {
+pub(super) fn is_listening(_socket: &RawSocket) -> io::Result<bool> {
     Ok(true)
 }
 
-pub(super) fn limit_unsent(_socket: &Socket) -> io::Result<()> {
+pub(super) fn limit_unsent(_socket: &RawSocket) -> io::Result<()> {
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mio::net::UnixListener;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 
 use crate::error::{error_text, escape_control, with_context};
 use crate::net::address::Address;
@@ -45,7 +45,7 @@ pub(super) fn listen(
     backlog: u32,
     mode: Option<u32>,
 ) -> io::Result<(Option<SocketFile>, UnixListener)> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     let (_lock, file) = match address {
         Address::UnixPath(path) => {
@@ -63,7 +63,7 @@ pub(super) fn listen(
     Ok((file, OwnedFd::from(socket).into()))
 }
 
-fn bind(socket: &Socket, path: &Path, mode: Option<u32>) -> io::Result<SocketFile> {
+fn bind(socket: &RawSocket, path: &Path, mode: Option<u32>) -> io::Result<SocketFile> {
     remove_stale(path)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile {
@@ -92,7 +92,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         let problem = "file exists and is not a socket";
         return Err(io::Error::new(ErrorKind::AlreadyExists, problem));
     }
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let probe = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
     // A connect to a listener with a full backlog would block, which also shows that it is in use.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {

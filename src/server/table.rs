@@ -41,7 +41,7 @@ struct Entry<S, H> {
     /// yet. Superseded timers, also those of an earlier connection with
     /// this token, may still be set, and do nothing.
     armed: Millis,
-    /// The last turn has moved much, or used its budget.
+    /// The last turn has moved much, or ended [`Status::Runnable`].
     bulk: bool,
     /// The number of its entry in the run queue; 0 if it has none. Entries with another number are void.
     ticket: u32,
@@ -95,7 +95,7 @@ pub(crate) struct ConnectionTable<S, H> {
     interactive_turns: usize,
     timers: Timers,
     wake_receiver: WakeReceiver,
-    /// The queue of wake-ups may not be empty, although its notification has been handled.
+    /// There may be wake-ups in the queue, although its notification has been handled.
     has_wakes: bool,
     resources: Resources,
     /// Connections that were closed since the last [`ConnectionTable::take_closed`].
@@ -517,7 +517,8 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         self.closed += 1;
     }
 
-    /// Tells each handler, answers the data that has arrived, then closes every connection, those that arrive later included.
+    /// Tells each handler, answers input until a connection has nothing left to read and its output is delivered, then closes
+    /// it. So are connections that arrive later.
     /// Those that are not done at `deadline` are closed then, with a reset if their buffers hold bytes or an answer is
     /// still to come.
     ///

@@ -149,6 +149,7 @@ fn variable_of(error: &clap::Error) -> Option<String> {
         return None;
     };
     let option = argument.split_whitespace().next()?.trim_end_matches("...");
+    // An invalid argument fails here as well. What is left is an invalid variable, or an error that only all options together have.
     let matches = CommandLine::command().try_get_matches().ok()?;
     let id = option.trim_start_matches('-').replace('-', "_");
     let is_argument = matches.ids().any(|given| given.as_str() == id)

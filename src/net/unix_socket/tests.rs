@@ -63,7 +63,7 @@ fn only_a_socket_without_a_listener_is_replaced() {
     let listener = listen_at(&path).unwrap();
     assert_eq!(refusal_at(&path), "address in use");
     let connect = || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.connect(&SockAddr::unix(&path)?)?;
         Ok(socket)
