@@ -138,7 +138,7 @@ impl Buffer {
     pub fn truncate(&mut self, count: usize) {
         match count {
             0 => self.clear(),
-            _ => self.end = self.end.min(self.start + count),
+            _ => self.end = self.end.min(self.start.saturating_add(count)),
         }
         self.searched.set(self.searched.get().min(count));
     }
