@@ -60,11 +60,12 @@ pub(crate) struct Inspection {
 
 impl<S: Stream, H: Handler> Entry<S, H> {
     /// Drives the connection. Returns its status, or `None` if there is nothing to do: it waits for an event, and the timer
-    /// that is set is early enough, because its deadline has only moved to a later time.
+    /// that is set is early enough, because it was plain before, so its deadline has only moved to a later time.
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
         resources.shared.token = token;
         let (before, was_bulk) = (self.connection.transferred(), self.bulk);
+        let was_plain = self.connection.is_plain();
         let status = self.connection.drive(resources);
         let moved = self.connection.transferred() - before;
         let bulk = moved >= resources.shared.turns.bulk_bytes;
@@ -72,7 +73,8 @@ impl<S: Stream, H: Handler> Entry<S, H> {
             self.set_bulk(bulk, &resources.shared.counters);
         }
         let needs_no_timer = resources.shared.timeouts.idle.is_none() || self.armed != NEVER;
-        let needs_nothing = status == Status::Idle && self.connection.is_plain() && needs_no_timer;
+        let stays_plain = was_plain && self.connection.is_plain();
+        let needs_nothing = status == Status::Idle && stays_plain && needs_no_timer;
         (!needs_nothing).then_some(status)
     }
 

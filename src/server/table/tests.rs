@@ -787,15 +787,20 @@ fn idle_timeout_begins_when_the_answer_was_given() {
 
 #[test]
 fn idle_timeout_begins_when_input_has_brought_the_answer() {
-    let timeouts = with_idle_timeout(800);
-    let (mut harness, _) = with_handler(timeouts, |event, context| match event {
-        Event::Input => Echo.process(event, context),
-        _ => Action::Pending,
-    });
-    assert_eq!(harness.state(0), State::Pending);
-    harness.table.entries[0].connection.stream_mut().unread = 1;
-    harness.tick(10_000, &[0]);
-    assert_eq!(harness.poll_timeout(10_000), Some(800));
+    for answer in [None, Some(60_000)] {
+        let timeouts = Timeouts {
+            answer,
+            ..with_idle_timeout(800)
+        };
+        let (mut harness, _) = with_handler(timeouts, |event, context| match event {
+            Event::Input => Echo.process(event, context),
+            _ => Action::Pending,
+        });
+        assert_eq!(harness.state(0), State::Pending);
+        harness.table.entries[0].connection.stream_mut().unread = 1;
+        harness.tick(10_000, &[0]);
+        assert_eq!(harness.poll_timeout(10_000), Some(800));
+    }
 }
 
 /// Neither input nor a call that announces the answer again starts the time again, but a part of the answer does.
