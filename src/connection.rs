@@ -14,7 +14,7 @@
 //!
 //! ```text
 //!            the handler has closed, panicked, exceeded a limit,
-//!            or is done after the client's EOF; a timeout
+//!            or is done after the client's EOF; a timeout with empty buffers
 //!  Serving ---------------------------------------------------> Closing
 //!   |   |                                                        |   |
 //!   |   | shutdown: nothing is left                  output sent |   | output sent
@@ -29,8 +29,8 @@
 //! When the timeout of Refusing expires, it goes to Lingering by way of Closing.
 //!
 //! In a shutdown the process may end before the kernel has delivered what it holds, so a connection ends only
-//! when the peer has acknowledged all output ([`Stream::poll_delivery`]). A reset or another error closes it
-//! in any state.
+//! when the peer has acknowledged all output ([`Stream::poll_delivery`]). A reset, another
+//! error, any other timeout or the deadline of a shutdown closes it in any state.
 //!
 //! The deadline is a timeout that depends on the state, see [`Connection::deadline`]. It counts from the time in
 //! `Connection::since`.
@@ -132,15 +132,15 @@ pub(crate) struct Connection<S, H> {
     /// No read starts once this many bytes were read in total, except one that looks for the EOF; a read that has started can
     /// go beyond it. Unlimited until a shutdown stops reading.
     read_limit: u64,
-    /// The time from which the deadline counts: when bytes were moved last, the wait for the handler began, changed or ended,
-    /// or the connection began to refuse, to close or to linger ([`enter`](Self::enter)). The other states in which the
+    /// The time from which the deadline counts: when bytes were moved last (input in `Pending` does not count), the wait for the
+    /// handler began, changed or ended, or the connection began to refuse, to close or to linger ([`enter`](Self::enter)). The other states in which the
     /// handler is called follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no
     /// progress. Bytes that are discarded count only while the connection lingers in a shutdown.
     pub(crate) since: Millis,
     pub(crate) state: State,
     /// The client has ended its half.
     ended: bool,
-    /// Calls of the handler that are due in any state: a [bit](due_bit) for each.
+    /// Calls of the handler that are due in any state in which it can be called: a [bit](due_bit) for each.
     due: u8,
     readiness: Readiness,
 }
@@ -351,7 +351,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         if !buffers.output.is_empty() {
             self.flush(&mut buffers.output, limit, shared)?;
             if self.transferred() >= limit {
-                return Ok(self.status_at_budget(buffers, shared));
+                return Ok(self.end_turn(buffers, shared));
             }
         }
         let mut rounds = 0;
@@ -372,7 +372,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                     event
                 }
                 Step::Wait => return Ok(Status::Idle),
-                Step::Yield => return Ok(self.status_at_budget(buffers, shared)),
+                Step::Yield => return Ok(self.end_turn(buffers, shared)),
                 Step::Finish => return self.finish(&mut buffers.input, limit, shared),
             };
             self.process(event, buffers, shared)?;
@@ -383,7 +383,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             }
             rounds += 1;
             if rounds == MAX_ROUNDS || self.transferred() >= limit {
-                return Ok(self.status_at_budget(buffers, shared));
+                return Ok(self.end_turn(buffers, shared));
             }
         }
     }
@@ -392,10 +392,10 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.is_plain() && !self.readiness.readable && shared.drain == Drain::Off
     }
 
-    /// The status of a connection that has used its budget or leaves the turn to others. With pending output, only a write
-    /// that would block has to wait.
+    /// Ends a turn that has used its budget, or that the handler leaves to others: then the connection is `Yielded` from now
+    /// on. With pending output, only a write that would block has to wait.
     #[cold]
-    fn status_at_budget(&mut self, buffers: &Buffers, shared: &Shared) -> Status {
+    fn end_turn(&mut self, buffers: &Buffers, shared: &Shared) -> Status {
         match self.next_step(buffers, shared) {
             Step::Yield => {
                 self.state = State::Yielded;
@@ -430,7 +430,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// The next call of the handler that is due in any state.
+    /// The next call of the handler that is due, in any state in which it can be called.
     fn due_call(&self) -> Option<Event> {
         if self.due == 0 || !self.state.is_serving() {
             return None;

@@ -53,7 +53,7 @@ impl Turns {
 }
 
 /// What the connections of a worker, and their handlers, share. It lives as long as the worker; `now` is of the current tick,
-/// `token` and `budget` are of the current turn.
+/// `token` of the current turn, and `budget` of a part of the tick.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) counters: Arc<CachePadded<WorkerCounters>>,
@@ -66,7 +66,8 @@ pub(crate) struct Shared {
     pub(crate) now: Millis,
     /// The connection that is driven.
     pub(crate) token: usize,
-    /// Bytes that it may read and send before others are driven. What was read is still answered, which can send as many
+    /// Bytes that it may read and send before others are driven: those of an interactive connection, and in the run queue of a
+    /// bulk one. What was read is still answered, which can send as many
     /// bytes again.
     pub(crate) budget: u64,
 }

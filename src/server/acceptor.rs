@@ -58,7 +58,7 @@ struct ListenerSlot<L> {
     ready: bool,
     /// How many clients to accept in a shutdown. It is bounded, because new clients may keep connecting.
     remaining: u32,
-    /// In a shutdown, when to accept the last clients and close the listener.
+    /// In a shutdown nothing is accepted before this time. Then the backlog is, and the listener is closed.
     open_until: Millis,
     /// Accepts that have failed in a row.
     errors: usize,

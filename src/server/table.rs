@@ -43,7 +43,7 @@ struct Entry<S, H> {
     armed: Millis,
     /// The last turn has moved much, or ended [`Status::Runnable`].
     bulk: bool,
-    /// The number of its entry in the run queue; 0 if it has none. Entries with another number are void.
+    /// The number of its place in the run queue; 0 if it has none. Places with another number are void.
     ticket: u32,
 }
 
@@ -88,8 +88,8 @@ impl<S: Stream, H: Handler> Entry<S, H> {
 #[derive(Debug)]
 pub(crate) struct ConnectionTable<S, H> {
     entries: Slab<Entry<S, H>>,
-    /// Tokens and tickets of bulk connections that are ready. Entries of connections that were closed or driven since are
-    /// void.
+    /// Tokens and tickets of bulk connections that are ready: their places in the queue. Those of connections that were closed
+    /// or driven since are void.
     run_queue: VecDeque<(usize, u32)>,
     /// The ticket that was given last.
     last_ticket: u32,
@@ -262,7 +262,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             let Some((token, ticket)) = self.run_queue.pop_front() else {
                 break;
             };
-            // A void entry costs no turn.
+            // A void place costs no turn.
             if self
                 .entries
                 .get(token)
@@ -447,8 +447,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
 
     /// Handles a deadline that has passed. A connection that refuses input ends its half. Any other is driven once more at
     /// once; if that makes progress, the deadline has moved. Otherwise one that lingers is closed, one with
-    /// empty buffers is closed cleanly, and one with buffered bytes or without its answer is reset. A drive that leaves a connection in the run
-    /// queue has made progress.
+    /// empty buffers is closed cleanly, and one with buffered bytes or without its answer is reset.
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
         let entry = &mut self.entries[token];
@@ -520,7 +519,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     }
 
     /// Tells each handler, answers input until a connection has nothing left to read and its output is delivered, then closes
-    /// it. So are connections that arrive later.
+    /// it. Connections that arrive later are treated in the same way.
     /// Those that are not done at `deadline` are closed then, with a reset if their buffers hold bytes or an answer is
     /// still to come.
     ///

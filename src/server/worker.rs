@@ -169,7 +169,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
     }
 
     /// The deadline of a shutdown. A closed queue without one means that the acceptor has failed: then the
-    /// worker drains by itself.
+    /// worker drains by itself; the table keeps the deadline of the first call.
     fn shutdown_deadline(&self) -> Option<Millis> {
         let requested = self.control.shutdown_deadline();
         requested.or_else(|| {

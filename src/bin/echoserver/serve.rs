@@ -126,9 +126,10 @@ fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) 
     log.keep_all_lines();
     log_stats(Level::Info, "ended", &stats);
     if let Some(problem) = stats.check_final_balance() {
-        let error = format!("counters do not balance: {problem}");
-        log::error!(target: TARGET, "{error}");
-        return Err(io::Error::other(error));
+        // The caller reports it.
+        return Err(io::Error::other(format!(
+            "counters do not balance: {problem}"
+        )));
     }
     log::info!(target: TARGET, "counters balance: all connections and bytes accounted for");
     Ok(())

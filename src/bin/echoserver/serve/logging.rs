@@ -47,7 +47,7 @@ pub(crate) fn log_stats(level: Level, message: &str, stats: &Stats) {
     log::logger().log(&record.args(format_args!("{message}")).build());
 }
 
-/// Prints an error that ends the process before the log thread runs.
+/// Prints an error that ends the process without the log thread, which does not run yet or has nothing to say.
 pub(crate) fn print_error(format: Format, error: &str) {
     let line = Style::new(format).error(error);
     let _closed = io::stderr().write_all(line.as_bytes());
