@@ -66,7 +66,7 @@ pub(crate) enum Status {
 }
 
 /// Rounds per turn: a read, a call of the handler, or both, followed by sends. It bounds the number of calls where messages
-/// are small. Once the server has shut its write half down, as many reads again discard input.
+/// are small. While a connection refuses or lingers, as many reads again discard input.
 pub(crate) const MAX_ROUNDS: usize = 64;
 
 /// The states of the diagram above. In the first five, which it calls *Serving*, the handler can be called.
@@ -109,7 +109,7 @@ enum Step {
     Wait,
     /// The next call of the handler comes in a turn of its own.
     Yield,
-    /// Nothing more is to be handled: end the connection, or go on with that.
+    /// Nothing is left to handle or to send: take the next step towards the end, from which a shutdown can lead back to reading.
     Finish,
 }
 
@@ -132,10 +132,9 @@ pub(crate) struct Connection<S, H> {
     /// No read starts once this many bytes were read in total, except one that looks for the EOF; a read that has started can
     /// go beyond it. Unlimited until a shutdown stops reading.
     read_limit: u64,
-    /// The time from which the deadline counts: when bytes were moved last (input in `Pending` does not count), the wait for the
-    /// handler began, changed or ended, or the connection began to refuse, to close or to linger ([`enter`](Self::enter)). The other states in which the
-    /// handler is called follow each other without a change of it, and so does `Closing(PeerClosed)`, because an EOF is no
-    /// progress. Bytes that are discarded count only while the connection lingers in a shutdown.
+    /// The time from which the deadline counts. Set when bytes are moved (but not by input in `Pending`, nor by bytes that are
+    /// discarded, unless the connection lingers in a shutdown), when the wait for the handler begins, changes or ends, and
+    /// by [`enter`](Self::enter). Other changes of the state leave it, and so does an EOF, which is no progress.
     pub(crate) since: Millis,
     pub(crate) state: State,
     /// The client has ended its half.
@@ -274,7 +273,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Whether the connection only reads, and its handler has never asked for a timer or a waker. Then only the idle timeout
-    /// applies, so progress moves the deadline to a later time, and no call of the handler is due.
+    /// applies, so progress moves the deadline to a later time.
     pub(crate) fn is_plain(&self) -> bool {
         self.state == State::Reading && self.extras.get().is_none()
     }
@@ -287,7 +286,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             State::Reading | State::Closing(_) | State::Lingering(_)
         );
         if !is_complete || self.buffered() > 0 {
-            self.stream.abort();
+            self.stream.reset_on_close();
         }
     }
 
@@ -339,7 +338,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         discard(&mut buffers.input, reason, &shared.counters);
         discard(&mut buffers.output, reason, &shared.counters);
         pool.give_back(buffers);
-        self.stream.abort();
+        self.stream.reset_on_close();
         Status::Closed(reason)
     }
 
@@ -388,12 +387,14 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
+    /// Whether a plain connection waits for an event. No call is due after another one: a timer or a wake-up needs extras, and
+    /// `Shutdown` a drain.
     fn awaits_event(&self, shared: &Shared) -> bool {
         self.is_plain() && !self.readiness.readable && shared.drain == Drain::Off
     }
 
-    /// Ends a turn that has used its budget, or that the handler leaves to others: then the connection is `Yielded` from now
-    /// on. With pending output, only a write that would block has to wait.
+    /// Ends a turn that has used its budget, or that the handler leaves to others. In the second case the connection is
+    /// `Yielded` from now on. With pending output, only a write that would block has to wait.
     #[cold]
     fn end_turn(&mut self, buffers: &Buffers, shared: &Shared) -> Status {
         match self.next_step(buffers, shared) {
@@ -426,7 +427,10 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             State::Flushing => Step::Call(Event::Sent),
             State::Yielding => Step::Yield,
             State::Yielded => Step::Call(Event::Resumed),
-            _ => Step::Finish,
+            // The first of them in a shutdown.
+            State::Reading | State::Refusing | State::Closing(_) | State::Lingering(_) => {
+                Step::Finish
+            }
         }
     }
 
@@ -585,7 +589,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         buffers: &mut Buffers,
         shared: &Shared,
     ) -> Result<(), CloseReason> {
-        let waited = self.waits_for_handler(unsent == 0);
+        let awaited_before = self.state_awaiting_handler(unsent == 0);
         let has_moved = buffers.output.len() != unsent || buffers.len() != before;
         let Buffers { input, output } = buffers;
         match result {
@@ -609,7 +613,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(Action::Continue) => self.close_after_flush(CloseReason::BufferFull, shared.now),
             Ok(Action::Close) => self.close_after_flush(CloseReason::Handler, shared.now),
             Ok(Action::Reset) => {
-                self.stream.abort();
+                self.stream.reset_on_close();
                 return Err(CloseReason::HandlerReset);
             }
             Err(panic) => {
@@ -621,7 +625,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 self.close_after_flush(CloseReason::Panic, shared.now);
             }
         }
-        if self.waits_for_handler(output.is_empty()) != waited {
+        if self.state_awaiting_handler(output.is_empty()) != awaited_before {
             self.since = shared.now;
         }
         Ok(())
@@ -641,7 +645,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// The state, if the connection waits for its handler and not for the client. Not only whether it does: a `Pending` after a
     /// `Yield` starts its own time.
-    fn waits_for_handler(&self, is_sent: bool) -> Option<State> {
+    fn state_awaiting_handler(&self, is_sent: bool) -> Option<State> {
         let has_announced = matches!(
             self.state,
             State::Pending | State::Yielding | State::Yielded
@@ -684,7 +688,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         match self.state {
             State::Lingering(reason) => Err(reason),
             State::Refusing => {
-                self.stream.abort();
+                self.stream.reset_on_close();
                 Err(CloseReason::DrainTimeout)
             }
             _ => {

@@ -73,7 +73,7 @@ pub(crate) trait Stream: Read + Write {
     fn unread(&self) -> u64;
 
     /// Makes the coming close a reset, which discards what the kernel still holds. Unix-domain sockets have none.
-    fn abort(&mut self);
+    fn reset_on_close(&mut self);
 
     /// Whether a read that does not fill the buffer proves that the receive queue is empty; see
     /// [`Readiness::read_until_would_block`].

@@ -66,9 +66,8 @@ pub(crate) struct Shared {
     pub(crate) now: Millis,
     /// The connection that is driven.
     pub(crate) token: usize,
-    /// Bytes that it may read and send before others are driven: those of an interactive connection, and in the run queue of a
-    /// bulk one. What was read is still answered, which can send as many
-    /// bytes again.
+    /// Bytes that it may read and send before others are driven: [`Turns::interactive_budget`], and while the run queue is
+    /// served, [`Turns::bulk_budget`]. What was read is still answered, which can send as many bytes again.
     pub(crate) budget: u64,
 }
 

@@ -111,7 +111,7 @@ impl Stream for Scripted {
         }
     }
 
-    fn abort(&mut self) {
+    fn reset_on_close(&mut self) {
         match self.next() {
             Some(Abort) => {}
             expected => panic!("abort, instead of {expected:?}"),
@@ -446,7 +446,7 @@ impl Stream for Endless {
         0
     }
 
-    fn abort(&mut self) {}
+    fn reset_on_close(&mut self) {}
 }
 
 #[test]

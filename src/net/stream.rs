@@ -68,7 +68,7 @@ impl Stream for Socket {
     }
 
     /// A Unix-domain socket cannot be reset, and ignores the option.
-    fn abort(&mut self) {
+    fn reset_on_close(&mut self) {
         // It fails only if the peer has already reset the connection.
         let _already_reset = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }

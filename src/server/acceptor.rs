@@ -325,7 +325,8 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         if deadline <= self.now {
             self.listeners.clear();
             for mut connection in self.pending.drain(..) {
-                connection.stream.abort();
+                connection.stream.reset_on_close();
+                // Closed before it is counted.
                 drop(connection);
                 self.counters.acceptor.expired.add(1);
             }

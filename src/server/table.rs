@@ -59,7 +59,7 @@ pub(crate) struct Inspection {
 }
 
 impl<S: Stream, H: Handler> Entry<S, H> {
-    /// Drives the connection. Returns its status, or `None` if there is nothing to do: it waits for an event, and the timer
+    /// Drives the connection. Returns its status if the table must act on it. `None`: the connection is idle, and the timer
     /// that is set is early enough, because it was plain before, so its deadline has only moved to a later time.
     #[inline(always)]
     fn drive(&mut self, token: usize, resources: &mut Resources) -> Option<Status> {
@@ -97,7 +97,7 @@ pub(crate) struct ConnectionTable<S, H> {
     interactive_turns: usize,
     timers: Timers,
     wake_receiver: WakeReceiver,
-    /// There may be wake-ups in the queue, although its notification has been handled.
+    /// The queue may hold wake-ups: the worker was woken, for whatever reason, or has not taken all.
     has_wakes: bool,
     resources: Resources,
     /// Connections that were closed since the last [`ConnectionTable::take_closed`].
@@ -451,7 +451,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     fn expire_one(&mut self, token: usize) {
         let now = self.now();
         let entry = &mut self.entries[token];
-        let lingers_for = match entry.connection.state {
+        let lingering_reason = match entry.connection.state {
             State::Refusing => {
                 // Its client keeps sending. What was answered is delivered, and then it lingers.
                 entry
@@ -471,7 +471,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if entry.connection.deadline(&self.resources.shared) > now {
             return self.arm(token);
         }
-        match lingers_for {
+        match lingering_reason {
             Some(reason) => self.close(token, reason),
             None if entry.connection.awaits_answer() => {
                 self.close(token, CloseReason::AnswerTimeout);

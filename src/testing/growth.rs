@@ -178,7 +178,7 @@ impl Stream for Client {
         0
     }
 
-    fn abort(&mut self) {}
+    fn reset_on_close(&mut self) {}
 }
 
 #[derive(Debug)]

@@ -293,7 +293,7 @@ impl Stream for SimStream<'_> {
         unread
     }
 
-    fn abort(&mut self) {
+    fn reset_on_close(&mut self) {
         let mut kernel = self.machine.enter();
         kernel.connections[self.id].abort_requested = true;
     }

@@ -100,7 +100,7 @@ fn start(
         threads.push(BackgroundThread::repeat("reports", interval, report)?);
     }
     // Its receiver has ended if the signals cannot be read.
-    let _sent = link.bound.send(server.handle());
+    let _sent = link.handle_sender.send(server.handle());
     service::notify_ready(&server);
     if let Some(timeout) = service::watchdog_timeout() {
         threads.push(service::start_watchdog(timeout, server.handle())?);

@@ -65,7 +65,7 @@ fn unix_socket_delivers_at_once_and_cannot_be_reset() {
     let (mut socket, mut client) = unix_pair();
     assert_eq!(socket.write(b"1").unwrap(), 1);
     assert!(socket.poll_delivery(), "the client does not read");
-    socket.abort();
+    socket.reset_on_close();
     drop(socket);
     let mut received = Vec::new();
     client.read_to_end(&mut received).unwrap();

@@ -43,7 +43,7 @@ impl Stream for Client {
         unreachable!()
     }
 
-    fn abort(&mut self) {
+    fn reset_on_close(&mut self) {
         self.1.borrow_mut().push(self.0);
     }
 }

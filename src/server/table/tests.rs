@@ -109,7 +109,7 @@ impl Stream for Flood {
         0
     }
 
-    fn abort(&mut self) {
+    fn reset_on_close(&mut self) {
         self.log("abort");
     }
 }

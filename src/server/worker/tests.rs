@@ -60,7 +60,7 @@ impl Stream for Client {
         0
     }
 
-    fn abort(&mut self) {}
+    fn reset_on_close(&mut self) {}
 }
 
 /// The results of the polls to come: events, and whether there may be more. Then there are none.

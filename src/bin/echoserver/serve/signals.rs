@@ -34,7 +34,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the thread that handles signals exchanges with the server.
 pub(crate) struct SignalLink {
     /// Takes the handle of the server once it is bound. Dropped without one, the startup has failed.
-    pub(crate) bound: Sender<Handle>,
+    pub(crate) handle_sender: Sender<Handle>,
     /// A signal has requested a shutdown; the drain may not have begun.
     pub(crate) is_stopping: Arc<AtomicBool>,
 }
@@ -45,13 +45,13 @@ pub(crate) fn start(
     drain_delay: Duration,
     log: Log,
 ) -> io::Result<(Option<BackgroundThread>, SignalLink)> {
-    let (sender, bound) = bounded(1);
+    let (handle_sender, handle_receiver) = bounded(1);
     let link = SignalLink {
-        bound: sender,
+        handle_sender,
         is_stopping: Arc::default(),
     };
     let mut handler = SignalHandler {
-        bound,
+        handle_receiver,
         server: Err(TryRecvError::Empty),
         drain_delay,
         is_stopping: Arc::clone(&link.is_stopping),
@@ -66,8 +66,8 @@ pub(crate) fn start(
 }
 
 struct SignalHandler {
-    bound: Receiver<Handle>,
-    /// What was last received from `bound`. If that is disconnected, the process is about to exit.
+    handle_receiver: Receiver<Handle>,
+    /// What was last received from `handle_receiver`. If that is disconnected, the process is about to exit.
     server: Result<Handle, TryRecvError>,
     drain_delay: Duration,
     is_stopping: Arc<AtomicBool>,
@@ -81,7 +81,7 @@ impl SignalHandler {
         let mut arrived = Vec::new();
         loop {
             if self.server.is_err() {
-                self.server = self.bound.try_recv();
+                self.server = self.handle_receiver.try_recv();
             }
             for signal in arrived {
                 self.handle(signal);
