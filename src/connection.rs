@@ -343,7 +343,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Runs the state machine: sends pending output, makes the calls of the handler that are due, reads and handles.
-    /// `Err` is the reason to close at once, with a reset if the buffers still hold bytes.
+    /// `Err` is every close, the clean one included, with a reset if the buffers still hold bytes; `Ok` is never `Closed`.
     #[inline(always)]
     fn advance(&mut self, buffers: &mut Buffers, shared: &Shared) -> Result<Status, CloseReason> {
         let limit = self.transferred() + shared.budget;
@@ -403,6 +403,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
                 Status::Runnable
             }
             Step::Wait if buffers.output.is_empty() || !self.readiness.writable => Status::Idle,
+            // Also `Wait` with output for which there is room: the budget ended in the middle of it.
             _ => Status::Runnable,
         }
     }
@@ -427,7 +428,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             State::Flushing => Step::Call(Event::Sent),
             State::Yielding => Step::Yield,
             State::Yielded => Step::Call(Event::Resumed),
-            // The first of them in a shutdown.
+            // `Reading` gets here only in a shutdown.
             State::Reading | State::Refusing | State::Closing(_) | State::Lingering(_) => {
                 Step::Finish
             }
@@ -473,6 +474,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         if shared.drain != Drain::Off && !is_discarding {
             // Delivery first: the client's kernel sends what our closed receive window has held back no later than it
             // acknowledges our last output. After that, `unread` counts it.
+            // From now on the send buffer is small.
             if !self.stream.poll_delivery() {
                 return Ok(Status::Idle);
             }

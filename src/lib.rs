@@ -233,7 +233,8 @@
 //!
 //! * *Complete* (2): a connection that is closed for any reason but its handler's [`Action::Close`] is reset if its buffers
 //!   still hold bytes or an answer is still to come. A handler that closes by itself ends the stream with a clean EOF, and
-//!   discards input that it has not consumed.
+//!   discards input that it has not consumed. So does the end after `BufferFull` or a panic, and an unfinished message at the
+//!   client's EOF is no answer either.
 //! * *Bounded* (3), *idle is free* (4): for the two buffers of the server. What a handler stores, and a [`Buffer`] of its own,
 //!   come on top.
 //! * *Fair* (5): in bytes. A call of a handler is never interrupted; one that takes long delays all others of its worker.

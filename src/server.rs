@@ -14,8 +14,6 @@ use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
-use mio::Waker;
-
 use self::acceptor::Acceptor;
 use self::control::Control;
 use self::dispatcher::Dispatcher;
@@ -344,6 +342,7 @@ impl Server {
                     with_context(&error, &format!("cannot start worker {index}"))
                 })?);
             }
+            // Consumes the acceptor with its dispatcher, whose end closes the queues: without that no worker ends.
             let accepted = acceptor.run(&mut self.poller);
             // Joins all, and returns the first error.
             let served = threads.into_iter().enumerate().map(join);
@@ -361,7 +360,7 @@ fn allocate_worker(config: &Config, clock: Clock) -> io::Result<(MioPoller, Pool
     Ok((poller, pool))
 }
 
-fn wakers(workers: &[(MioPoller, Pool)]) -> impl Iterator<Item = Arc<Waker>> {
+fn wakers(workers: &[(MioPoller, Pool)]) -> impl Iterator<Item = Arc<mio::Waker>> {
     workers.iter().map(|(poller, _)| Arc::clone(&poller.waker))
 }
 
@@ -386,7 +385,7 @@ fn join((index, thread): (usize, ScopedJoinHandle<'_, io::Result<()>>)) -> io::R
 /// Controls a [`Server`] from any thread. Clones control the same server.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    control: Arc<Control<Arc<Waker>>>,
+    control: Arc<Control<Arc<mio::Waker>>>,
     counters: Arc<Counters>,
     clock: Clock,
     drain_timeout: Duration,

@@ -349,7 +349,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             if now < slot.open_until.min(deadline) {
                 return true;
             }
-            // An edge may have been missed, or is still to be reported.
+            // The edge of a client that has just connected may not have been reported yet.
             slot.ready = true;
             while slot.ready && slot.remaining > 0 {
                 match slot.accept(counters) {

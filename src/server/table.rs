@@ -43,7 +43,7 @@ struct Entry<S, H> {
     armed: Millis,
     /// The last turn has moved much, or ended [`Status::Runnable`].
     bulk: bool,
-    /// The number of its place in the run queue; 0 if it has none. Places with another number are void.
+    /// The number of its place in the run queue; 0 if it has none, as every interactive connection. Places with another number are void.
     ticket: u32,
 }
 
