@@ -13,7 +13,6 @@
 use std::collections::VecDeque;
 use std::env;
 use std::error::Error;
-use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
@@ -39,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
     let address = arguments.next().unwrap_or("127.0.0.1:5557".to_owned());
     let threads = arguments.next().unwrap_or("2".to_owned());
-    let queue = WorkQueue::new(threads.parse::<NonZeroUsize>()?, MAX_QUEUED, run)?;
+    let queue = WorkQueue::new(threads.parse()?, MAX_QUEUED, run)?;
     let server = Server::bind(Config::new(address.parse()?))?;
     let handle = server.handle();
     ctrlc::set_handler(move || match handle.is_shutting_down() {

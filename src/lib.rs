@@ -84,7 +84,6 @@
 //! the client's EOF, an idle timeout nor a shutdown closes the connection before its answer:
 //!
 //! ```no_run
-//! # use std::num::NonZeroUsize;
 //! # use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 //! # use std::time::Duration;
 //! # use echoserver::{Action, Config, Context, Event, Handler, Server, Waker, WorkQueue};
@@ -143,7 +142,7 @@
 //! }
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let queue = WorkQueue::new(NonZeroUsize::new(4).unwrap(), 100, run)?;
+//!     let queue = WorkQueue::new(4, 100, run)?;
 //!     let server = Server::bind(Config::new("127.0.0.1:5555".parse()?))?;
 //!     server.run(|_connection| Slow { queue: &queue, answer: None })?;
 //!     Ok(())

@@ -1,7 +1,7 @@
 //! A job queue: a bounded number of threads that share one bounded queue of jobs.
 
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,16 +39,14 @@ use crate::error::dispose;
 /// ```
 ///
 /// ```
-/// use std::num::NonZeroUsize;
 /// use std::sync::Arc;
 /// use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// use echoserver::WorkQueue;
 ///
-/// let two = NonZeroUsize::new(2).unwrap();
 /// let sum = Arc::new(AtomicU64::new(0));
 /// let total = Arc::clone(&sum);
-/// let queue = WorkQueue::new(two, 16, move |job: u64| {
+/// let queue = WorkQueue::new(2, 16, move |job: u64| {
 ///     total.fetch_add(job, Ordering::Relaxed);
 /// })?;
 /// for job in 1..=100 {
@@ -71,12 +69,15 @@ impl<T: Send + 'static> WorkQueue<T> {
     ///
     /// # Errors
     ///
-    /// Fails if a thread cannot be started.
+    /// Fails if a thread cannot be started, and with [`InvalidInput`](ErrorKind::InvalidInput) if `threads` is 0.
     pub fn new(
-        threads: NonZeroUsize,
+        threads: usize,
         capacity: usize,
         run: impl Fn(T) + Send + Sync + 'static,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
+        if threads == 0 {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "no threads"));
+        }
         let (sender, jobs) = crossbeam_channel::bounded::<T>(capacity);
         let run = Arc::new(run);
         let mut queue = Self {
@@ -84,7 +85,7 @@ impl<T: Send + 'static> WorkQueue<T> {
             threads: Vec::new(),
             panics: Arc::default(),
         };
-        for index in 0..threads.get() {
+        for index in 0..threads {
             let (jobs, run, panics) = (jobs.clone(), Arc::clone(&run), Arc::clone(&queue.panics));
             let work = move || {
                 for job in jobs {

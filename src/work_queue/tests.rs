@@ -3,10 +3,6 @@ use std::sync::{Barrier, Mutex};
 
 use super::*;
 
-fn threads(count: usize) -> NonZeroUsize {
-    NonZeroUsize::new(count).expect("a number of threads")
-}
-
 /// A queue whose jobs wait until the sender is dropped, once they have told that they run.
 fn blocked_queue(
     count: usize,
@@ -15,7 +11,7 @@ fn blocked_queue(
     let (release, released) = mpsc::channel::<()>();
     let (started, starts) = mpsc::channel();
     let released = Mutex::new(released);
-    let queue = WorkQueue::new(threads(count), capacity, move |job| {
+    let queue = WorkQueue::new(count, capacity, move |job| {
         started.send(job).expect("the test waits");
         let _dropped = released.lock().map(|released| released.recv());
     });
@@ -28,7 +24,7 @@ fn slow_job_delays_no_other() {
     let barrier = Arc::new(Barrier::new(2));
     let (done, finished) = mpsc::channel();
     let shared = Arc::clone(&barrier);
-    let queue = WorkQueue::new(threads(2), 16, move |job| {
+    let queue = WorkQueue::new(2, 16, move |job| {
         if job == 0 {
             shared.wait();
         }
@@ -76,7 +72,7 @@ fn push_waits_for_room() {
 #[test]
 fn panic_of_a_job_loses_no_other() {
     let (done, finished) = mpsc::channel();
-    let queue = WorkQueue::new(threads(1), 4, move |job: u32| {
+    let queue = WorkQueue::new(1, 4, move |job: u32| {
         assert!(!job.is_multiple_of(2), "deliberate panic");
         done.send(job).expect("the test waits");
     });
@@ -93,7 +89,7 @@ fn panic_of_a_job_loses_no_other() {
 #[test]
 fn job_can_drop_the_last_reference_to_its_queue() {
     type Job = Box<dyn FnOnce() + Send>;
-    let queue = WorkQueue::new(threads(1), 1, |job: Job| job());
+    let queue = WorkQueue::new(1, 1, |job: Job| job());
     let queue = Arc::new(queue.expect("threads"));
     let (sender, receiver) = mpsc::channel::<Arc<WorkQueue<Job>>>();
     let (done, finished) = mpsc::channel();
@@ -103,4 +99,10 @@ fn job_can_drop_the_last_reference_to_its_queue() {
     }));
     sender.send(queue).expect("the job waits");
     assert_eq!(finished.recv(), Ok(()));
+}
+
+#[test]
+fn queue_without_threads_is_refused() {
+    let error = WorkQueue::new(0, 16, |_job: u32| {}).expect_err("no thread would run a job");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }

@@ -1,6 +1,5 @@
 //! Each way in which a handler is called, through a socket.
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
@@ -644,9 +643,8 @@ fn connection_is_served_while_jobs_block_all_threads_of_the_queue() {
     let barrier = Arc::new(Barrier::new(3));
     let (started, jobs_started) = mpsc::channel();
     let release = Arc::clone(&barrier);
-    let two = NonZeroUsize::new(2).unwrap();
     let queue = WorkQueue::new(
-        two,
+        2,
         2,
         move |(request, answer, waker): (u8, mpsc::Sender<u8>, Waker)| {
             if request == b'b' {
@@ -714,7 +712,7 @@ fn panic_of_a_job_calls_the_handler() {
         let _answer = answer;
         panic!("intended");
     };
-    let queue = WorkQueue::new(NonZeroUsize::MIN, 1, run).unwrap();
+    let queue = WorkQueue::new(1, 1, run).unwrap();
     let queue: &'static _ = Box::leak(Box::new(queue));
     let server = TestServer::run(bind(config()), move |_connection| Panicking {
         queue,
