@@ -96,7 +96,7 @@ impl fmt::Display for CloseReason {
 }
 
 /// A count for each [`CloseReason`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct ByReason([u64; CloseReason::ALL.len()]);
 
 impl ByReason {
@@ -110,6 +110,16 @@ impl ByReason {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
+    }
+}
+
+/// Shows the reasons that occurred.
+impl fmt::Debug for ByReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = CloseReason::ALL.iter().zip(self.0);
+        f.debug_map()
+            .entries(counts.filter(|(_, count)| *count > 0))
+            .finish()
     }
 }
 

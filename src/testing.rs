@@ -53,7 +53,8 @@ const MAX_TRACE: usize = 100;
 /// Runs `schedules` schedules, with a new handler from `handler` for each connection.
 ///
 /// Each client sends messages from `vocabulary`, chosen at random and sometimes cut off at the end. If
-/// `vocabulary` is empty, clients send random bytes. The simulated buffers are at least as large as
+/// `vocabulary` is empty, clients send random bytes. Each message of the vocabulary is complete: of pieces that join to a longer
+/// message, the length is not known. The simulated buffers are at least as large as
 /// the largest message and the largest answer to one; [`simulate_with`] has smaller ones.
 ///
 /// `model` maps an input to the whole output expected for it, where the second argument tells whether the client
@@ -61,7 +62,8 @@ const MAX_TRACE: usize = 100;
 /// with the output for every prefix of that input, and so does the output after the end.
 ///
 /// Choose small limits: a client sends a dozen messages at most. Time is simulated: measure it with
-/// [`Context::now`](crate::Context::now). Timers expire after any time, so an output that depends on time has no model.
+/// [`Context::now`](crate::Context::now). Timers expire after any time, so an output whose bytes depend on time has no model.
+/// A rate limit only delays its output, and has one: assert the rate in the handler.
 /// `handler` is called for each connection of each schedule, on several threads. Connections that share state cannot be
 /// simulated, because what a client must receive has to follow from what it has sent, in every order of events.
 ///
@@ -126,7 +128,7 @@ pub fn simulate<H: Handler>(
     simulate_with(handler, |seen| model(seen.input, seen.ended), options);
 }
 
-/// What [`simulate_with`] simulates.
+/// What [`simulate_with`] simulates. The default: random bytes, buffers of a message, and 1000 schedules.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// The messages that clients send, or none for random bytes.
@@ -136,6 +138,16 @@ pub struct Options<'a> {
     pub min_buffer_size: Option<usize>,
     /// How many schedules are run.
     pub schedules: u64,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            vocabulary: &[],
+            min_buffer_size: None,
+            schedules: 1000,
+        }
+    }
 }
 
 /// As [`simulate`], for buffers that are smaller than a message, and for handlers that say something else in a shutdown.
@@ -161,7 +173,7 @@ pub struct Options<'a> {
 ///     Some(read) => [&seen.input[..read], b"."].concat(),
 ///     None => seen.input.to_vec(),
 /// };
-/// let options = Options { vocabulary: &[], min_buffer_size: Some(1), schedules: 1000 };
+/// let options = Options { min_buffer_size: Some(1), ..Options::default() };
 /// simulate_with(|| Polite, model, options);
 /// ```
 ///

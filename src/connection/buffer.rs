@@ -20,8 +20,8 @@ use memmap2::MmapMut;
 /// A queue of bytes with a fixed capacity: they are appended at the end and consumed from the front, and are always contiguous.
 ///
 /// For a handler that contains another one: see [`Context::with`](crate::Context::with). Its storage is whole pages, which
-/// use memory once they are written, and stay until the buffer is dropped. [`Config::max_memory`](crate::Config::max_memory)
-/// does not include it.
+/// use memory once they are written, and stay until the buffer is dropped: a handler of many idle connections drops its empty
+/// buffers. [`Config::max_memory`](crate::Config::max_memory) does not include them.
 pub struct Buffer {
     storage: MmapMut,
     // The data is `storage[start..end]`. Both are 0 while it is empty, so `is_empty` reads `end` only.

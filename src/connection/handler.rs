@@ -66,7 +66,8 @@ pub enum Event {
     Input,
     /// The output of a call that returned [`Action::Flush`] has been sent. `output` is empty.
     Sent,
-    /// The client has ended its half of the connection, so no more input arrives. `input` holds an unfinished
+    /// The client has ended its half of the connection, so no more input arrives. It comes also while an answer is
+    /// [pending](Action::Pending). `input` holds an unfinished
     /// message, if any, which is discarded when the connection closes; `output` is empty. The connection closes
     /// when its handler returns [`Action::Continue`] in this call or in a later one.
     Eof,
@@ -89,8 +90,8 @@ pub enum Event {
 /// What the server does after [`Handler::process`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Wait for the next event. What is left in `input` is an unfinished message: the handler is not called for it
-    /// until more input arrives, and at the client's EOF it is discarded.
+    /// Send `output`, and wait for the next event. What is left in `input` is an unfinished message: the handler is not called
+    /// for it until more input arrives, and at the client's EOF it is discarded.
     ///
     /// If it fills `input` completely, no event can finish it, and the connection is closed
     /// ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
@@ -102,7 +103,8 @@ pub enum Action {
     /// whole buffer, and the connection is closed
     /// ([`CloseReason::BufferFull`](crate::CloseReason::BufferFull)).
     Flush,
-    /// An answer is still to come, in a call for [`Event::Wake`], [`Event::Timer`] or [`Event::Input`].
+    /// An answer is still to come, in a call for [`Event::Wake`], [`Event::Timer`] or [`Event::Input`]. What is in `output` is
+    /// sent.
     ///
     /// Until then the connection is not closed by the client's EOF, by an idle timeout (unless the client does not
     /// accept pending output) or by a shutdown before its deadline. Input is still read, until `input` is full. Only the
@@ -159,11 +161,29 @@ impl Context<'_> {
     }
 
     /// Returns a context with other buffers, for a handler that contains another one and changes its bytes, such as one for
-    /// TLS or a limit. Timer, waker and time are those of this context.
+    /// TLS. Time, timer and waker are those of this context. There is one timer, so only one of the two handlers can use it.
     ///
-    /// The containing handler moves bytes between the buffers, and passes on the events and the actions. The inner
-    /// handler's [`Event::Sent`] is due when the outer output is empty, and [`Action::Pending`], [`Action::Yield`] and
-    /// [`Action::Reset`] are returned as they are. `examples/masked.rs` is a complete one.
+    /// The containing handler moves bytes between the buffers and calls the inner one. It keeps the action that is in force
+    /// there, by the rules of [`Handler::process`], for the bytes of the inner buffers:
+    ///
+    /// * [`Open`](Event::Open), [`Timer`](Event::Timer), [`Wake`](Event::Wake) and [`Shutdown`](Event::Shutdown) are passed on
+    ///   at once, except after [`Action::Close`]. [`Sent`](Event::Sent) is passed on if `Flush` is in force and both outputs are
+    ///   empty, [`Resumed`](Event::Resumed) if `Yield` is.
+    /// * [`Input`](Event::Input) is due when bytes were added to the inner input, and [`Eof`](Event::Eof) when all bytes before
+    ///   it were: both only while `Continue` or `Pending` is in force, and while the inner output is empty.
+    /// * [`Action::Reset`] is returned at once.
+    /// * While inner output, or input that the inner handler could take, waits for the outer output to be sent,
+    ///   [`Action::Flush`] is returned. There would be no call otherwise.
+    /// * Then the action in force is returned. But if it was in force before this `Timer`, `Wake` or `Shutdown`, `Continue` is.
+    ///   And if such a call has ended a `Pending` without a byte for the client, [`Action::Yield`] is: `Continue` would leave the
+    ///   `Pending` in force.
+    /// * If `Continue` is in force and the inner input is full, no event can go on: [`Action::Close`].
+    ///
+    /// `examples/masked.rs` is a complete one:
+    ///
+    /// ```no_run
+    #[doc = include_str!("../../examples/masked.rs")]
+    /// ```
     #[must_use]
     pub fn with<'b>(&'b self, input: &'b mut Buffer, output: &'b mut Buffer) -> Context<'b> {
         Context {

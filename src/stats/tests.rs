@@ -98,3 +98,10 @@ fn expired_connections_are_closed_ones() {
     assert_eq!((stats.open(), stats.check_balance()), (3, None));
     assert_eq!(stats.total().closed.get(CloseReason::DrainTimeout), 2);
 }
+
+#[test]
+fn counts_by_reason_show_the_reasons_that_occurred() {
+    let mut counts = ByReason::default();
+    counts.0[CloseReason::DrainTimeout as usize] = 2;
+    assert_eq!(format!("{counts:?}"), "{DrainTimeout: 2}");
+}
