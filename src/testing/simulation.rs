@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::connection::Seen;
+use super::connection::{Seen, SimConnection};
 use super::kernel::{ACCEPTOR, Kernel, Parameters, Shutdown, TickPhase};
 use super::random::Rng;
 use super::system::{
@@ -61,7 +61,7 @@ pub(super) struct Failure {
     pub(super) trace: Vec<String>,
 }
 
-/// Ticks after which the server is considered to be in an endless loop.
+/// Ticks after which the server is considered to be in an endless loop, besides those that move bytes.
 const MAX_TICKS: usize = 10_000;
 
 /// One schedule in this many has a crowd of clients that connect at once.
@@ -434,9 +434,16 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         thread.is_some()
     }
 
+    /// After how many ticks there is an endless loop. A client can send, and the server read and write, a byte at a time.
+    fn max_ticks(&self) -> usize {
+        let kernel = self.kernel();
+        let bytes = |connection: &SimConnection| connection.input.len() + connection.expected.len();
+        MAX_TICKS + 4 * kernel.connections.iter().map(bytes).sum::<usize>()
+    }
+
     /// Runs every thread until none is ready.
     fn run_ready_threads(&self) -> Result<(), Failed> {
-        for _ in 0..MAX_TICKS {
+        for _ in 0..self.max_ticks() {
             let ready = {
                 let kernel = self.kernel();
                 (0..kernel.pollers.len()).find(|&thread| kernel.is_ready(thread))
@@ -454,7 +461,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
 
     /// Lets the clients and the server do all they can, until nothing changes.
     fn run_until_rest(&self, include_late: bool) -> Result<(), Failed> {
-        for _ in 0..MAX_TICKS {
+        for _ in 0..self.max_ticks() {
             let before = self.kernel().progress;
             self.kernel().run_all_clients(include_late);
             self.run_ready_threads()?;
@@ -503,7 +510,7 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
         let parameters = self.kernel().parameters;
         self.request_shutdown(parameters.timeouts.drain);
         let actions_per_tick = self.kernel().rng.choose(&[1, 3, 20]);
-        for _ in 0..MAX_TICKS {
+        for _ in 0..self.max_ticks() {
             self.check()?;
             if self.is_ended() {
                 self.kernel().check_ended();

@@ -396,3 +396,15 @@ fn simulation_of_answers_that_are_larger_than_the_buffer() {
     };
     simulate_with(Digits::default, digits, options);
 }
+
+/// A byte at a time, such messages need more than ten thousand ticks.
+#[test]
+fn simulation_of_long_messages() {
+    let message = [b'x'; 3000];
+    let options = Options {
+        vocabulary: &[&message],
+        min_buffer_size: Some(1),
+        schedules: 40,
+    };
+    simulate_with(|| Echo, |seen| seen.input.to_vec(), options);
+}
