@@ -28,7 +28,8 @@ use crate::server::timers::Timers;
 use crate::stats::{CloseReason, WorkerCounters};
 use crate::system::{Millis, NEVER, Readiness, Stream};
 
-/// Wake-ups per tick, so that many at once do not delay the events of sockets.
+/// Wake-ups per tick, so that many at once do not delay the events of sockets. Those that send more than a bulk turn together
+/// are fewer.
 const MAX_WAKES: usize = 128;
 
 #[derive(Debug)]
@@ -322,7 +323,12 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             return;
         }
         self.wake_receiver.clear_notified();
+        let sent = self.shared().counters.bytes_out.get();
+        let max_sent = sent + self.shared().turns.bulk_budget;
         for _ in 0..MAX_WAKES {
+            if self.shared().counters.bytes_out.get() >= max_sent {
+                break;
+            }
             let Some(waker) = self.wake_receiver.take() else {
                 return;
             };

@@ -917,6 +917,33 @@ fn wake_ups_per_tick_are_bounded() {
     }
 }
 
+/// Many small turns, one of which is not bulk, delay the events of sockets as a large one does.
+#[test]
+fn bytes_that_wake_ups_send_in_a_tick_are_bounded() {
+    let mut harness = Harness::new(TIMEOUTS);
+    harness.table.resources.shared.turns.bulk_budget = 32;
+    let wakers = Rc::new(RefCell::new(Vec::new()));
+    for _ in 0..12 {
+        let wakers = Rc::clone(&wakers);
+        let process = move |event, context: &mut Context<'_>| {
+            match event {
+                Event::Open => wakers.borrow_mut().push(context.waker()),
+                _ => assert!(context.output.push(b"12345678")),
+            }
+            Action::Continue
+        };
+        harness.register(0, 'w', 0, |_| Ok(FnHandler(process, Calls::default())));
+    }
+    for waker in wakers.borrow().iter() {
+        waker.wake();
+    }
+    harness.table.on_wake();
+    for sent in [32, 64, 96] {
+        harness.table.run_wakes();
+        assert_eq!(harness.counters.workers[0].bytes_out.get(), sent);
+    }
+}
+
 /// A wake-up just after the last look into the queue must not be lost.
 #[test]
 fn wake_up_while_others_are_handled_notifies() {
