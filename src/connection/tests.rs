@@ -930,6 +930,26 @@ fn handler_that_yields_is_called_when_its_output_is_sent() {
 }
 
 #[test]
+fn output_of_a_call_in_between_is_sent_before_the_turn() {
+    let handler = ScriptedHandler::new();
+    let mut harness = Harness::new(handler.clone());
+    harness.run(&[]);
+    handler.set(b"", Action::Yield);
+    let status = harness.event(READABLE, &[ReadCall(Ok(b"x"))]);
+    assert_eq!(status, Status::Runnable);
+    handler.set(b"a", Action::Continue);
+    harness.connection.woken();
+    let status = harness.run(&[WriteCall(b"a", Err(WOULD_BLOCK))]);
+    assert_eq!(status, Status::Idle);
+    let status = harness.event(WRITABLE, &[WriteCall(b"a", Ok(1))]);
+    assert_eq!(status, Status::Runnable);
+    handler.set(b"", Action::Continue);
+    assert_eq!(harness.run(&[]), Status::Idle);
+    let events = [Event::Open, Event::Input, Event::Wake, Event::Resumed];
+    assert_eq!(handler.take_events(), events);
+}
+
+#[test]
 fn handler_that_yields_keeps_the_connection_open() {
     let handler = ScriptedHandler::new();
     let mut harness = Harness::new(handler.clone());

@@ -64,6 +64,10 @@ pub(super) struct Failure {
 /// Ticks after which the server is considered to be in an endless loop, besides those that move bytes.
 const MAX_TICKS: usize = 10_000;
 
+/// How often a handler is woken again although nothing is seen of what it does. One with buffers of its own can use the
+/// wake-ups all the same.
+const MAX_QUIET_WAKES: usize = 8;
+
 /// One schedule in this many has a crowd of clients that connect at once.
 const CROWD_INTERVAL: usize = 400;
 
@@ -461,16 +465,21 @@ impl<'a, H: Handler + 'a> Simulation<'a, H> {
 
     /// Lets the clients and the server do all they can, until nothing changes.
     fn run_until_rest(&self, include_late: bool) -> Result<(), Failed> {
+        let mut quiet_wakes = 0;
         for _ in 0..self.max_ticks() {
             let before = self.kernel().progress;
             self.kernel().run_all_clients(include_late);
             self.run_ready_threads()?;
             if self.kernel().progress != before {
+                quiet_wakes = 0;
                 continue;
             }
             let has_timer = self.kernel().wake_pending_handlers();
             self.run_ready_threads()?;
-            if has_timer || self.kernel().progress != before {
+            quiet_wakes += 1;
+            let is_pending = (self.kernel().connections.iter()).any(SimConnection::is_pending);
+            let may_go_on = is_pending && quiet_wakes < MAX_QUIET_WAKES;
+            if has_timer || may_go_on || self.kernel().progress != before {
                 continue;
             }
             // Clients that wait for the end of a pause.

@@ -144,7 +144,8 @@ fn simulation_of_a_handler_that_greets_and_closes() {
     simulate(|| Lines, &vocabulary, lines, SCHEDULES);
 }
 
-/// Answers each byte later: an even one when it is woken, an odd one when its timer expires.
+/// Answers each byte later: an even one when it is woken, an odd one when its timer expires. A multiple of three has no
+/// answer.
 #[derive(Default)]
 struct Later {
     waits_for: Option<Event>,
@@ -166,7 +167,7 @@ impl Handler for Later {
             let Some(byte) = context.input.data().first().copied() else {
                 unreachable!("the byte is still there")
             };
-            if !context.output.push(&[byte]) {
+            if byte % 3 != 0 && !context.output.push(&[byte]) {
                 // The same event again, after the output was sent.
                 self.waits_for = Some(Event::Sent);
                 return Action::Flush;
@@ -192,7 +193,11 @@ impl Handler for Later {
 
 #[test]
 fn simulation_of_a_handler_that_answers_later() {
-    simulate(Later::default, &[], |input, _| input.to_vec(), SCHEDULES);
+    simulate(Later::default, &[], later, SCHEDULES);
+}
+
+fn later(input: &[u8], _ended: bool) -> Vec<u8> {
+    input.iter().copied().filter(|byte| byte % 3 != 0).collect()
 }
 
 /// Echoes at most three bytes in a millisecond.
@@ -287,9 +292,8 @@ fn invert(bytes: &[u8]) -> Vec<u8> {
 /// The inner handler's [`Action::Pending`], [`Action::Flush`], timer and waker.
 #[test]
 fn simulation_of_a_wrapped_handler_that_answers_later() {
-    let handler = || masked(Later::default(), 2);
-    let echo_inverted = |input: &[u8], _| input.to_vec();
-    simulate(handler, &[], echo_inverted, SCHEDULES);
+    let model = |input: &[u8], ended| invert(&later(&invert(input), ended));
+    simulate(|| masked(Later::default(), 2), &[], model, SCHEDULES);
 }
 
 /// The inner handler's [`Action::Yield`].
@@ -367,7 +371,11 @@ struct Digits {
 }
 
 impl Handler for Digits {
-    fn process(&mut self, _event: Event, context: &mut Context<'_>) -> Action {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        let _used_by_the_simulation = context.waker();
+        if matches!(event, Event::Wake | Event::Shutdown) {
+            return Action::Continue;
+        }
         loop {
             let sent = context.output.push_some(&self.unsent);
             self.unsent.drain(..sent);
@@ -385,16 +393,21 @@ impl Handler for Digits {
 
 #[test]
 fn simulation_of_answers_that_are_larger_than_the_buffer() {
-    let digits = |seen: Seen<'_>| {
-        let digits = seen.input.iter().map(|byte| format!("{byte:02x}"));
-        digits.collect::<String>().into_bytes()
-    };
     let options = Options {
         vocabulary: &[b"a", b"some longer message"],
         min_buffer_size: Some(1),
         schedules: SCHEDULES,
     };
-    simulate_with(Digits::default, digits, options);
+    simulate_with(Digits::default, |seen| digits(seen.input), options);
+    // The inner handler's `Sent`.
+    let wrapped = || masked(Digits::default(), 3);
+    let model = |seen: Seen<'_>| invert(&digits(&invert(seen.input)));
+    simulate_with(wrapped, model, options);
+}
+
+fn digits(input: &[u8]) -> Vec<u8> {
+    let digits = input.iter().map(|byte| format!("{byte:02x}"));
+    digits.collect::<String>().into_bytes()
 }
 
 /// A byte at a time, such messages need more than ten thousand ticks.
