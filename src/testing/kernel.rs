@@ -549,6 +549,8 @@ impl<'a> Kernel<'a> {
             reads: 0,
             bytes: 0,
         });
+        // A turn of any kind takes the connection from the run queue.
+        self.connections[id].is_queued = false;
         if is_bulk_turn {
             poller.tick_phase = TickPhase::RunQueue;
             self.note_bulk_turn(id, tick);
@@ -575,7 +577,6 @@ impl<'a> Kernel<'a> {
             format!("connection {id} has two turns in the run queue")
         });
         self.connections[id].bulk_turn_tick = tick;
-        self.connections[id].is_queued = false;
         let thread = self.current;
         for waiting in 0..self.connections.len() {
             let connection = &mut self.connections[waiting];

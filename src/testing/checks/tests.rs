@@ -516,3 +516,27 @@ fn turns_in_the_wrong_order_are_reported() {
         bulk_turn(kernel);
     });
 }
+
+/// A connection whose timer expires has a turn at once, and no longer waits for one in the run queue.
+#[test]
+fn turn_at_a_timer_ends_the_wait_for_a_turn() {
+    let mut kernel = kernel_at_rest();
+    kernel.current = WORKER;
+    kernel.connect(b"abc");
+    kernel.connections[1].registered = Some((WORKER, 1));
+    let bulk_turn = |kernel: &mut Kernel<'_>| {
+        kernel.counters.workers[0].bulk_turns.add(1);
+        kernel.account(0, 1, 0);
+    };
+    for _tick in 0..2 {
+        kernel.connections[1].is_queued = true;
+        kernel.pollers[WORKER].tick_phase = TickPhase::AfterEvents;
+        kernel.account(1, 1, 0);
+        bulk_turn(&mut kernel);
+        kernel.pollers[WORKER].ticks += 1;
+    }
+    // Once more without a turn at a timer.
+    kernel.connections[1].is_queued = true;
+    bulk_turn(&mut kernel);
+    assert_eq!(kernel.failure, None);
+}
