@@ -225,6 +225,7 @@
 //!
 //! The repository's `examples/` have larger servers: `memcached.rs`, a whole protocol with shared state,
 //! `digest_server.rs` with jobs, `chat.rs` with wakers, timers and a farewell, and `masked.rs`, a wrapper.
+//! `tls/`, a package of its own, is TLS around any handler.
 //!
 //! # What the library promises
 //!
