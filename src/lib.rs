@@ -150,8 +150,9 @@
 //! ```
 //!
 //! **Slices.** The server is fair in bytes: it bounds what a turn reads and sends, but cannot divide a call. A handler that
-//! needs long for what one read brings does a part, and returns [`Action::Yield`] to be called again after the others. `Context`
-//! can be taken apart, so that input and output are borrowed by themselves:
+//! needs more than a millisecond for what one read brings does a part, and returns [`Action::Yield`] to be called again after
+//! the others. `Context` can be taken apart, so that input and output are borrowed by themselves; ask it for
+//! [`now`](Context::now), timer and waker before:
 //!
 //! ```
 //! # use echoserver::{Action, Context, Event, Handler};
@@ -208,10 +209,12 @@
 //! * **A farewell**, or an answer that announces the end, is for [`Event::Shutdown`]. **A client that does not read** or breaks
 //!   the protocol can be reset: [`Action::Reset`].
 //! * **A layer** such as TLS, a header in front of the stream or a limit is a handler that contains another one:
-//!   [`Context::with`], and `examples/masked.rs`.
+//!   [`Context::with`], which shows a complete one.
 //! * **A message from another connection** goes through shared state: put it where the other handler finds it, and
-//!   use that connection's [`Waker`]. A shutdown immediately closes connections that only wait for input,
-//!   so a wake-up can be too late for them.
+//!   use that connection's [`Waker`], once for all messages of a call. A shutdown immediately closes connections that only wait
+//!   for input, so a wake-up can be too late for them. **Bound what waits** for a receiver in two ways: a sender returns
+//!   [`Action::Pending`] with a timer while a receiver is far behind, and a receiver is reset if its `output` has not become
+//!   empty for some time. Messages that wait do not show a slow client: its turn may not have come.
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
 //!   atomic, because the workers run in parallel. A handler that panics while it holds a mutex poisons it for all others:
@@ -310,10 +313,10 @@
 //! takes ready connections from it: it shares the state of every connection between threads and needs locks on the path
 //! of each byte.
 //!
-//! In one tick, a worker drives the connections with an event, then a bounded number of those that were woken, then new
-//! ones, and closes those that have expired. A connection that moves much at a time is *bulk*: what happens to it only
-//! marks it, and a few of those that are marked get a turn at the end of each tick. So a small message does not wait for
-//! the floods. A turn ends *idle* (wait for an event), *runnable* (the budget is used, and the next poll does not sleep) or
+//! In one tick, a worker drives the connections with an event, then those that were woken, at most 128 and until they have
+//! sent 256 KiB, then new ones, and closes those that have expired. A connection whose last turn has moved 32 KiB or more, or was
+//! ended by [`Action::Yield`], is *bulk*: what happens to it only marks it, and a few of those that are marked get a turn at the
+//! end of each tick. So a small message does not wait for the floods. A turn ends *idle* (wait for an event), *runnable* (the budget is used, and the next poll does not sleep) or
 //! *closed*, with a [`CloseReason`] that is counted.
 //!
 //! Tests are in `tests.rs` beside a module, and in `tests/`, whose README describes their layers. `benches/` and

@@ -40,7 +40,7 @@ pub trait Handler {
     ///
     /// [`Event::Timer`], [`Event::Wake`] and [`Event::Shutdown`] come in between: if [`Action::Continue`] is returned for one
     /// of them, an earlier [`Action::Flush`] or [`Action::Yield`] stays, and so does an [`Action::Pending`] unless the call has
-    /// consumed or appended bytes, which is taken for the answer.
+    /// consumed or appended bytes, which is taken for the answer: to go on waiting, return `Pending` again.
     ///
     /// # Panics
     ///
@@ -74,14 +74,16 @@ pub enum Event {
     /// The timer that [`Context::set_timer`] has set has expired. Both buffers can hold bytes.
     Timer,
     /// The connection's [`Waker`] was used, at least once since the last call with this event. Both buffers can
-    /// hold bytes.
+    /// hold bytes. To send much, return [`Action::Yield`] first: many small turns delay other connections more.
     Wake,
     /// The server shuts down. A handler that is not done is called with this once: when the shutdown begins, and if the
     /// connection opens later, after [`Open`](Self::Open). Both buffers can hold bytes, and more input can follow.
     ///
     /// A handler need not do anything: after [`Action::Continue`] the server waits for an answer that is still to come, handles
     /// what has arrived, and closes the connection. For a farewell, and for protocols that announce the end. After a farewell
-    /// that comes before an answer, return [`Action::Pending`] again.
+    /// that comes before an answer, return [`Action::Pending`] again. An unfinished message in `input` is discarded; to wait for
+    /// its rest, return [`Action::Pending`] in this call and in the later ones until it is complete, and
+    /// [`Action::Continue`] at [`Eof`](Self::Eof). It must arrive before the last part of the drain, in which nothing is read.
     Shutdown,
     /// The last call returned [`Action::Yield`], and others have had a turn. `output` is empty.
     Resumed,
@@ -115,9 +117,11 @@ pub enum Action {
     Pending,
     /// Send all of `output`, let other connections have a turn, then call the handler with [`Event::Resumed`].
     ///
+    /// The connection waits in the run queue, as one that floods: few of them have a turn in a tick.
+    ///
     /// For long work in slices: the server is fair in bytes, and cannot divide a call. A handler that needs more than a
     /// millisecond for what one read brings does a part, remembers where it is and returns this, again and again, and
-    /// [`Continue`](Self::Continue) at the end. Until then nothing is read, and the connection is not closed by the
+    /// [`Continue`](Self::Continue) at the end. Shorter work is done at once. Also for [`Event::Wake`], if much is to be sent. Until then nothing is read, and the connection is not closed by the
     /// client's EOF, by an idle timeout (unless the client does not accept pending output) or by a shutdown before its
     /// deadline.
     Yield,
@@ -125,8 +129,8 @@ pub enum Action {
     ///
     /// A client that accepts no output for 10 s is reset
     /// ([`CloseReason::IdleTimeout`](crate::CloseReason::IdleTimeout)). After the output is sent, the server waits up to
-    /// 1 s for the client's EOF. The handler is dropped only then: it must remove itself from shared state *before* it
-    /// returns this.
+    /// 1 s for the client's EOF, and discards what it sends; a client that sends for longer is reset and may lose the answer. The
+    /// handler is not called again, and is dropped only then: it must remove itself from shared state *before* it returns this.
     ///
     /// After the client's EOF this is the same as [`Continue`](Self::Continue): the idle timeout applies, and the reason
     /// is [`CloseReason::PeerClosed`](crate::CloseReason::PeerClosed).
@@ -379,7 +383,8 @@ impl Output<'_> {
         self.0.truncate(len);
     }
 
-    /// Moves as many bytes as fit from the front of `input` to the end of this buffer, and returns their number.
+    /// Moves as many bytes as fit from the front of `input`, whichever message they belong to, to the end of this buffer, and
+    /// returns their number.
     ///
     /// If this buffer is empty and both have the same capacity, as those of the server have, they swap their storage and no byte
     /// is copied.

@@ -43,6 +43,16 @@ pub enum Address {
 }
 
 impl Address {
+    /// Returns the IP address and port of [`Ip`](Self::Ip), as each of [`Server::addresses`](crate::Server::addresses) is that a
+    /// client can connect to with TCP.
+    #[must_use]
+    pub fn socket_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) => Some(*address),
+            _ => None,
+        }
+    }
+
     /// Returns the socket addresses to bind.
     pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let addresses = match self {

@@ -196,3 +196,10 @@ fn displayed_addresses_parse() {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
 }
+
+#[test]
+fn only_an_ip_address_is_a_socket_address() {
+    let address: SocketAddr = "127.0.0.1:5555".parse().unwrap();
+    assert_eq!(Address::Ip(address).socket_addr(), Some(address));
+    assert_eq!(Address::UnixAbstract("echo".into()).socket_addr(), None);
+}
