@@ -298,7 +298,25 @@ impl Server {
     ///
     /// Fails if no listener is configured, a thread cannot be started, or the acceptor or a worker fails. In the last
     /// two cases the connections of the other workers are drained first.
-    pub fn run<H, F>(mut self, new_handler: F) -> io::Result<Stats>
+    pub fn run<H, F>(self, new_handler: F) -> io::Result<Stats>
+    where
+        H: Handler,
+        F: Fn(&NewConnection<'_>) -> H + Sync,
+    {
+        self.run_with_start(|| Ok(()), new_handler)
+    }
+
+    /// The same as [`run`](Self::run), and calls `on_start` once every worker runs, before the first connection is accepted:
+    /// the moment to report that the server serves.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`run`](Self::run), and the error of `on_start`, after which the server does not serve.
+    pub fn run_with_start<H, F>(
+        mut self,
+        on_start: impl FnOnce() -> io::Result<()>,
+        new_handler: F,
+    ) -> io::Result<Stats>
     where
         H: Handler,
         F: Fn(&NewConnection<'_>) -> H + Sync,
@@ -342,6 +360,8 @@ impl Server {
                     with_context(&error, &format!("cannot start worker {index}"))
                 })?);
             }
+            // As above, if it fails.
+            on_start()?;
             // Consumes the acceptor with its dispatcher, whose end closes the queues: without that no worker ends.
             let accepted = acceptor.run(&mut self.poller);
             // Joins all, and returns the first error.

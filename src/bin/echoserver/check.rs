@@ -102,11 +102,12 @@ fn run_cases(
     target: &Target,
 ) -> Result<Vec<Outcome>, Exit> {
     let next = AtomicUsize::new(0);
-    let outcomes: Result<Vec<Vec<_>>, Exit> = side_by_side(options.jobs.into(), |_| {
+    let outcomes: Vec<Vec<_>> = side_by_side(options.jobs.into(), |_| {
         let cases = iter::from_fn(|| cases.get(next.fetch_add(1, Relaxed)));
-        cases.map(|case| run_case(case, target, options)).collect()
-    });
-    let mut outcomes: Vec<_> = outcomes?.into_iter().flatten().collect();
+        let outcomes = cases.map(|case| run_case(case, target, options));
+        outcomes.collect::<Result<_, Exit>>()
+    })?;
+    let mut outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
     // Their addresses have the order of the table.
     outcomes.sort_by_key(|outcome: &Outcome| ptr::from_ref(outcome.case));
     Ok(outcomes)

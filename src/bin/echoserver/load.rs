@@ -23,6 +23,7 @@ use self::driver::Driver;
 pub(crate) use self::plan::Options;
 use self::plan::Plan;
 use self::tally::{Measured, Tally};
+use crate::error::with_context;
 use crate::output::{Exit, FAILURE, print};
 use crate::target::Target;
 
@@ -55,10 +56,23 @@ fn generate(plan: &Plan) -> Result<Measured, Exit> {
         .map(|(index, tally)| Driver::new(plan, index, tally))
         .collect::<io::Result<Vec<_>>>()?;
     let (running, ended) = mpsc::channel();
+    // The threads start only if all of them can be started.
+    let (start, started) = crossbeam_channel::bounded(plan.threads);
+    let run = || {
+        started
+            .recv()
+            .map_or(Ok(()), |(driver, running): (Driver, _)| driver.run(running))
+    };
     thread::scope(|scope| {
-        let threads: Vec<_> = iter::zip(drivers, iter::repeat(running))
-            .map(|(driver, running)| scope.spawn(|| driver.run(running)))
-            .collect();
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, run);
+        let threads: io::Result<Vec<_>> = (0..plan.threads).map(spawn).collect();
+        // Dropped here, it ends the threads that have been started.
+        let start = start;
+        let threads = threads
+            .map_err(|error| with_context(&error, "cannot start the threads of the load"))?;
+        for driver in iter::zip(drivers, iter::repeat(running)) {
+            start.send(driver).expect("each thread takes one");
+        }
         let measured = measure(plan, &tallies, &ended);
         plan.stop.store(true, Relaxed);
         for thread in threads {

@@ -21,6 +21,12 @@ impl From<io::Error> for Exit {
     }
 }
 
+impl From<String> for Exit {
+    fn from(error: String) -> Self {
+        Self(FAILURE, Some(error))
+    }
+}
+
 /// Cuts a part out of a text that has more than `limit` characters, such as one with a value of 100 kB.
 pub(crate) fn shorten(text: &str, limit: usize) -> String {
     let length = text.chars().count();

@@ -14,7 +14,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
-use echoserver::{Config, Echo, NewConnection, Server};
+use echoserver::{Address, Config, Echo, NewConnection, Server};
 use log::Level;
 
 use self::background::BackgroundThread;
@@ -64,13 +64,15 @@ fn prepare(
     Ok((inherited, signal_thread, link, log))
 }
 
-/// Returns a server that is bound, and the threads beside it, which are stopped and joined on drop.
-fn start(
-    options: &Options,
-    inherited: Vec<Adopt>,
-    link: SignalLink,
-    log: &Log,
-) -> io::Result<(Server, Vec<BackgroundThread>)> {
+/// A server that is bound.
+struct Bound {
+    server: Server,
+    config: Config,
+    /// That of `--metrics`.
+    http_server: Option<Server>,
+}
+
+fn bind(options: &Options, inherited: Vec<Adopt>) -> io::Result<Bound> {
     let mut config = options.config(!inherited.is_empty());
     let (requested, has_metrics) = (options.max_connections, options.metrics.is_some());
     config.max_connections = limits::max_connections(&config, requested, has_metrics)?;
@@ -80,43 +82,60 @@ fn start(
     }
     let bind_metrics = |address| metrics::bind(address, options.unix_mode);
     let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
-    // Everything is bound: what is logged as listening stays so.
-    log_config(&server, &config);
-
-    let mut threads = Vec::new();
-    if let Some(http_server) = http_server {
-        let endpoint = Endpoint {
-            server: server.handle(),
-            max_connections: config.max_connections,
-            is_stopping: link.is_stopping,
-            log: log.clone(),
-            start: SystemTime::now(),
-        };
-        threads.push(metrics::start(http_server, endpoint)?);
-    }
-    if let Some(interval) = options.stats_interval {
-        let handle = server.handle();
-        let report = move || log_stats(Level::Info, "stats", &handle.stats());
-        threads.push(BackgroundThread::repeat("reports", interval, report)?);
-    }
-    // Its receiver has ended if the signals cannot be read.
-    let _sent = link.handle_sender.send(server.handle());
-    service::notify_ready(&server);
-    if let Some(timeout) = service::watchdog_timeout() {
-        threads.push(service::start_watchdog(timeout, server.handle())?);
-    }
-    Ok((server, threads))
+    Ok(Bound {
+        server,
+        config,
+        http_server,
+    })
 }
 
 /// Serves until the server is shut down, then checks that the counters balance.
 fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) -> io::Result<()> {
-    let (server, threads) = start(options, inherited, link, log)?;
+    let Bound {
+        server,
+        config,
+        http_server,
+    } = bind(options, inherited)?;
+    let (handle, addresses) = (server.handle(), server.addresses().to_vec());
+    // Stopped and joined on drop.
+    let mut threads = Vec::new();
+    let start = || {
+        let http_addresses = http_server.iter().flat_map(Server::addresses);
+        let http_addresses: Vec<_> = http_addresses.cloned().collect();
+        if let Some(http_server) = http_server {
+            let endpoint = Endpoint {
+                server: handle.clone(),
+                max_connections: config.max_connections,
+                is_stopping: link.is_stopping,
+                log: log.clone(),
+                start: SystemTime::now(),
+            };
+            threads.push(metrics::start(http_server, endpoint)?);
+        }
+        if let Some(interval) = options.stats_interval {
+            let handle = handle.clone();
+            let report = move || log_stats(Level::Info, "stats", &handle.stats());
+            threads.push(BackgroundThread::repeat("reports", interval, report)?);
+        }
+        if let Some(timeout) = service::watchdog_timeout() {
+            threads.push(service::start_watchdog(timeout, handle.clone())?);
+        }
+        // Every thread runs: what is logged as listening serves.
+        log_config(&addresses, &config);
+        for address in http_addresses {
+            log::info!("metrics: listening on {address}");
+        }
+        service::notify_ready(&addresses);
+        // Its receiver has ended if the signals cannot be read.
+        let _sent = link.handle_sender.send(handle);
+        Ok(())
+    };
     let stats = match &options.greeting {
-        Some(greeting) => server.run(|connection| {
+        Some(greeting) => server.run_with_start(start, |connection| {
             log_opened(connection);
             greeting.handler(connection)
         }),
-        None => server.run(|connection| {
+        None => server.run_with_start(start, |connection| {
             log_opened(connection);
             Echo
         }),
@@ -136,8 +155,8 @@ fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) 
 }
 
 /// Logs the configuration in effect. What is 0 is off.
-fn log_config(server: &Server, config: &Config) {
-    for address in server.addresses() {
+fn log_config(addresses: &[Address], config: &Config) {
+    for address in addresses {
         log::info!(target: TARGET, "listening on {address}");
     }
     let millis = |time: Option<Duration>| time.unwrap_or_default().as_millis() as u64;

@@ -54,11 +54,17 @@ fn only_listening_sockets_can_be_adopted() {
 mod program {
     use std::collections::BTreeSet;
     use std::net::TcpListener;
+    #[cfg(target_os = "linux")]
+    use std::os::unix::net::UnixDatagram;
 
+    #[cfg(target_os = "linux")]
+    use crate::harness::command;
     use crate::harness::{
         Client, Process, READY, error_line, program, program_after, run, wait_until,
     };
     use crate::program::command_line::help_options;
+    #[cfg(target_os = "linux")]
+    use crate::program::resources::can_trace;
 
     /// Values that each option must reject.
     const INVALID: [(&str, &[&str]); 17] = [
@@ -246,6 +252,56 @@ mod program {
         command.args(["--listen=127.0.0.1:0", "--metrics", &address]);
         let expected = format!("--metrics: cannot listen on {address}: address already in use");
         assert_eq!(error_line(&mut command, 1), expected);
+    }
+
+    /// As at a limit of processes or threads. Nothing is logged or notified as serving before.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_that_cannot_start_are_reported() {
+        if !can_trace() {
+            return;
+        }
+        // Runs the program so that no thread starts more than `count` others.
+        let limited = |count: usize| {
+            let mut strace = command("strace");
+            strace.args(["-D", "-qq", "-f", "-o", "/dev/null"]);
+            strace.args(["-e", "trace=clone,clone3", "-e"]);
+            strace.arg(format!(
+                "inject=clone,clone3:error=EAGAIN:when={}+",
+                count + 1
+            ));
+            strace.arg(program().get_program());
+            strace
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&name).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        // The log, signals, two workers, metrics, reports and the watchdog.
+        for count in 0..7 {
+            let mut server = limited(count);
+            server.args(["--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "-w2"]);
+            server
+                .arg("--stats-interval=1h")
+                .env("NOTIFY_SOCKET", &name);
+            let error = error_line(server.env("WATCHDOG_USEC", "1000000000"), 1);
+            let context = ["cannot start ", "--metrics: cannot start "];
+            assert!(context.iter().any(|start| error.contains(start)), "{error}");
+            assert!(manager.recv(&mut [0; 64]).is_err(), "{count}");
+        }
+
+        let server = Process::serve(&[]);
+        let address = server.address().to_string();
+        for count in 0..3 {
+            let mut load = limited(count);
+            load.args(["load", "--json", "--connections=3", "--threads=3", &address]);
+            let error = error_line(&mut load, 1);
+            assert!(error.starts_with("cannot start the threads of the load: "));
+            let mut check = limited(count);
+            let error = error_line(check.args(["check", "--jobs=3", &address]), 1);
+            assert!(error.starts_with("cannot start a thread: "), "{error}");
+        }
+        server.terminate();
     }
 
     #[test]

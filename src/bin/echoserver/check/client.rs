@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
 
+use crate::error::error_text;
 use crate::figures::Count;
 use crate::payload::Payload;
 use crate::target::{self, client_error};
@@ -242,7 +243,8 @@ impl Client<'_> {
         read: impl FnOnce() -> CaseResult,
     ) -> CaseResult {
         thread::scope(|scope| {
-            let sending = scope.spawn(send);
+            let sending = thread::Builder::new().spawn_scoped(scope, send);
+            let sending = sending.map_err(|error| cannot_start_thread(&error))?;
             // Ends a send that is stuck.
             let received = read().inspect_err(|_| drop(self.socket.shutdown(Shutdown::Both)));
             received.and(sending.join().expect("senders do not panic"))
@@ -269,18 +271,32 @@ pub(crate) fn data(seed: usize, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Runs `work` on `count` threads at once, and collects the results.
-pub(crate) fn side_by_side<R: Send, All: FromIterator<R>>(
+/// Runs `work` on `count` threads at once, and collects the results. Returns the first error. If a thread cannot be started,
+/// none works.
+pub(crate) fn side_by_side<T: Send, E: Send + From<String>, All: FromIterator<T>>(
     count: usize,
-    work: impl Fn(usize) -> R + Sync,
-) -> All {
+    work: impl Fn(usize) -> Result<T, E> + Sync,
+) -> Result<All, E> {
+    let (start, started) = crossbeam_channel::bounded(count);
+    let run = || started.recv().ok().map(&work);
     thread::scope(|scope| {
-        let work = &work;
-        let spawn = |index| scope.spawn(move || work(index));
-        let threads: Vec<_> = (0..count).map(spawn).collect();
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, run);
+        let threads: io::Result<Vec<_>> = (0..count).map(spawn).collect();
+        // Dropped here, it ends the threads that have been started.
+        let start = start;
+        let threads = threads.map_err(|error| cannot_start_thread(&error))?;
+        for index in 0..count {
+            start.send(index).expect("each thread takes one");
+        }
         let results = threads.into_iter().map(ScopedJoinHandle::join);
-        results.map(|result| result.expect("no panic")).collect()
+        results
+            .map(|result| result.expect("no panic").expect("it was started"))
+            .collect()
     })
+}
+
+fn cannot_start_thread(error: &io::Error) -> String {
+    format!("cannot start a thread: {}", error_text(error))
 }
 
 pub(crate) fn quoted(bytes: &[u8]) -> String {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+use crossbeam_channel::bounded;
 use echoserver::{Action, Address, Config, Context, Event, Handle, Handler, NewConnection, Server};
 use httparse::Status;
 
@@ -48,15 +49,18 @@ pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Serve
     Server::bind(config).map_err(|error| with_context(&error, "--metrics"))
 }
 
-/// Starts a thread that runs `http_server`, which serves what `endpoint` describes, also during a drain.
+/// Starts a thread that runs `http_server`, which serves what `endpoint` describes, also during a drain. Waits until it
+/// serves.
 pub(crate) fn start(http_server: Server, endpoint: Endpoint) -> io::Result<BackgroundThread> {
-    for address in http_server.addresses() {
-        log::info!("metrics: listening on {address}");
-    }
     let handle = http_server.handle();
+    let (sender, started) = bounded(1);
     let serve = move || {
         // The log records of this thread, which accepts, and of the worker.
         logging::set_server("metrics");
+        let on_start = || {
+            let _sent = sender.send(Ok(()));
+            Ok(())
+        };
         let new_handler = |_: &NewConnection<'_>| {
             logging::set_server("metrics");
             HttpHandler {
@@ -64,11 +68,18 @@ pub(crate) fn start(http_server: Server, endpoint: Endpoint) -> io::Result<Backg
                 unsent: Vec::new(),
             }
         };
-        if let Err(error) = http_server.run(new_handler) {
+        if let Err(error) = http_server.run_with_start(on_start, new_handler)
+            && let Err(unsent) = sender.try_send(Err(error))
+            && let Err(error) = unsent.into_inner()
+        {
+            // It had started.
             log::error!("{error}");
         }
     };
-    BackgroundThread::spawn("metrics", serve, move || handle.shut_down())
+    let thread = BackgroundThread::spawn("metrics", serve, move || handle.shut_down())?;
+    let result = started.recv().unwrap_or(Ok(()));
+    result.map_err(|error: io::Error| with_context(&error, "--metrics"))?;
+    Ok(thread)
 }
 
 /// Answers one request of HTTP/1.1, and closes the connection.

@@ -7,7 +7,7 @@ use std::iter;
 use std::process;
 use std::time::Duration;
 
-use echoserver::{Handle, Server, Stats};
+use echoserver::{Address, Handle, Stats};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::serve::background::BackgroundThread;
@@ -16,8 +16,8 @@ use crate::serve::background::BackgroundThread;
 const PINGS: u32 = 4;
 
 /// Notifies the service manager that the server is ready.
-pub(crate) fn notify_ready(server: &Server) {
-    let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
+pub(crate) fn notify_ready(addresses: &[Address]) {
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     let addresses = addresses.join(", ");
     notify(&format!("READY=1\nSTATUS=serving on {addresses}\n"));
 }
