@@ -125,7 +125,7 @@ fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) 
         for address in http_addresses {
             log::info!("metrics: listening on {address}");
         }
-        service::notify_ready(&addresses);
+        threads.extend(service::notify_ready(&addresses)?);
         // Its receiver has ended if the signals cannot be read.
         let _sent = link.handle_sender.send(handle);
         Ok(())
