@@ -156,6 +156,11 @@ fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) 
 
 /// Logs the configuration in effect. What is 0 is off.
 fn log_config(addresses: &[Address], config: &Config) {
+    if let Some(pid) = platform::other_heir() {
+        log::warn!(
+            "the sockets of LISTEN_FDS are not taken: they are for process {pid} (LISTEN_PID)"
+        );
+    }
     for address in addresses {
         log::info!(target: TARGET, "listening on {address}");
     }

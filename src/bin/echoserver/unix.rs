@@ -55,7 +55,8 @@ pub(crate) type Adopt = Box<dyn FnOnce(&mut Server) -> io::Result<()>>;
 /// The most descriptors that a service manager may pass.
 const MAX_INHERITED: usize = 1024;
 
-/// Takes the sockets that the service manager passes (`LISTEN_FDS`), and removes the variables that name them.
+/// Takes the sockets that the service manager passes (`LISTEN_FDS`), and removes the variables that name them. If they are
+/// for another process, it takes none and keeps the variables: see [`other_heir`].
 ///
 /// Call it before any thread starts, because it changes the environment, and before any file is
 /// opened, which could get the number of a descriptor that is named but was not passed.
@@ -65,9 +66,8 @@ const MAX_INHERITED: usize = 1024;
 /// Fails if one of them is not a stream socket; the error gives its number.
 pub(crate) fn inherited_sockets() -> io::Result<Vec<Adopt>> {
     let variable = |name| env::var(name).unwrap_or_default();
-    let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
-    let is_own = pid.is_empty() || pid == process::id().to_string();
-    if !is_own || count.is_empty() {
+    let count = variable("LISTEN_FDS");
+    if count.is_empty() || other_heir().is_some() {
         return Ok(Vec::new());
     }
     let number = count.parse().ok();
@@ -94,6 +94,14 @@ pub(crate) fn inherited_sockets() -> io::Result<Vec<Adopt>> {
         }
     };
     (0..number).map(take).collect()
+}
+
+/// Returns the process (`LISTEN_PID`) for which the service manager has passed sockets, if it is not this one. A wrapper that
+/// starts the program as a child of its own is such a process.
+pub(crate) fn other_heir() -> Option<String> {
+    env::var_os("LISTEN_FDS")?;
+    let pid = env::var("LISTEN_PID").ok().filter(|pid| !pid.is_empty())?;
+    (pid != process::id().to_string()).then_some(pid)
 }
 
 // Signals.

@@ -130,7 +130,10 @@ fn sockets_for_another_process_are_not_taken() {
         let mut command = program_after(&format!("export {variables}"));
         let server = Process::start(command.arg("--listen=127.0.0.1:0"));
         Client::connect(server.address()).check_echo(b"not inherited");
-        server.terminate();
+        let log = server.terminate();
+        let warning =
+            "the sockets of LISTEN_FDS are not taken: they are for process 1 (LISTEN_PID)";
+        assert!(log.contains(warning), "{log}");
     }
 }
 
