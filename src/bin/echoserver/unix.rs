@@ -82,14 +82,12 @@ pub(crate) fn inherited_sockets() -> io::Result<Vec<Adopt>> {
         let descriptor = first + index;
         let context = format!("cannot listen on inherited descriptor {descriptor}");
         let name = move |error| with_context(&error, &context);
-        if fs::symlink_metadata(format!("/dev/fd/{descriptor}")).is_err() {
-            Err(name(io::Error::other("not open")))
-        } else if let Ok(Some(tcp)) = sockets.take_tcp_listener(index) {
+        if let Ok(Some(tcp)) = sockets.take_tcp_listener(index) {
             Ok(Box::new(|server| server.adopt_tcp(tcp).map_err(name)))
         } else if let Ok(Some(unix)) = sockets.take_unix_listener(index) {
             Ok(Box::new(|server| server.adopt_unix(unix).map_err(name)))
         } else {
-            let problem = "not a TCP or Unix-domain stream socket";
+            let problem = "it is closed, or not a TCP or Unix-domain stream socket";
             Err(name(io::Error::other(problem)))
         }
     };

@@ -55,6 +55,35 @@ fn inherited_sockets_replace_the_default_listener() {
     assert!(path.exists(), "the file is not the program's");
 }
 
+/// As with `RootDirectory=` of a unit.
+#[test]
+fn inherited_socket_needs_no_proc() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let mut unshare = command("unshare");
+    let inherits = inheriting(vec![tcp.try_clone().unwrap().into()]);
+    unshare.args(["-r", "-m", "sh", "-c"]);
+    unshare.arg(r#"mount -t tmpfs none /proc && exec "$0" "$@""#);
+    unshare
+        .arg(inherits.get_program())
+        .args(inherits.get_args());
+    if !installed(&["unshare"]) || !can_mount() {
+        return;
+    }
+    let server = Process::start(unshare.stdin(OwnedFd::from(tcp)));
+    Client::connect(address).check_echo(b"without /proc");
+    server.terminate();
+}
+
+fn can_mount() -> bool {
+    let mut unshare = command("unshare");
+    let tried = run(unshare.args(["-r", "-m", "mount", "-t", "tmpfs", "none", "/proc"]));
+    if !tried.status.success() {
+        println!("skipped: a mount namespace is not permitted");
+    }
+    tried.status.success()
+}
+
 #[test]
 fn inherited_sockets_add_to_configured_listeners() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -75,7 +104,7 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
         let context = "cannot listen on inherited descriptor 3";
         assert_eq!(error, format!("{context}: {problem}"));
     };
-    let other = "not a TCP or Unix-domain stream socket";
+    let other = "it is closed, or not a TCP or Unix-domain stream socket";
     let bound = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
     let (connected, _peer) = UnixStream::pair().unwrap();
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -90,7 +119,7 @@ fn inherited_descriptor_that_cannot_listen_is_reported() {
     }
     // It is not open, and must not be confused with a descriptor that the program opens later.
     let closed = "export LISTEN_PID=$$ LISTEN_FDS=1 && exec 3<&-";
-    check(&mut program_after(closed), "not open");
+    check(&mut program_after(closed), other);
 }
 
 /// A descriptor that was not passed must not be confused with one that the program opens.
@@ -99,14 +128,8 @@ fn wrong_number_of_inherited_sockets_is_reported() {
     let in_use = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = in_use.local_addr().unwrap().to_string();
     for (count, error) in [
-        (
-            "2",
-            "cannot listen on inherited descriptor 4: not open".to_owned(),
-        ),
-        (
-            "20",
-            "cannot listen on inherited descriptor 4: not open".to_owned(),
-        ),
+        ("2", not_a_socket(4)),
+        ("20", not_a_socket(4)),
         ("-1", invalid_count("-1")),
         ("x", invalid_count("x")),
         ("2000000000", invalid_count("2000000000")),
@@ -118,6 +141,11 @@ fn wrong_number_of_inherited_sockets_is_reported() {
         command.args(["--listen", &address]);
         assert_eq!(error_line(command.stdin(OwnedFd::from(tcp)), 1), error);
     }
+}
+
+fn not_a_socket(descriptor: usize) -> String {
+    let problem = "it is closed, or not a TCP or Unix-domain stream socket";
+    format!("cannot listen on inherited descriptor {descriptor}: {problem}")
 }
 
 fn invalid_count(count: &str) -> String {
