@@ -25,6 +25,7 @@ use self::plan::Plan;
 use self::tally::{Measured, Tally};
 use crate::error::with_context;
 use crate::output::{Exit, FAILURE, print};
+use crate::platform;
 use crate::target::Target;
 
 /// Runs the command.
@@ -32,7 +33,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Exit> {
     let target = Target::find(&options.address, options.timeout)?;
     let plan = options.plan(&target);
     // The first signal ends the run, a second one the process.
-    for signal in [SIGINT, SIGTERM] {
+    let signals = [SIGINT, SIGTERM].into_iter();
+    for signal in signals.filter(|signal| !platform::is_ignored_at_start(*signal)) {
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&plan.stop))?;
         flag::register(signal, Arc::clone(&plan.stop))?;
     }

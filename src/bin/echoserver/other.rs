@@ -29,6 +29,10 @@ pub(crate) fn other_heir() -> Option<String> {
     None
 }
 
+pub(crate) fn is_ignored_at_start(_signal: i32) -> bool {
+    false
+}
+
 /// There is no value of this type.
 pub(crate) enum Signals {}
 

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File, Metadata};
 use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -117,8 +117,9 @@ impl Signals {
         SigSet::all().thread_block()?;
         // A write beyond the limit of a file's size fails then, instead of ending the process.
         flag::register(SIGXFSZ, Arc::default())?;
-        let hangup = Some(SIGHUP).filter(|_| !is_hangup_ignored());
-        let signals = [SIGTERM, SIGINT, SIGUSR1].into_iter().chain(hangup);
+        let is_handled = |signal: &i32| !is_ignored_at_start(*signal);
+        let signals = [SIGINT, SIGHUP].into_iter().filter(is_handled);
+        let signals = signals.chain([SIGTERM, SIGUSR1]);
         let (read, write) = UnixStream::pair()?;
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         SigSet::empty().thread_set_mask()?;
@@ -152,12 +153,14 @@ impl Signals {
     }
 }
 
-/// Whether SIGHUP was ignored when the process started, as `nohup` does. Where /proc does not tell, it counts
-/// as ignored, and keeps the effect that it had.
-fn is_hangup_ignored() -> bool {
+/// Whether a signal was ignored when the process started, and stays so: SIGHUP after `nohup`, or SIGINT in a background job of
+/// a shell without job control, unless Ctrl-C can reach the process because stdin is a terminal. Where /proc does not tell,
+/// SIGHUP counts as ignored, and keeps the effect that it had.
+pub(crate) fn is_ignored_at_start(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    (status.lines())
+    let ignored = (status.lines())
         .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_none_or(|set| set & 1 != 0)
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    let is_ignored = ignored.map_or(signal == SIGHUP, |set| set >> (signal - 1) & 1 != 0);
+    is_ignored && !(signal == SIGINT && io::stdin().is_terminal())
 }

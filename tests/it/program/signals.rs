@@ -169,13 +169,32 @@ fn serve_with_env(option: &str) -> Process {
     Process::start(env.arg("--listen=127.0.0.1:0"))
 }
 
+/// As under nohup, or in a background job of a shell without job control.
 #[test]
-fn hangup_stays_ignored_under_nohup() {
-    let server = serve_with_env("--ignore-signal=HUP");
-    server.signal(Signal::HUP);
-    Client::connect(server.address()).check_echo(b"still served");
-    let log = server.terminate();
-    assert!(!log.contains("SIGHUP"), "{log}");
+fn ignored_signal_stays_ignored() {
+    for (signal, name) in [(Signal::HUP, "HUP"), (Signal::INT, "INT")] {
+        let server = serve_with_env(&format!("--ignore-signal={name}"));
+        server.signal(signal);
+        Client::connect(server.address()).check_echo(b"still served");
+        let log = server.terminate();
+        assert!(!log.contains(&format!("SIG{name}")), "{log}");
+    }
+}
+
+#[test]
+fn load_keeps_an_ignored_interrupt_ignored() {
+    let server = Process::serve(&[]);
+    let mut env = command("env");
+    env.arg("--ignore-signal=INT").arg(program().get_program());
+    env.args(["load", &server.address().to_string(), "-n100", "--rate=100"]);
+    let mut load = Process::launch_with_stdout(&mut env);
+    load.wait_for_log("100 messages/s");
+    load.signal(Signal::INT);
+    let (status, output) = load.wait();
+    assert!(
+        status.success() && output.contains(" 100 messages\n"),
+        "{output}"
+    );
 }
 
 #[test]
