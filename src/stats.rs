@@ -296,6 +296,8 @@ counters! {
     bytes_generated: i64 = "generated_bytes_total",
     /// Bytes in the buffers of open connections.
     buffered: u64 = "buffered_bytes",
+    /// Open connections that have sent everything and wait for the client's EOF, at most 1 s.
+    lingering: u64 = "connections_lingering",
     /// Bytes received or generated but not sent, by the reason for which their connection was closed.
     discarded: ByReason = "discarded_bytes_total",
     /// Ticks of the event loop, each with one wait for events.
@@ -419,11 +421,12 @@ impl Stats {
     pub fn check_final_balance(&self) -> Option<String> {
         let total = self.total();
         let (assigned, closed, buffered) = (total.assigned, total.closed.total(), total.buffered);
-        if assigned == closed && buffered == 0 {
+        let lingering = total.lingering;
+        if assigned == closed && buffered == 0 && lingering == 0 {
             return self.check_balance();
         }
         Some(format!(
-            "{assigned} connections assigned, but {closed} closed, and {buffered} bytes still buffered"
+            "{assigned} connections assigned, but {closed} closed, {lingering} lingering, and {buffered} bytes still buffered"
         ))
     }
 

@@ -44,6 +44,8 @@ struct Entry<S, H> {
     armed: Millis,
     /// The last turn has moved much, or ended [`Status::Runnable`].
     bulk: bool,
+    /// It counts as lingering.
+    lingers: bool,
     /// The number of its place in the run queue; 0 if it has none, as every interactive connection. Places with another number are void.
     ticket: u32,
 }
@@ -242,6 +244,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             opened: now,
             armed: NEVER,
             bulk: false,
+            lingers: false,
             ticket: 0,
         });
         self.drive_or_enqueue(token);
@@ -371,6 +374,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             }
             Status::Closed(reason) => return self.close(token, reason),
         }
+        let entry = &mut self.entries[token];
+        let lingers = matches!(entry.connection.state, State::Lingering(_));
+        let before = mem::replace(&mut entry.lingers, lingers);
+        let counters = &self.resources.shared.counters;
+        counters.lingering.adjust(before.into(), lingers.into());
         self.arm(token);
     }
 
@@ -498,10 +506,12 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             peer,
             opened,
             bulk,
+            lingers,
             ..
         } = self.entries.remove(token);
         let Shared { counters, now, .. } = &self.resources.shared;
         counters.bulk.adjust(bulk.into(), 0);
+        counters.lingering.adjust(lingers.into(), 0);
         connection.abort_if_incomplete();
         counters.buffered.adjust(connection.buffered(), 0);
         counters.discarded[reason as usize].add(connection.buffered() as u64);

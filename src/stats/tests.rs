@@ -40,7 +40,7 @@ fn imbalances_are_reported() {
     let imbalance = counters.snapshot().check_final_balance();
     let imbalance = imbalance.expect("two connections are open");
     assert!(
-        imbalance.contains("2 connections assigned, but 0 closed, and 1 bytes still"),
+        imbalance.contains("2 connections assigned, but 0 closed, 0 lingering, and 1 bytes still"),
         "{imbalance}"
     );
     assert_eq!(counters.snapshot().open(), 2);
@@ -62,11 +62,13 @@ fn totals_are_sums_except_the_longest_tick() {
             bulk_turns,
             bulk,
             longest_tick,
+            lingering,
         } = &***worker;
         let by_reason = closed.iter().chain(discarded);
         let numbers = [assigned, bytes_in, bytes_out, bytes_generated];
         let others = [buffered, ticks, bulk_turns, bulk, longest_tick];
         let all = numbers.into_iter().chain(others).chain(by_reason);
+        let all = all.chain([lingering]);
         for (number, counter) in (1..).zip(all) {
             counter.add(number * factor);
         }
@@ -82,6 +84,7 @@ fn totals_are_sums_except_the_longest_tick() {
         bulk_turns: 77,
         bulk: 88,
         longest_tick: Duration::from_millis(90),
+        lingering: 11 * 34,
         closed: ByReason(std::array::from_fn(|index| 11 * (10 + index as u64))),
         discarded: ByReason(std::array::from_fn(|index| 11 * (22 + index as u64))),
     };

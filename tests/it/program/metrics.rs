@@ -51,6 +51,31 @@ fn names(metrics: &str) -> BTreeSet<&str> {
         .collect()
 }
 
+/// After its idle timeout a client gets EOF. Its place is free at once when it ends its half; otherwise after a second.
+#[test]
+fn connections_that_wait_for_the_end_of_a_client_are_counted() {
+    let arguments = ["--metrics=127.0.0.1:0", "-c1", "--idle-timeout=100ms"];
+    let mut server = Process::serve(&arguments);
+    let metrics = server.metrics_address();
+    let lingering = || {
+        sum(
+            &get(metrics, "/metrics").body,
+            "echoserver_connections_lingering",
+            "",
+        )
+    };
+    let mut client = None;
+    wait_until("a client lingers that has not ended its half", || {
+        let idle = client.insert(Client::connect(server.address()));
+        idle.expect_eof();
+        lingering() == 1
+    });
+    drop(client);
+    wait_until("its place is free", || lingering() == 0);
+    Client::connect(server.address()).check_echo(b"in its place");
+    server.terminate();
+}
+
 #[test]
 fn metrics_match_the_traffic() {
     let (server, address) = serve_metrics();
