@@ -209,7 +209,8 @@ pub struct Server {
 
 impl Server {
     /// Listens on all addresses of `config`. Clients can connect from now on, and are served when the
-    /// server [runs](Server::run).
+    /// server [runs](Server::run). An address that another one includes has no listener of its own: the same one twice, or
+    /// `127.0.0.1:5555` beside `0.0.0.0:5555`. All addresses of a name have one port.
     ///
     /// # Errors
     ///
@@ -218,10 +219,7 @@ impl Server {
     /// one line that names the value, address or worker.
     pub fn bind(config: Config) -> io::Result<Self> {
         config.validate()?;
-        let mut listeners = Vec::new();
-        for address in &config.listen {
-            listeners.extend(Listener::bind(address, config.listen_options())?);
-        }
+        let listeners = Listener::bind(&config.listen, config.listen_options())?;
         let addresses = listeners.iter().map(Listener::address);
         let addresses = addresses.collect::<io::Result<_>>()?;
         let clock = Clock::start();

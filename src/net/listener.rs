@@ -1,5 +1,7 @@
 //! Listening sockets, TCP or Unix-domain.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -21,6 +23,9 @@ use crate::system::Listen;
 /// TCP keepalive probes, and their interval, before an unresponsive client counts as gone.
 const KEEPALIVE_PROBES: u32 = 6;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often to let the system choose a port that must be free at several addresses.
+const PORT_ATTEMPTS: u32 = 100;
 
 /// Options of the listening sockets.
 #[derive(Clone, Copy, Debug)]
@@ -49,27 +54,50 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// Listens on every socket address that `address` resolves to.
+    /// Listens on every socket address that `addresses` resolve to. One that another listener serves as well needs none of
+    /// its own.
     ///
     /// # Errors
     ///
     /// The message names the address: `cannot listen on 127.0.0.1:5555: address in use`.
-    pub(crate) fn bind(address: &Address, options: ListenOptions) -> io::Result<Vec<Self>> {
-        let bound = match address {
+    pub(crate) fn bind(addresses: &[Address], options: ListenOptions) -> io::Result<Vec<Self>> {
+        let resolve = |address: &Address| match address {
             #[cfg(unix)]
-            Address::UnixPath(_) | Address::UnixAbstract(_) => {
-                unix_socket::listen(address, options.backlog, options.unix_mode).map(
-                    |(file, listener)| {
-                        vec![Self::Unix {
-                            _file: file,
-                            listener,
-                        }]
-                    },
-                )
-            }
-            _ => bind_tcp(address, |address| bind_socket(address, options)),
+            Address::UnixPath(_) | Address::UnixAbstract(_) => Ok(Vec::new()),
+            _ => address
+                .resolve()
+                .map_err(|error| cannot_listen(address, &error)),
         };
-        bound.map_err(|error| with_context(&error, &format!("cannot listen on {address}")))
+        // All of them first, because they decide how each one is bound.
+        let resolved: Vec<_> = addresses.iter().map(resolve).collect::<io::Result<_>>()?;
+        let all = resolved.concat();
+        let bind_one = |address| bind_socket(address, is_ipv6_only(address, &all), options);
+        let (mut listeners, mut seen) = (Vec::new(), BTreeSet::new());
+        for (address, mut resolved) in addresses.iter().zip(resolved) {
+            resolved.retain(|address| {
+                (seen.insert(*address) || address.port() == 0) && !is_covered(*address, &all)
+            });
+            let bound = match address {
+                #[cfg(unix)]
+                Address::UnixPath(_) | Address::UnixAbstract(_) => {
+                    unix_socket::listen(address, options.backlog, options.unix_mode).map(
+                        |(file, listener)| {
+                            vec![Self::Unix {
+                                _file: file,
+                                listener,
+                            }]
+                        },
+                    )
+                }
+                _ if resolved.is_empty() => {
+                    log::info!("another listener serves {address} as well");
+                    continue;
+                }
+                _ => bind_name(address, &resolved, bind_one),
+            };
+            listeners.extend(bound.map_err(|error| cannot_listen(address, &error))?);
+        }
+        Ok(listeners)
     }
 
     /// Takes over a TCP socket that already listens.
@@ -169,12 +197,64 @@ fn check_listening(socket: &RawSocket, families: &[Domain], name: &str) -> io::R
     Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
 }
 
-/// Binds every socket address of `address`, or `0.0.0.0` instead of `[::]` if the system has no IPv6.
+fn cannot_listen(address: &Address, error: &io::Error) -> io::Error {
+    with_context(error, &format!("cannot listen on {address}"))
+}
+
+/// Whether the listener on all interfaces that is one of `all` serves the clients of `address`, which the system then
+/// refuses to bind. Port 0 is another port each time.
+fn is_covered(address: SocketAddr, all: &[SocketAddr]) -> bool {
+    let covers = |other: &SocketAddr| {
+        let has_family = other.is_ipv6() || address.is_ipv4();
+        other.ip().is_unspecified() && other.port() == address.port() && has_family
+    };
+    address.port() != 0 && !address.ip().is_unspecified() && all.iter().any(covers)
+}
+
+/// Whether a listener is for IPv6 clients only. That on all interfaces is, if another one is for all IPv4 clients.
+fn is_ipv6_only(address: SocketAddr, all: &[SocketAddr]) -> bool {
+    let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    !address.ip().is_unspecified() || (address.port() != 0 && all.contains(&ipv4))
+}
+
+/// Binds the addresses of a name. If the system chooses the port, that is one port for all.
+fn bind_name(
+    address: &Address,
+    resolved: &[SocketAddr],
+    bind: impl Fn(SocketAddr) -> io::Result<Listener>,
+) -> io::Result<Vec<Listener>> {
+    let port = Cell::new(0);
+    let bind_to_port = |mut address: SocketAddr| {
+        address.set_port(if address.port() == 0 {
+            port.get()
+        } else {
+            address.port()
+        });
+        let listener = bind(address)?;
+        if let Address::Ip(bound) = listener.address()? {
+            port.set(bound.port());
+        }
+        Ok(listener)
+    };
+    let mut attempts = 1..PORT_ATTEMPTS;
+    loop {
+        let bound = bind_tcp(address, resolved, bind_to_port);
+        // The port that the system has chosen for the first address is in use at another one.
+        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let is_chosen = resolved.iter().all(|address| address.port() == 0) && port.take() != 0;
+        if !is_chosen || !bound.as_ref().is_err_and(is_taken) || attempts.next().is_none() {
+            return bound;
+        }
+    }
+}
+
+/// Binds `resolved`, or `0.0.0.0` instead of `[::]` if the system has no IPv6.
 fn bind_tcp<T>(
     address: &Address,
+    resolved: &[SocketAddr],
     bind: impl Fn(SocketAddr) -> io::Result<T>,
 ) -> io::Result<Vec<T>> {
-    match (bind_existing(&address.resolve()?, &bind), address) {
+    match (bind_existing(resolved, &bind), address) {
         (Err(error), Address::AnyInterface(port)) if is_missing(&error) => {
             Ok(vec![bind((Ipv4Addr::UNSPECIFIED, *port).into())?])
         }
@@ -210,11 +290,15 @@ fn bind_existing<T>(
 ///
 /// `mio::net::TcpListener::bind` has a fixed backlog and leaves it to the system whether `[::]`
 /// accepts IPv4 clients.
-fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Listener> {
+fn bind_socket(
+    address: SocketAddr,
+    ipv6_only: bool,
+    options: ListenOptions,
+) -> io::Result<Listener> {
     let domain = Domain::for_address(address);
     let socket = RawSocket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
+        socket.set_only_v6(ipv6_only)?;
     }
     // Allows a restart while old connections are in TIME_WAIT. On Windows it would let two servers
     // bind the same port.

@@ -52,7 +52,8 @@ pub(crate) enum Command {
 impl CommandLine {
     /// Checks what depends on several options.
     fn check(self) -> Result<Self, clap::Error> {
-        let mut addresses = self.serve.listen.iter().chain(&self.serve.metrics);
+        let listen = self.serve.listen();
+        let mut addresses = listen.iter().chain(&self.serve.metrics);
         let has_file = addresses.any(|address| matches!(address, Address::UnixPath(_)));
         if self.serve.unix_mode.is_none() || has_file {
             return Ok(self);

@@ -5,8 +5,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use echoserver::Config;
+use echoserver::{Address, Config};
 use humantime::format_duration;
+
+use crate::error::escape_control;
 
 /// The maximum of any time, so that it can be added to the time of day.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(100 * 31_557_600);
@@ -32,6 +34,25 @@ pub(crate) fn count<T: TryFrom<usize> + 'static>(
         let number = number.and_then(|number| T::try_from(number).ok());
         number.ok_or_else(|| format!("expected a number from {min} to {max}"))
     }
+}
+
+/// Addresses in one value.
+#[derive(Clone, Debug)]
+pub(crate) struct Addresses(pub(crate) Vec<Address>);
+
+/// Parses addresses that are separated by commas. A backslash before a comma makes it a part of a path.
+pub(crate) fn addresses(text: &str) -> Result<Addresses, String> {
+    // An argument contains no zero byte.
+    let hidden = text.replace("\\,", "\0");
+    let parts = hidden.split(',').map(|part| part.replace('\0', ","));
+    let parse = |part: String| {
+        let address = part.parse::<Address>();
+        address.map_err(|error| match &part {
+            part if part == text => error.to_string(),
+            part => format!("'{}': {error}", escape_control(part)),
+        })
+    };
+    parts.map(parse).collect::<Result<_, _>>().map(Addresses)
 }
 
 /// Parses a number of bytes, or a number with a unit. A lone letter means a power of 1024, as in other servers.

@@ -119,7 +119,7 @@ fn longest_unix_path_can_be_bound() {
         unix_mode: None,
         keepalive: None,
     };
-    Listener::bind(&longest.parse().unwrap(), options).unwrap();
+    Listener::bind(&[longest.parse().unwrap()], options).unwrap();
     for too_long in [&path[..6 + max], &format!("unix:@{}", "a".repeat(200))] {
         let error = too_long.parse::<Address>().unwrap_err().to_string();
         assert!(error.contains("at most"), "{error}");

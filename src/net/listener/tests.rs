@@ -42,7 +42,9 @@ fn ipv4_replaces_ipv6_for_every_interface_only() {
             SocketAddr::V4(_) => Ok(address.to_string()),
             SocketAddr::V6(_) => Err(error.into()),
         };
-        bind_tcp(&text.parse().unwrap(), bind).map_err(|error| error.kind())
+        let address: Address = text.parse().unwrap();
+        let resolved = address.resolve().map_err(|error| error.kind())?;
+        bind_tcp(&address, &resolved, bind).map_err(|error| error.kind())
     };
     let (missing, in_use) = (ErrorKind::AddrNotAvailable, ErrorKind::AddrInUse);
     for text in ["7", ":7"] {
@@ -100,7 +102,7 @@ const OPTIONS: ListenOptions = ListenOptions {
 #[test]
 #[cfg(target_os = "linux")]
 fn listener_has_the_options_that_its_sockets_inherit() {
-    let listener = bind_socket("127.0.0.1:0".parse().unwrap(), OPTIONS).unwrap();
+    let listener = bind_socket("127.0.0.1:0".parse().unwrap(), true, OPTIONS).unwrap();
     let socket = listener.socket();
     assert!(socket.tcp_nodelay().unwrap());
     assert!(socket.out_of_band_inline().unwrap());
@@ -114,7 +116,7 @@ fn clients_of_every_kind_of_address_are_reported_and_accepted() {
     let path = format!("unix:{}/echo", directory.path().display());
     let name = format!("unix:@echoserver-test-{}", std::process::id());
     for text in ["127.0.0.1:0", &path, &name] {
-        let mut bound = Listener::bind(&text.parse().unwrap(), OPTIONS).unwrap();
+        let mut bound = Listener::bind(&[text.parse().unwrap()], OPTIONS).unwrap();
         assert_eq!(bound.len(), 1, "{text}");
         let mut poll = mio::Poll::new().unwrap();
         bound[0].register(poll.registry(), Token(7)).unwrap();
@@ -150,11 +152,12 @@ fn connect(address: &Address) -> RawSocket {
 #[test]
 #[cfg(target_os = "linux")]
 fn only_the_unspecified_ipv6_address_is_for_ipv4_too() {
-    let Ok(one) = bind_socket("[::1]:0".parse().unwrap(), OPTIONS) else {
+    let Ok(mut ones) = Listener::bind(&["[::1]:0".parse().unwrap()], OPTIONS) else {
         return;
     };
+    let one = ones.remove(0);
     assert!(one.socket().only_v6().unwrap());
-    let all = Listener::bind(&Address::AnyInterface(0), OPTIONS).unwrap();
+    let all = Listener::bind(&[Address::AnyInterface(0)], OPTIONS).unwrap();
     assert!(!all[0].socket().only_v6().unwrap());
     // An address in use is not a missing one, which IPv4 would replace.
     let in_use = Address::AnyInterface(
@@ -165,7 +168,7 @@ fn only_the_unspecified_ipv6_address_is_for_ipv4_too() {
             .unwrap()
             .port(),
     );
-    let error = Listener::bind(&in_use, OPTIONS).unwrap_err();
+    let error = Listener::bind(&[in_use], OPTIONS).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
 }
 
@@ -178,7 +181,7 @@ fn handshakes_in_progress_complete_and_no_others_begin() {
     use rustix::event::{PollFd, PollFlags, Timespec};
     use socket2::SockFilter;
 
-    let listener = bind_socket("127.0.0.1:0".parse().unwrap(), OPTIONS).unwrap();
+    let listener = bind_socket("127.0.0.1:0".parse().unwrap(), true, OPTIONS).unwrap();
     let Address::Ip(address) = listener.address().unwrap() else {
         panic!("it is a TCP listener");
     };

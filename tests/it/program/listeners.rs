@@ -1,7 +1,7 @@
 //! Addresses that are unusual: IPv4-mapped, with a zone, names on systems without IPv6, and socket files.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::mpsc;
@@ -10,8 +10,8 @@ use echoserver::{Address, Config, Peer};
 use tempfile::tempdir;
 
 use crate::harness::{
-    Client, DEADLINE, FnHandler, Process, TestServer, bind, command, config, error_line, installed,
-    program, program_after, run,
+    Client, DEADLINE, FnHandler, Process, TestServer, bind, command, config, error_line,
+    free_address, installed, program, program_after, run,
 };
 
 /// Returns a command that runs the program with a network and an `/etc/hosts` of its own, after `setup`, unless the
@@ -79,6 +79,83 @@ fn ipv4_mapped_address_is_its_ipv4_address() {
     server.terminate();
 }
 
+/// What an address adds to the others is bound, and nothing twice.
+#[test]
+fn overlapping_addresses_are_bound_once() {
+    let port = free_address().port().to_string();
+    for (listen, expected) in [
+        ("127.0.0.1:P,127.0.0.1:P", "127.0.0.1:P"),
+        ("0.0.0.0:P,127.0.0.1:P", "0.0.0.0:P"),
+        ("0.0.0.0:P,[::]:P", "0.0.0.0:P [::]:P"),
+        (":P,127.0.0.1:P", "[::]:P"),
+        ("127.0.0.1:P,:P", "[::]:P"),
+        ("[::1]:P,:P,0.0.0.0:P", "[::]:P 0.0.0.0:P"),
+    ] {
+        let needs_ipv6 = expected.contains("[::]");
+        if needs_ipv6 && TcpListener::bind("[::1]:0").is_err() {
+            continue;
+        }
+        let server = Process::start(program().args(["--listen", &listen.replace('P', &port)]));
+        for ip in ["127.0.0.1", "[::1]"]
+            .iter()
+            .take(1 + usize::from(needs_ipv6))
+        {
+            let address = format!("{ip}:{port}").parse().unwrap();
+            Client::connect(address).check_echo(b"served");
+        }
+        let lines = server.lines_with("] listening on ");
+        let bound = lines.iter().map(|line| line.rsplit(' ').next().unwrap());
+        let bound = bound.collect::<Vec<_>>().join(" ").replace(&port, "P");
+        assert_eq!(bound, expected, "{listen}");
+        server.terminate();
+    }
+    // Port 0 is another one each time.
+    let two = Process::serve(&["--listen=127.0.0.1:0"]);
+    assert_eq!(two.lines_with("] listening on ").len(), 2);
+    two.terminate();
+}
+
+/// A port that is free at the first address of a name is in use at another one, so the system chooses again.
+#[test]
+fn a_name_has_one_port() {
+    let hosts = "127.0.0.1 three\n127.0.0.2 three\n127.0.0.3 three";
+    let range = "echo 40000 40063 >/proc/sys/net/ipv4/ip_local_port_range";
+    let Some(mut command) = isolated(hosts, range) else {
+        return;
+    };
+    // The system tries the odd ports of the lower half first.
+    for port in (40001..40029).step_by(2) {
+        let ip = if port < 40015 {
+            "127.0.0.2"
+        } else {
+            "127.0.0.3"
+        };
+        command.arg(format!("--listen={ip}:{port}"));
+    }
+    let server = Process::start(command.arg("--listen=three:0"));
+    let log = server.terminate();
+    let port_of = |ip: &str| {
+        let line = log.lines().rfind(|line| line.contains(ip)).unwrap();
+        line.rsplit(':').next().unwrap().to_owned()
+    };
+    let [one, two, three] = ["127.0.0.1:", "127.0.0.2:", "127.0.0.3:"].map(port_of);
+    assert!(one == two && two == three, "{log}");
+}
+
+#[test]
+fn backlog_beyond_that_of_the_system_is_reduced() {
+    let Some(mut command) = isolated("", "echo 77 >/proc/sys/net/core/somaxconn") else {
+        return;
+    };
+    let server = Process::start(command.args(["--listen=127.0.0.1:0", "--backlog=78"]));
+    let log = server.terminate();
+    assert!(
+        log.contains("backlog reduced from 78 to 77: net.core.somaxconn"),
+        "{log}"
+    );
+    assert!(log.contains(" backlog=77 "), "{log}");
+}
+
 #[test]
 fn handler_factory_gets_both_addresses_of_a_connection() {
     let folder = tempdir().unwrap();
@@ -118,6 +195,17 @@ fn unix_mode_holds_for_the_metrics_endpoint() {
     let mut server = Process::start(command.arg("--unix-mode=0610"));
     server.wait_for_log("metrics: listening on unix:");
     assert_eq!((mode(&echo), mode(&metrics)), (0o610, 0o610));
+    server.terminate();
+}
+
+#[test]
+fn path_can_contain_a_comma() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("a,b\\");
+    let listen = format!("unix:{}", path.display()).replace(',', "\\,");
+    let server = Process::start(program().arg(format!("--listen=127.0.0.1:0,{listen}")));
+    Client::connect(server.address()).check_echo(b"before the comma");
+    Client::connect_unix(&path).check_echo(b"after it");
     server.terminate();
 }
 

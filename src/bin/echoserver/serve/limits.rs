@@ -1,4 +1,4 @@
-//! The connection limit that the process's descriptor limit allows.
+//! The connection limit that the process's descriptor limit allows, and the backlog that the system allows.
 
 use std::fs;
 use std::io;
@@ -38,6 +38,16 @@ pub(crate) fn max_connections(
         );
     }
     Ok(requested.min(available))
+}
+
+/// Returns the backlog that the system uses where this one is requested.
+pub(crate) fn backlog(requested: u32) -> u32 {
+    let max = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    let max = max.trim().parse().unwrap_or(u32::MAX);
+    if requested > max {
+        log::info!("backlog reduced from {requested} to {max}: net.core.somaxconn");
+    }
+    requested.min(max)
 }
 
 /// Descriptors for everything except connections: those already open, a poll and a waker per

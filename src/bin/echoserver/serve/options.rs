@@ -8,17 +8,18 @@ use echoserver::{Address, Config};
 use log::LevelFilter;
 
 use crate::serve::greeting::Greeting;
+use crate::serve::limits;
 use crate::serve::logging::Format;
-use crate::values;
+use crate::values::{self, Addresses};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Address to listen on; repeat the option or separate with commas. Forms: IP:PORT, HOST:PORT,
-    /// [V6]:PORT, :PORT or PORT (all interfaces, IPv6 and IPv4), unix:PATH, unix:@NAME. Port 0
-    /// picks a free port [default: 5555]
+    /// [V6]:PORT, :PORT or PORT (all interfaces, IPv6 and IPv4), unix:PATH (a comma in it as \,),
+    /// unix:@NAME. Port 0 picks a free port [default: 5555]
     #[arg(short, long, value_name = "ADDR", help_heading = "Network")]
-    #[arg(value_delimiter = ',')]
-    pub(crate) listen: Vec<Address>,
+    #[arg(value_parser = values::addresses)]
+    listen: Vec<Addresses>,
 
     /// Maximum connections that wait in the kernel to be accepted
     #[arg(long, value_name = "N", help_heading = "Network")]
@@ -104,17 +105,23 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Returns the addresses of `--listen`.
+    pub(crate) fn listen(&self) -> Vec<Address> {
+        let lists = self.listen.iter().map(|Addresses(list)| list.clone());
+        lists.flatten().collect()
+    }
+
     /// Returns the server's configuration. If sockets are `inherited`, it has no default address.
     pub(crate) fn config(&self, inherited: bool) -> Config {
-        let listen = match &self.listen[..] {
-            [] if !inherited => vec![Address::AnyInterface(5555)],
-            listen => listen.to_vec(),
-        };
+        let mut listen = self.listen();
+        if listen.is_empty() && !inherited {
+            listen.push(Address::AnyInterface(5555));
+        }
         Config {
             listen,
             workers: self.workers.unwrap_or(Config::default().workers),
             buffer_size: self.buffer_size,
-            backlog: self.backlog,
+            backlog: limits::backlog(self.backlog),
             unix_mode: self.unix_mode,
             idle_timeout: self.idle_timeout.filter(|timeout| !timeout.is_zero()),
             drain_timeout: self.drain_timeout,
