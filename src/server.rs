@@ -67,6 +67,9 @@ pub struct Config {
     /// Maximum connections that wait in the kernel to be accepted; the system can impose a lower
     /// limit. Default: 4096.
     pub backlog: u32,
+    /// Lets other processes of the same user listen on the same TCP addresses, if they set this as well (Linux only). The
+    /// system spreads new clients over them. Default: off.
+    pub reuse_port: bool,
     /// Permissions of a Unix-domain socket's file, such as `0o660`. Default: determined by the umask.
     pub unix_mode: Option<u32>,
     /// Closes a connection if for this time the client has sent nothing while the server was reading, and
@@ -147,6 +150,7 @@ impl Config {
             backlog: self.backlog,
             unix_mode: self.unix_mode,
             keepalive: self.tcp_keepalive,
+            reuse_port: self.reuse_port,
         }
     }
 
@@ -169,6 +173,7 @@ impl Default for Config {
             max_connections: 10_000,
             buffer_size: 64 << 10,
             backlog: 4096,
+            reuse_port: false,
             unix_mode: None,
             idle_timeout: None,
             answer_timeout: None,
@@ -237,6 +242,7 @@ impl Server {
             counters: Arc::new(Counters::new(workers.len())),
             clock,
             drain_timeout: config.drain_timeout,
+            reuse_port: config.reuse_port,
         };
         Ok(Self {
             config,
@@ -407,6 +413,7 @@ pub struct Handle {
     counters: Arc<Counters>,
     clock: Clock,
     drain_timeout: Duration,
+    reuse_port: bool,
 }
 
 impl Handle {
@@ -416,9 +423,17 @@ impl Handle {
     /// [`drain_timeout`](Config::drain_timeout) after this call are closed then, and reset if the server still
     /// holds bytes of them or an answer is still to come. A client that has received everything and stays connected is
     /// waited for 1 s, and longer while it sends. Returns at once. Further calls have no effect.
+    ///
+    /// With [`reuse_port`](Config::reuse_port) another server takes the new clients: connections are served as before until
+    /// the listeners are closed, so that one that has just been opened can still send and gets an answer.
     pub fn shut_down(&self) {
         let deadline = self.clock.now().saturating_add(millis(self.drain_timeout));
-        self.control.shut_down(deadline.min(NEVER - 1));
+        let deadline = deadline.min(NEVER - 1);
+        if self.reuse_port {
+            self.control.shut_down_acceptor(deadline);
+        } else {
+            self.control.shut_down(deadline);
+        }
     }
 
     /// Shuts the server down at once: every connection that is open is closed, and reset if its output is
@@ -430,7 +445,7 @@ impl Handle {
     /// Returns whether a shutdown was requested, or caused by the end of a worker.
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
-        self.control.shutdown_deadline().is_some()
+        self.control.acceptor_deadline().is_some()
     }
 
     /// Wakes every worker. One whose [`ticks`](crate::WorkerStats::ticks) do not increase afterwards is stuck in a

@@ -96,6 +96,11 @@ pub(super) fn stop_handshakes(listener: &RawSocket) -> bool {
     listener.attach_filter(&DROP_SYN).is_ok()
 }
 
+/// Lets other processes of the same user listen on the same address; the system spreads new clients over them.
+pub(super) fn reuse_port(socket: &RawSocket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+
 pub(super) fn is_listening(socket: &RawSocket) -> io::Result<bool> {
     socket.is_listener()
 }

@@ -36,6 +36,8 @@ pub(crate) struct ListenOptions {
     pub(crate) unix_mode: Option<u32>,
     /// Idle time before the first TCP keepalive probe.
     pub(crate) keepalive: Option<Duration>,
+    /// Other servers can listen on the same TCP addresses.
+    pub(crate) reuse_port: bool,
 }
 
 /// A listening socket.
@@ -304,6 +306,9 @@ fn bind_socket(
     // bind the same port.
     if cfg!(not(windows)) {
         socket.set_reuse_address(true)?;
+    }
+    if options.reuse_port {
+        platform::reuse_port(&socket)?;
     }
     set_options(&socket, options)?;
     socket.bind(&address.into())?;

@@ -42,6 +42,11 @@ pub(super) fn stop_handshakes(_listener: &RawSocket) -> bool {
     false
 }
 
+/// Elsewhere the system gives all new clients to one of the listeners, or has no such option.
+pub(super) fn reuse_port(_socket: &RawSocket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Unknown.
 pub(super) fn is_listening(_socket: &RawSocket) -> io::Result<bool> {
     Ok(true)

@@ -203,7 +203,7 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
         if until <= self.now || self.control.has_new_capacity() {
             self.resume();
         }
-        if let Some(deadline) = self.control.shutdown_deadline() {
+        if let Some(deadline) = self.control.acceptor_deadline() {
             self.shut_down(deadline);
         } else if self.pause.is_none() {
             self.accept_batch();
@@ -332,6 +332,9 @@ impl<L: Listen, W: Wake> Acceptor<L, W> {
             }
         }
         self.shutdown_deadline = Some(deadline);
+        if self.listeners.is_empty() && self.control.shutdown_deadline().is_none() {
+            self.control.shut_down(deadline);
+        }
         // Capacity that appears from here on is announced.
         self.control.watch_capacity();
         while self.has_capacity()

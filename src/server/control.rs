@@ -17,6 +17,8 @@ pub(crate) struct Control<W> {
     worker_wakers: Box<[W]>,
     /// When a shutdown must be complete, or [`NEVER`].
     shutdown_deadline: AtomicU64,
+    /// The same for the acceptor, if the workers begin after it has closed its listeners.
+    acceptor_deadline: AtomicU64,
 }
 
 impl<W: Wake> Control<W> {
@@ -32,6 +34,7 @@ impl<W: Wake> Control<W> {
             max_connections: max_connections as u64,
             worker_wakers: worker_wakers.into_iter().collect(),
             shutdown_deadline: AtomicU64::new(NEVER),
+            acceptor_deadline: AtomicU64::new(NEVER),
         }
     }
 
@@ -70,6 +73,12 @@ impl<W: Wake> Control<W> {
         self.wake_workers();
     }
 
+    /// Requests a shutdown that the acceptor begins by itself: it requests that of the workers once its listeners are closed.
+    pub(crate) fn shut_down_acceptor(&self, deadline: Millis) {
+        self.acceptor_deadline.fetch_min(deadline, Ordering::SeqCst);
+        self.capacity.waker.wake();
+    }
+
     /// Makes each worker run a tick.
     pub(crate) fn wake_workers(&self) {
         for waker in &self.worker_wakers {
@@ -80,6 +89,13 @@ impl<W: Wake> Control<W> {
     /// The deadline of a shutdown, if one was requested.
     pub(crate) fn shutdown_deadline(&self) -> Option<Millis> {
         let deadline = self.shutdown_deadline.load(Ordering::SeqCst);
+        (deadline != NEVER).then_some(deadline)
+    }
+
+    /// The deadline of a shutdown of the acceptor, if one was requested.
+    pub(crate) fn acceptor_deadline(&self) -> Option<Millis> {
+        let deadline = self.acceptor_deadline.load(Ordering::SeqCst);
+        let deadline = deadline.min(self.shutdown_deadline.load(Ordering::SeqCst));
         (deadline != NEVER).then_some(deadline)
     }
 }

@@ -10,8 +10,9 @@ mod options;
 mod service;
 mod signals;
 
-use std::io;
-use std::time::{Duration, SystemTime};
+use std::io::{self, ErrorKind};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytesize::ByteSize;
 use echoserver::{Address, Config, Echo, NewConnection, Server};
@@ -32,6 +33,10 @@ const SOCKET_BUFFERS: &str = if cfg!(target_os = "linux") {
 } else {
     ""
 };
+
+/// How long to wait for an address in use. A server that was just told to end closes its listeners within 100 ms.
+const IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
+const IN_USE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Serves until a signal shuts the server down. Reports an error itself.
 pub(crate) fn run(options: &Options) -> Result<(), Exit> {
@@ -76,17 +81,31 @@ fn bind(options: &Options, inherited: Vec<Adopt>) -> io::Result<Bound> {
     let mut config = options.config(!inherited.is_empty());
     let (requested, has_metrics) = (options.max_connections, options.metrics.is_some());
     config.max_connections = limits::max_connections(&config, requested, has_metrics)?;
-    let mut server = Server::bind(config.clone())?;
+    let mut server = bind_when_free(|| Server::bind(config.clone()))?;
     for adopt in inherited {
         adopt(&mut server)?;
     }
-    let bind_metrics = |address| metrics::bind(address, options.unix_mode);
-    let http_server = options.metrics.clone().map(bind_metrics).transpose()?;
+    let bind_metrics =
+        |address: &Address| bind_when_free(|| metrics::bind(address.clone(), &config));
+    let http_server = options.metrics.as_ref().map(bind_metrics).transpose()?;
     Ok(Bound {
         server,
         config,
         http_server,
     })
+}
+
+/// Binds, and tries again for a while if an address is in use.
+fn bind_when_free(bind: impl Fn() -> io::Result<Server>) -> io::Result<Server> {
+    let deadline = Instant::now() + IN_USE_TIMEOUT;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(IN_USE_INTERVAL);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Serves until the server is shut down, then checks that the counters balance.

@@ -118,6 +118,7 @@ fn longest_unix_path_can_be_bound() {
         backlog: 1,
         unix_mode: None,
         keepalive: None,
+        reuse_port: false,
     };
     Listener::bind(&[longest.parse().unwrap()], options).unwrap();
     for too_long in [&path[..6 + max], &format!("unix:@{}", "a".repeat(200))] {

@@ -75,6 +75,7 @@ fn keepalive_is_set_and_cleared() {
         backlog: 1,
         unix_mode: None,
         keepalive,
+        reuse_port: false,
     };
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let socket = SockRef::from(&listener);
@@ -97,6 +98,7 @@ const OPTIONS: ListenOptions = ListenOptions {
     backlog: 1,
     unix_mode: None,
     keepalive: None,
+    reuse_port: false,
 };
 
 #[test]

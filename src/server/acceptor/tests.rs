@@ -496,6 +496,23 @@ fn shutdown_accepts_handshakes_in_progress_before_it_closes_a_listener() {
     assert!(harness.acceptor.is_done());
 }
 
+/// With a reused port.
+#[test]
+fn workers_begin_after_the_listeners_are_closed() {
+    let mut harness = Harness::new(1, 1, 10);
+    harness.listeners[0].can_stop_handshakes.set(true);
+    harness.listeners[0].then_clients([1, 2]);
+    harness.acceptor.control.shut_down_acceptor(5000);
+    harness.tick(0);
+    let requested = |harness: &Harness| harness.acceptor.control.shutdown_deadline();
+    assert_eq!(requested(&harness), None);
+    harness.tick(HANDSHAKE_TIMEOUT);
+    // Also while a client waits for the place of another one.
+    assert_eq!(requested(&harness), Some(5000));
+    assert_eq!(harness.dispatched(), [1]);
+    assert!(!harness.acceptor.is_done());
+}
+
 #[test]
 fn handshakes_get_a_quarter_of_a_short_shutdown() {
     for (deadline, timeout) in [(40, 10), (0, 0)] {

@@ -67,7 +67,7 @@ mod program {
     use crate::program::resources::can_trace;
 
     /// Values that each option must reject.
-    const INVALID: [(&str, &[&str]); 17] = [
+    const INVALID: [(&str, &[&str]); 18] = [
         (
             "listen",
             &[
@@ -109,6 +109,7 @@ mod program {
         ("metrics", &["99999", "localhost", "::1", "*:9555", ""]),
         ("log-format", &["xml", "1", ""]),
         ("stats-interval", &["abc", "-1s", "5x", "0", "0s"]),
+        ("reuse-port", &["abc", "-1", "2"]),
         ("verbose", &["abc", "-1", "300"]),
         ("quiet", &["abc", "-1", "300"]),
     ];
@@ -117,8 +118,8 @@ mod program {
     const LONG_PATH: &str = "unix:/1234567890/1234567890/1234567890/1234567890/1234567890/\
         1234567890/1234567890/1234567890/1234567890/123456789";
 
-    /// Options that count how often they are given, and so take values from the environment only.
-    const COUNTED: [&str; 2] = ["verbose", "quiet"];
+    /// Options that are given or not, or count how often, and so take values from the environment only.
+    const FLAGS: [&str; 3] = ["verbose", "quiet", "reuse-port"];
 
     fn invalid_values() -> impl Iterator<Item = (&'static str, &'static str)> {
         let of_option = |(option, values): (_, &'static [&str])| {
@@ -133,7 +134,7 @@ mod program {
 
     #[test]
     fn invalid_values_are_reported() {
-        for (option, value) in invalid_values().filter(|(option, _)| !COUNTED.contains(option)) {
+        for (option, value) in invalid_values().filter(|(option, _)| !FLAGS.contains(option)) {
             let name = format!("--{option}");
             let with_equals_sign = format!("{name}={value}");
             for arguments in [&[with_equals_sign.as_str()][..], &[&name, value]] {

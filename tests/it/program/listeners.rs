@@ -4,14 +4,17 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc;
+use std::thread;
 
 use echoserver::{Address, Config, Peer};
+use rustix::process::Signal;
 use tempfile::tempdir;
 
 use crate::harness::{
-    Client, DEADLINE, FnHandler, Process, TestServer, bind, command, config, error_line,
-    free_address, installed, program, program_after, run,
+    Client, DEADLINE, FnHandler, Process, READY, SetOnDrop, TestServer, bind, command, config,
+    error_line, free_address, installed, program, program_after, run, wait_until,
 };
 
 /// Returns a command that runs the program with a network and an `/etc/hosts` of its own, after `setup`, unless the
@@ -154,6 +157,55 @@ fn backlog_beyond_that_of_the_system_is_reduced() {
         "{log}"
     );
     assert!(log.contains(" backlog=77 "), "{log}");
+}
+
+/// As `kill; start` does, without waiting for the end of the old server.
+#[test]
+fn new_server_waits_for_the_port_of_the_old_one() {
+    let old = Process::serve(&["--metrics=127.0.0.1:0"]);
+    let (address, mut old) = (old.address().to_string(), old);
+    let metrics = old.metrics_address().to_string();
+    // Its listeners stay open until it continues.
+    old.pause();
+    old.signal(Signal::TERM);
+    let new = Process::launch(program().args(["--listen", &address, "--metrics", &metrics]));
+    old.signal(Signal::CONT);
+    old.wait_for_success();
+    let mut new = new;
+    new.wait_for_log(READY);
+    Client::connect(new.address()).check_echo(b"new");
+    new.terminate();
+}
+
+/// Two servers side by side, 20 times, under a load of one connection per message. A SYN that the system gives to the old
+/// listener at its end is repeated after a second.
+#[test]
+fn reused_port_makes_restarts_without_a_failure() {
+    let mut server = Process::serve(&["--reuse-port", "--metrics=127.0.0.1:0"]);
+    let (address, metrics) = (server.address(), server.metrics_address());
+    let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let server = thread::scope(|scope| {
+        let _stop = SetOnDrop(&stop);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    Client::connect(address).ping(b"a message of its own connection");
+                    count.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        for _ in 0..20 {
+            let mut next = program();
+            next.args(["--reuse-port", "--listen", &address.to_string()]);
+            let next = Process::start(next.args(["--metrics", &metrics.to_string()]));
+            let before = count.load(Relaxed);
+            server.terminate();
+            server = next;
+            wait_until("the new server answers", || count.load(Relaxed) > before);
+        }
+        server
+    });
+    server.terminate();
 }
 
 #[test]

@@ -34,10 +34,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Binds the endpoint's own server to `address`. A socket file gets the permissions `unix_mode`.
-pub(crate) fn bind(address: Address, unix_mode: Option<u32>) -> io::Result<Server> {
+/// Binds the endpoint's own server to `address`, with what `config` says about the sockets of the other one.
+pub(crate) fn bind(address: Address, config: &Config) -> io::Result<Server> {
     let config = Config {
-        unix_mode,
+        unix_mode: config.unix_mode,
+        reuse_port: config.reuse_port,
         workers: 1,
         max_connections: MAX_CONNECTIONS,
         buffer_size: MAX_REQUEST,

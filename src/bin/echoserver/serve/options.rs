@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 use echoserver::{Address, Config};
 use log::LevelFilter;
@@ -20,6 +21,11 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "ADDR", help_heading = "Network")]
     #[arg(value_parser = values::addresses)]
     listen: Vec<Addresses>,
+
+    /// Let another server listen on the same TCP addresses: a new one can start before the old one
+    /// ends
+    #[arg(long, help_heading = "Network", value_parser = BoolishValueParser::new())]
+    pub(crate) reuse_port: bool,
 
     /// Maximum connections that wait in the kernel to be accepted
     #[arg(long, value_name = "N", help_heading = "Network")]
@@ -122,6 +128,7 @@ impl Options {
             workers: self.workers.unwrap_or(Config::default().workers),
             buffer_size: self.buffer_size,
             backlog: limits::backlog(self.backlog),
+            reuse_port: self.reuse_port,
             unix_mode: self.unix_mode,
             idle_timeout: self.idle_timeout.filter(|timeout| !timeout.is_zero()),
             drain_timeout: self.drain_timeout,
