@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::tempdir;
 
 use super::{check_defaults, option_of, packaged, replace_all};
@@ -179,6 +179,21 @@ fn restart_refuses_no_connection() {
     for (client, seed) in waiting.into_iter().zip(0..) {
         client.check_echo(&random_bytes(seed, 10_000));
     }
+    new.terminate();
+}
+
+/// Another server may be using the socket: the options are not restored at the end.
+#[test]
+#[cfg(target_os = "linux")]
+fn inherited_socket_keeps_its_options() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let start = || Process::start(&mut inheriting(vec![tcp.try_clone().unwrap().into()]));
+    let (old, new) = (start(), start());
+    old.terminate();
+    let socket = SockRef::from(&tcp);
+    assert!(socket.nonblocking().unwrap() && socket.out_of_band_inline().unwrap());
+    Client::connect(address).check_echo(&random_bytes(1, 1_000_000));
     new.terminate();
 }
 
