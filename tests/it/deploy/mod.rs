@@ -4,6 +4,8 @@
 mod container;
 mod haproxy;
 mod kubernetes;
+#[cfg(target_os = "linux")]
+mod packet_filter;
 mod pages;
 mod systemd;
 mod unix_sockets;
