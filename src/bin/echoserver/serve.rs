@@ -40,33 +40,34 @@ const IN_USE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Serves until a signal shuts the server down. Reports an error itself.
 pub(crate) fn run(options: &Options) -> Result<(), Exit> {
-    let prepared = prepare(options);
-    let (inherited, signal_thread, link, log) = prepared.map_err(|error| {
+    let (inherited, signals, log) = prepare(options).map_err(|error| {
         logging::print_error(options.log_format, &error.to_string());
         Exit(FAILURE, None)
     })?;
-    let result = serve(options, inherited, link, &log);
+    // Kept until the log has ended: a second signal can end the process.
+    let mut signal_thread = None;
+    let started = signals::start(signals, options.drain_delay, log.clone());
+    let result = started.and_then(|(thread, link)| {
+        signal_thread = thread;
+        serve(options, inherited, link, &log)
+    });
     if let Err(error) = &result {
         log.error(error);
     }
     log.finish(FINISH_TIMEOUT);
-    // Until now a second signal could end the process.
     drop(signal_thread);
     result.map_err(|_| Exit(FAILURE, None))
 }
 
 /// Takes the inherited sockets before any other file is opened, and registers the signals before any thread starts. A
 /// signal from then on leads to a shutdown.
-fn prepare(
-    options: &Options,
-) -> io::Result<(Vec<Adopt>, Option<BackgroundThread>, SignalLink, Log)> {
+fn prepare(options: &Options) -> io::Result<(Vec<Adopt>, Option<Signals>, Log)> {
     let inherited = platform::inherited_sockets()?;
     let signals =
         Signals::register().map_err(|error| with_context(&error, "cannot handle signals"))?;
     let log = logging::start(options.log_level(), options.log_format)
         .map_err(|error| with_context(&error, "cannot start the log"))?;
-    let (signal_thread, link) = signals::start(signals, options.drain_delay, log.clone())?;
-    Ok((inherited, signal_thread, link, log))
+    Ok((inherited, signals, log))
 }
 
 /// A server that is bound.

@@ -57,14 +57,12 @@ mod program {
     #[cfg(target_os = "linux")]
     use std::os::unix::net::UnixDatagram;
 
-    #[cfg(target_os = "linux")]
-    use crate::harness::command;
     use crate::harness::{
         Client, Process, READY, error_line, program, program_after, run, wait_until,
     };
     use crate::program::command_line::help_options;
     #[cfg(target_os = "linux")]
-    use crate::program::resources::can_trace;
+    use crate::program::resources::{can_trace, with_few_threads};
 
     /// Values that each option must reject.
     const INVALID: [(&str, &[&str]); 18] = [
@@ -262,25 +260,13 @@ mod program {
         if !can_trace() {
             return;
         }
-        // Runs the program so that no thread starts more than `count` others.
-        let limited = |count: usize| {
-            let mut strace = command("strace");
-            strace.args(["-D", "-qq", "-f", "-o", "/dev/null"]);
-            strace.args(["-e", "trace=clone,clone3", "-e"]);
-            strace.arg(format!(
-                "inject=clone,clone3:error=EAGAIN:when={}+",
-                count + 1
-            ));
-            strace.arg(program().get_program());
-            strace
-        };
         let folder = tempfile::tempdir().unwrap();
         let name = folder.path().join("notify");
         let manager = UnixDatagram::bind(&name).unwrap();
         manager.set_nonblocking(true).unwrap();
         // The log, signals, two workers, metrics, reports and the watchdog.
         for count in 0..7 {
-            let mut server = limited(count);
+            let mut server = with_few_threads(count);
             server.args(["--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "-w2"]);
             server
                 .arg("--stats-interval=1h")
@@ -294,11 +280,11 @@ mod program {
         let server = Process::serve(&[]);
         let address = server.address().to_string();
         for count in 0..3 {
-            let mut load = limited(count);
+            let mut load = with_few_threads(count);
             load.args(["load", "--json", "--connections=3", "--threads=3", &address]);
             let error = error_line(&mut load, 1);
             assert!(error.starts_with("cannot start the threads of the load: "));
-            let mut check = limited(count);
+            let mut check = with_few_threads(count);
             let error = error_line(check.args(["check", "--jobs=3", &address]), 1);
             assert!(error.starts_with("cannot start a thread: "), "{error}");
         }

@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::{Map, Value};
 
 use crate::harness::{Client, DEADLINE, Process, program, program_after, random_bytes, wait_until};
+use crate::program::resources::{can_trace, with_few_threads};
 
 /// Sends SIGTERM and expects exit status 0, of a process whose log is not kept.
 fn terminate(server: Process) {
@@ -161,4 +162,16 @@ fn blocked_stderr_does_not_delay_a_failure() {
         let (status, _) = Process::launch_with_stderr(&mut command, stderr).wait();
         assert_eq!(status.code(), Some(1), "{level}");
     }
+}
+
+#[test]
+fn blocked_stderr_does_not_delay_a_lack_of_threads() {
+    if !can_trace() {
+        return;
+    }
+    let (_reader, mut writer) = io::pipe().unwrap();
+    fill(&mut writer);
+    // The log's thread starts, that for signals does not.
+    let (status, _) = Process::launch_with_stderr(&mut with_few_threads(1), writer).wait();
+    assert_eq!(status.code(), Some(1));
 }

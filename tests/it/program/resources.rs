@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
@@ -43,6 +44,17 @@ pub(crate) fn can_trace() -> bool {
         println!("skipped: strace is not installed, or not allowed to trace");
     }
     can
+}
+
+/// Returns a command that runs the program, in which no thread can start more than `count` others. Needs [`can_trace`].
+pub(crate) fn with_few_threads(count: usize) -> Command {
+    let mut strace = command("strace");
+    strace.args(["-D", "-qq", "-f", "-o", "/dev/null"]);
+    strace.args(["-e", "trace=clone,clone3", "-e"]);
+    let first = count + 1;
+    strace.arg(format!("inject=clone,clone3:error=EAGAIN:when={first}+"));
+    strace.arg(program().get_program());
+    strace
 }
 
 /// Ends the strace that delays a thread of `process`. The thread could not end before.
