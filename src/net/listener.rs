@@ -24,9 +24,6 @@ use crate::system::Listen;
 const KEEPALIVE_PROBES: u32 = 6;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often to let the system choose a port that must be free at several addresses.
-const PORT_ATTEMPTS: u32 = 100;
-
 /// Options of the listening sockets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ListenOptions {
@@ -219,35 +216,23 @@ fn is_ipv6_only(address: SocketAddr, all: &[SocketAddr]) -> bool {
     !address.ip().is_unspecified() || (address.port() != 0 && all.contains(&ipv4))
 }
 
-/// Binds the addresses of a name. If the system chooses the port, that is one port for all.
+/// Binds the addresses of a name. If the system chooses the port, that is one port for all, or in use at one of them.
 fn bind_name(
     address: &Address,
     resolved: &[SocketAddr],
     bind: impl Fn(SocketAddr) -> io::Result<Listener>,
 ) -> io::Result<Vec<Listener>> {
     let port = Cell::new(0);
-    let bind_to_port = |mut address: SocketAddr| {
-        address.set_port(if address.port() == 0 {
-            port.get()
-        } else {
-            address.port()
-        });
+    bind_tcp(address, resolved, |mut address| {
+        if address.port() == 0 {
+            address.set_port(port.get());
+        }
         let listener = bind(address)?;
         if let Address::Ip(bound) = listener.address()? {
             port.set(bound.port());
         }
         Ok(listener)
-    };
-    let mut attempts = 1..PORT_ATTEMPTS;
-    loop {
-        let bound = bind_tcp(address, resolved, bind_to_port);
-        // The port that the system has chosen for the first address is in use at another one.
-        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-        let is_chosen = resolved.iter().all(|address| address.port() == 0) && port.take() != 0;
-        if !is_chosen || !bound.as_ref().is_err_and(is_taken) || attempts.next().is_none() {
-            return bound;
-        }
-    }
+    })
 }
 
 /// Binds `resolved`, or `0.0.0.0` instead of `[::]` if the system has no IPv6.

@@ -136,3 +136,19 @@ fn stated_memory_counts_pages_and_saturates() {
     };
     assert_eq!(largest.max_memory(), u64::MAX);
 }
+
+/// The acceptor begins by itself, and requests that of the workers later.
+#[test]
+#[cfg(target_os = "linux")]
+fn shutdown_with_a_reused_port_begins_with_the_acceptor() {
+    for reuse_port in [false, true] {
+        let server = Server::bind(Config {
+            reuse_port,
+            ..Config::new("127.0.0.1:0".parse().unwrap())
+        });
+        let handle = server.unwrap().handle();
+        handle.shut_down();
+        assert!(handle.is_shutting_down());
+        assert_eq!(handle.control.shutdown_deadline().is_none(), reuse_port);
+    }
+}
