@@ -240,7 +240,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         let timeout = match self.state {
             State::Lingering(_) => Some(timeouts.linger),
             // Long enough for a client to send what our closed receive window has held back.
-            State::Refusing => Some(timeouts.linger.min(timeouts.drain / 8)),
+            State::Refusing => Some(timeouts.linger.min(timeouts.finish() / 4)),
             // A shutdown has a deadline of its own.
             _ if shared.drain != Drain::Off => None,
             State::Pending if !self.has_output() => timeouts.answer,

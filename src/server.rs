@@ -82,7 +82,7 @@ pub struct Config {
     /// until the server shuts down or the client resets it.
     pub answer_timeout: Option<Duration>,
     /// Time limit for a graceful shutdown. Connections that are still open are closed then, and reset if the server
-    /// holds bytes of them or an answer is still to come. Data that arrives in its second half is not
+    /// holds bytes of them or an answer is still to come. Data that arrives in its last quarter is not
     /// answered, and a client that ends its stream with it is reset. Data after the server has ended its half of a
     /// connection is discarded.
     /// Default: 5 s.

@@ -114,8 +114,16 @@ pub(crate) struct Timeouts {
     pub(crate) close: Millis,
     /// How long to wait for the EOF of a client after the server has shut its write half down.
     pub(crate) linger: Millis,
-    /// Time limit of a shutdown. In its second half only data that had arrived before is read.
+    /// Time limit of a shutdown.
     pub(crate) drain: Millis,
+}
+
+impl Timeouts {
+    /// The last part of a shutdown, in which only data that had arrived before is read. Long enough to deliver what the
+    /// kernel's buffers hold and to refuse the rest, and so short that the end of a stream that was sent before has arrived.
+    pub(crate) fn finish(&self) -> Millis {
+        self.drain / 4
+    }
 }
 
 /// Returns the time `timeout` after `since`, rounded up to a multiple of an eighth of the timeout.

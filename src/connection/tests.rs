@@ -1269,6 +1269,7 @@ fn first_close_reason_wins() {
 fn deadline_depends_on_the_state() {
     let mut harness = Harness::new(Echo);
     harness.resources.shared.timeouts.linger = 80;
+    harness.resources.shared.timeouts.drain = 1600;
     harness.resources.shared.timeouts.answer = Some(160);
     harness.connection.since = 100;
     let mut deadlines = |drain| {
@@ -1303,9 +1304,9 @@ fn deadline_depends_on_the_state() {
             NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, linger, linger
         ]
     );
-    // Refusing ends after an eighth of the shutdown at most.
+    // Refusing ends after a sixteenth of the shutdown at most.
     harness.resources.shared.timeouts.linger = 200;
     harness.connection.state = State::Refusing;
     let deadline = harness.connection.deadline(&harness.resources.shared);
-    assert_eq!(deadline, deadline_after(100, 125));
+    assert_eq!(deadline, deadline_after(100, 100));
 }

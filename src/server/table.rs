@@ -164,7 +164,9 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     fn next_drain_step(&self) -> Millis {
         match self.shared().drain {
             Drain::Off => NEVER,
-            Drain::Answering { deadline } => deadline.saturating_sub(self.drain_timeout() / 2),
+            Drain::Answering { deadline } => {
+                deadline.saturating_sub(self.shared().timeouts.finish())
+            }
             Drain::Finishing { deadline } => deadline,
         }
     }

@@ -347,7 +347,7 @@ impl Kernel<'_> {
         }
     }
 
-    /// Checks that only data that had arrived by the middle of a shutdown is answered in its second half. What is
+    /// Checks that only data that had arrived before the last quarter of a shutdown is answered in it. What is
     /// read after that is refused, once everything before it is answered and delivered. A read that looks for the EOF,
     /// after none was unread, can return data that has just arrived.
     pub(super) fn check_reading(&mut self, id: usize, count: usize, looks_for_eof: bool) {
@@ -357,10 +357,10 @@ impl Kernel<'_> {
             && poller.sees_shutdown
             && (self.shutdown)
                 .is_some_and(|shutdown| poller.now >= self.parameters.end_of_reading(shutdown));
-        let is_second_half = poller.stopped_reading.is_some() || stops_now;
+        let is_last_quarter = poller.stopped_reading.is_some() || stops_now;
         let connection = &self.connections[id];
         let read = connection.read - count;
-        if !is_second_half
+        if !is_last_quarter
             || connection.write_shutdown.is_some()
             || connection.refusal.is_some()
             || (looks_for_eof && connection.read_limit == Some(read))
@@ -372,7 +372,7 @@ impl Kernel<'_> {
         let is_answered = connection.acknowledged == due || connection.reset_by_client;
         self.connections[id].refusal = Some(Refusal { read });
         self.check(is_answered, || {
-            format!("connection {id} is read from in the second half of a shutdown")
+            format!("connection {id} is read from in the last quarter of a shutdown")
         });
     }
 

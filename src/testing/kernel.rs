@@ -91,7 +91,7 @@ impl Parameters {
 impl Parameters {
     /// When the server stops reading in a shutdown.
     pub(super) fn end_of_reading(&self, shutdown: Shutdown) -> Millis {
-        shutdown.deadline.saturating_sub(self.timeouts.drain / 2)
+        shutdown.deadline.saturating_sub(self.timeouts.drain / 4)
     }
 }
 

@@ -9,7 +9,7 @@
 //! | owes an answer and has no output to send | answer; none in a shutdown | bytes that are sent |
 //! | has work left and has no output to send | none | |
 //! | sends its last output | flush; none in a shutdown | bytes that are sent |
-//! | refuses input in a shutdown | linger or an eighth of drain, the shorter one | nothing |
+//! | refuses input in a shutdown | linger or a sixteenth of drain, the shorter one | nothing |
 //! | has shut its write half down | linger | in a shutdown, bytes that are discarded; otherwise nothing |
 //!
 //! Each change between the first rows and the others starts the timeout as well. An EOF is not a byte. Input that is left unread because output
@@ -47,7 +47,7 @@ impl Kernel<'_> {
         if connection.write_shutdown.is_some() {
             ("lingering", Some(timeouts.linger))
         } else if connection.refuses {
-            ("refusing", Some(timeouts.linger.min(timeouts.drain / 8)))
+            ("refusing", Some(timeouts.linger.min(timeouts.drain / 16)))
         } else if in_shutdown {
             ("in a shutdown and quiet", None)
         } else if connection.close_requested.is_some() {

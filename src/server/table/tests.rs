@@ -534,19 +534,19 @@ fn panics_close_only_their_own_connection() {
 }
 
 #[test]
-fn flood_is_read_for_half_of_the_drain_timeout() {
+fn flood_is_read_for_three_quarters_of_the_drain_timeout() {
     let mut harness = echoes(TIMEOUTS, "f");
     harness.table.entries[0]
         .connection
         .add_readiness(Readiness::READABLE);
     harness.shut_down(1007, 7);
-    for now in 7..507 {
+    for now in 7..757 {
         harness.tick(now, &[0]);
         assert_eq!(harness.state(0), State::Reading, "{now}");
     }
     assert_eq!(harness.poll_timeout(100), Some(0));
-    harness.tick(507, &[]);
-    harness.tick(507, &[]);
+    harness.tick(757, &[]);
+    harness.tick(757, &[]);
     let lingering = State::Lingering(CloseReason::Shutdown);
     assert_eq!(harness.state(0), lingering);
 }
@@ -594,11 +594,11 @@ fn connection_refuses_for_its_own_time_and_then_closes() {
     harness.shut_down(1000, 20);
     let connection = &mut harness.table.entries[0].connection;
     (connection.state, connection.since) = (State::Refusing, 20);
-    for now in [40, 99] {
+    for now in [40, 83] {
         harness.tick(now, &[]);
         assert_eq!(harness.state(0), State::Refusing);
     }
-    harness.tick(100, &[]);
+    harness.tick(84, &[]);
     assert_eq!(harness.state(0), State::Closing(CloseReason::Shutdown));
 }
 

@@ -27,7 +27,7 @@ pub(in crate::testing) fn kernel_at_rest() -> Kernel<'static> {
             answer: Some(64),
             close: 200,
             linger: 50,
-            drain: 160,
+            drain: 320,
         },
         lacks_memory: false,
         ..Parameters::random(&mut rng, 1)
@@ -288,7 +288,7 @@ const IN_A_SHUTDOWN: [(&str, Break); 10] = [
         kernel.listeners[0].waiting.push_back(0);
         kernel.close_listener(0);
     }),
-    ("is read from in the second half of a shutdown", |kernel| {
+    ("is read from in the last quarter of a shutdown", |kernel| {
         kernel.current = WORKER;
         kernel.pollers[WORKER].stopped_reading = Some(0);
         kernel.connections[0].read_limit = Some(2);

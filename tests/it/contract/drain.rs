@@ -121,11 +121,11 @@ fn active_transfers_are_closed_cleanly() {
     assert_eq!(total.closed.get(CloseReason::Shutdown), 20, "{total:?}");
 }
 
-/// A client that always has sent more than it has read is answered for half of the drain timeout, and then closed.
+/// A client that always has sent more than it has read is answered for three quarters of the drain timeout, and then closed.
 #[test]
 fn endless_sender_is_closed() {
     let server = TestServer::echo_with(Config {
-        // The other half is left to the client, so that it finds EOF on a busy machine.
+        // The last quarter is left to the client, so that it finds EOF on a busy machine.
         drain_timeout: Duration::from_secs(4),
         ..config()
     });
@@ -210,8 +210,9 @@ fn draining_server_refuses_connections() {
 mod program {
     use std::io::Read;
     use std::slice;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
     use std::thread;
+    use std::time::{Duration, Instant};
 
     use rustix::process::Signal;
 
@@ -244,14 +245,14 @@ mod program {
     #[test]
     fn sigterm_under_load_closes_every_connection_cleanly() {
         const CLIENTS: usize = 100;
-        // A client that never stops sending is read for half of it.
+        // A client that never stops sending is read for three quarters of it.
         let server = Process::serve(&["--workers=2", "--drain-timeout=8s"]);
         let echoes = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..CLIENTS {
                 let client = Client::connect(server.address());
                 let echoes = &echoes;
-                scope.spawn(move || send_until_eof(&client, echoes));
+                scope.spawn(move || send_until_eof(&client, echoes, u32::MAX));
             }
             wait_until("the clients are in mid-transfer", || {
                 echoes.load(Relaxed) >= 3 * CLIENTS
@@ -263,23 +264,37 @@ mod program {
         assert_eq!(total(&log, "closed_drain_timeout"), 0, "{log}");
     }
 
-    /// Sends the same bytes over and over, checks what comes back until EOF, and counts each time that all came.
-    fn send_until_eof(client: &Client, echoes: &AtomicUsize) {
+    /// How far a client sends ahead of what it has read. What the kernel holds of a slow reader grows without such a limit.
+    const MAX_IN_FLIGHT: u64 = 1 << 20;
+
+    /// Sends the same bytes over and over, checks what comes back until EOF, at most so many bytes a second, and counts each
+    /// time that all came.
+    fn send_until_eof(client: &Client, echoes: &AtomicUsize, bytes_per_second: u32) {
         let bytes = random_bytes(2, 50_000);
+        let (start, read) = (Instant::now(), AtomicU64::new(0));
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let _end = SetOnDrop(&stop);
             scope.spawn(|| {
                 // The server may close while this sends.
-                let mut sent = Ok(());
-                while sent.is_ok() && !stop.load(Relaxed) {
-                    sent = client.try_send(&bytes);
+                let mut sent = 0;
+                while !stop.load(Relaxed) {
+                    if sent > read.load(Relaxed) + MAX_IN_FLIGHT {
+                        thread::sleep(Duration::from_millis(1));
+                        continue;
+                    }
+                    if client.try_send(&bytes).is_err() {
+                        break;
+                    }
+                    sent += bytes.len() as u64;
                 }
                 let _closed = client.0.shutdown(std::net::Shutdown::Write);
             });
             let mut position = 0;
             let mut chunk = vec![0; bytes.len()];
             loop {
+                let due = Duration::from_secs(read.load(Relaxed)) / bytes_per_second;
+                thread::sleep(due.saturating_sub(start.elapsed()));
                 let room = bytes.len() - position;
                 let count = (&client.0).read(&mut chunk[..room]).expect("no reset");
                 if count == 0 {
@@ -287,6 +302,7 @@ mod program {
                 }
                 let expected = &bytes[position..position + count];
                 assert!(chunk[..count] == *expected, "other bytes came back");
+                read.fetch_add(count as u64, Relaxed);
                 position = (position + count) % bytes.len();
                 if position == 0 {
                     echoes.fetch_add(1, Relaxed);
@@ -358,6 +374,46 @@ mod program {
         (client, sent)
     }
 
+    /// The last part of the stream and its FIN wait in the client's kernel behind a closed window, and arrive in the second
+    /// half of the drain timeout. The client has read everything after four fifths of it.
+    #[test]
+    fn slow_reader_whose_fin_arrives_late_gets_everything() {
+        const BYTES_PER_SECOND: usize = 700_000;
+        let server = Process::serve(&["--workers=1", "--drain-timeout=4s"]);
+        let bytes = random_bytes(9, 4 * BYTES_PER_SECOND / 5 * 4);
+        let (client, sent) = client_with_more_than_has_arrived(&server, &bytes);
+        assert_eq!(sent, bytes.len(), "the client's kernel takes all");
+        server.signal(Signal::TERM);
+        client.expect_slowly(&bytes, BYTES_PER_SECOND);
+        client.expect_eof();
+        drop(client);
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_drain_timeout"), 0, "{log}");
+        assert_eq!(total(&log, "discarded"), 0, "{log}");
+    }
+
+    /// Refusal comes early enough for the delivery of what the kernels hold, and for the end of the stream.
+    #[test]
+    fn floods_that_read_slowly_end_without_a_reset() {
+        const CLIENTS: usize = 20;
+        const BYTES_PER_SECOND: u32 = 2_000_000;
+        let server = Process::serve(&["--workers=1", "--drain-timeout=5s"]);
+        let echoes = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                let client = Client::connect(server.address());
+                let echoes = &echoes;
+                scope.spawn(move || send_until_eof(&client, echoes, BYTES_PER_SECOND));
+            }
+            wait_until("the clients are in mid-transfer", || {
+                echoes.load(Relaxed) >= 40 * CLIENTS
+            });
+            server.signal(Signal::TERM);
+        });
+        let log = server.wait_for_success();
+        assert_eq!(total(&log, "closed_drain_timeout"), 0, "{log}");
+    }
+
     #[test]
     fn data_in_the_clients_kernel_is_answered() {
         let server = Process::serve(&["--workers=1", "--drain-timeout=30s"]);
@@ -378,7 +434,7 @@ mod program {
         let bytes = random_bytes(8, 40 << 20);
         let (client, _) = client_with_more_than_has_arrived(&server, &bytes);
         server.signal(Signal::TERM);
-        client.expect_slowly(&bytes[..250_000], 100_000);
+        client.expect_slowly(&bytes[..340_000], 100_000);
         client.expect_reset();
         drop(client);
         let log = server.wait_for_success();
