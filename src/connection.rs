@@ -61,6 +61,9 @@ pub(crate) enum Status {
     /// The connection can make progress without an event: the [budget](Shared::budget) or the rounds of the turn are used, its
     /// handler has yielded, or more has arrived in a shutdown.
     Runnable,
+    /// `Runnable` or `Idle`, and the connection has kept a pair of buffers: the pool is empty, and must be
+    /// [refilled](Pool::refill) before another connection is driven.
+    Kept { is_runnable: bool },
     /// The connection has ended and can be dropped.
     Closed(CloseReason),
 }
@@ -257,6 +260,22 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         self.buffers.as_ref().map_or(0, |buffers| buffers.len())
     }
 
+    /// Whether the connection has buffers of its own.
+    pub(crate) fn holds_buffers(&self) -> bool {
+        self.buffers.is_some()
+    }
+
+    /// Discards what the buffers hold, and gives them back to the pool. Returns how many bytes that was.
+    pub(crate) fn release_buffers(&mut self, pool: &mut Pool) -> usize {
+        let count = self.buffered();
+        if let Some(mut buffers) = self.buffers.take() {
+            buffers.input.clear();
+            buffers.output.clear();
+            pool.give_back(buffers);
+        }
+        count
+    }
+
     /// Whether the deadline is that of an answer.
     pub(crate) fn awaits_answer(&self) -> bool {
         self.state == State::Pending && !self.has_output()
@@ -315,8 +334,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         }
     }
 
-    /// Keeps buffers that hold bytes, and refills the pool. If the connection has failed, or there is no memory for another
-    /// pair, it closes with a reset, and the bytes are discarded.
+    /// Keeps buffers that hold bytes. If the connection has failed, it closes with a reset, and the bytes are discarded.
     #[inline(never)]
     fn keep_or_reset(
         &mut self,
@@ -326,13 +344,16 @@ impl<S: Stream, H: Handler> Connection<S, H> {
         shared: &Shared,
     ) -> Status {
         let reason = match result {
-            // The pool's next users need a pair as well.
-            Ok(status) if pool.refill().is_ok() => {
+            Ok(status) => {
                 shared.counters.buffered.adjust(0, buffers.len());
                 self.buffers = Some(buffers);
-                return status;
+                let is_runnable = status == Status::Runnable;
+                return if pool.is_empty() {
+                    Status::Kept { is_runnable }
+                } else {
+                    status
+                };
             }
-            Ok(_) => CloseReason::OutOfMemory,
             Err(reason) => reason,
         };
         discard(&mut buffers.input, reason, &shared.counters);
@@ -343,7 +364,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
     }
 
     /// Runs the state machine: sends pending output, makes the calls of the handler that are due, reads and handles.
-    /// `Err` is every close, the clean one included, with a reset if the buffers still hold bytes; `Ok` is never `Closed`.
+    /// `Err` is every close, the clean one included, with a reset if the buffers still hold bytes; `Ok` is `Idle` or
+    /// `Runnable`.
     #[inline(always)]
     fn advance(&mut self, buffers: &mut Buffers, shared: &Shared) -> Result<Status, CloseReason> {
         let limit = self.transferred() + shared.budget;

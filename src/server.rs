@@ -42,6 +42,12 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time limit for the last output of a connection that closes, without any progress.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection that holds buffers makes no progress until it is reset at the limit of the buffers, instead of the
+/// connection that needs them. While more clients than there are buffers get stuck in this time, healthy ones are reset:
+/// with 1 s, that is every peak of 1,000 clients per second beside 256 pairs of buffers. Without it, clients that read slowly
+/// could take the buffers from each other for ever.
+const STUCK_TIME: Duration = Duration::from_millis(100);
+
 /// Server configuration; construct it with [`new`](Self::new) and struct update syntax.
 ///
 /// ```
@@ -64,6 +70,12 @@ pub struct Config {
     /// Buffer limit per connection and direction in bytes, from 1 to [`Config::MAX_BUFFER_SIZE`].
     /// Default: 64 KiB.
     pub buffer_size: usize,
+    /// Maximum memory of all buffers in bytes, of which each worker has an equal share: at least two pairs of buffers. At the
+    /// limit, a connection that must keep bytes gets the buffers of the one on its worker that has been stuck longest, which is
+    /// reset: its bytes have not moved for at least 100 ms. If there is none, the connection that must keep bytes is reset.
+    /// Connections without pending bytes need no buffers. What handlers own is not included. Default: none, so only
+    /// [`max_connections`](Self::max_connections) bounds it.
+    pub buffer_memory: Option<u64>,
     /// Maximum connections that wait in the kernel to be accepted; the system can impose a lower
     /// limit. Default: 4096.
     pub backlog: u32,
@@ -112,15 +124,32 @@ impl Config {
     }
 
     /// Returns the maximum number of bytes in buffers: two buffers for each connection, in whole pages, and
-    /// the spare buffers of the workers. The kernel's socket buffers are not included.
+    /// the spare buffers of the workers, but at most [`buffer_memory`](Self::buffer_memory). The kernel's socket buffers are
+    /// not included.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         let connection = Buffers::max_bytes(self.buffer_size) as u64;
         let connections = (self.max_connections as u64).saturating_mul(connection);
-        connections.saturating_add(self.max_spare_memory())
+        let all = connections.saturating_add(self.max_spare_memory());
+        self.buffer_memory.map_or(all, |limit| limit.min(all))
     }
 
-    /// Returns the part of [`max_memory`](Self::max_memory) that the workers keep as spare buffers.
+    /// Returns the least [`buffer_memory`](Self::buffer_memory): a pair of buffers that each worker uses, and one that a
+    /// connection can keep.
+    #[must_use]
+    pub fn min_buffer_memory(&self) -> u64 {
+        2 * self.workers as u64 * Buffers::max_bytes(self.buffer_size) as u64
+    }
+
+    /// Returns how many pairs of buffers a worker can have.
+    fn max_pairs(&self) -> usize {
+        let share = self
+            .buffer_memory
+            .map_or(u64::MAX, |limit| limit / self.workers as u64);
+        (share / Buffers::max_bytes(self.buffer_size) as u64) as usize
+    }
+
+    /// Returns how much memory the workers keep as spare buffers, within [`max_memory`](Self::max_memory).
     #[must_use]
     pub fn max_spare_memory(&self) -> u64 {
         (self.workers as u64).saturating_mul(Pool::max_bytes(self.buffer_size) as u64)
@@ -139,6 +168,13 @@ impl Config {
             "answer timeout must not be zero".to_owned()
         } else if self.max_connections == 0 {
             "connection limit must not be zero".to_owned()
+        } else if let Some(memory) = self.buffer_memory
+            && memory < self.min_buffer_memory()
+        {
+            let (min, size) = (self.min_buffer_memory(), self.buffer_size);
+            format!(
+                "buffer memory of {memory} bytes is less than {min}: two pairs of {size} bytes for each worker"
+            )
         } else {
             return Ok(());
         };
@@ -159,6 +195,7 @@ impl Config {
             idle: self.idle_timeout.map(millis),
             answer: self.answer_timeout.map(millis),
             close: millis(CLOSE_TIMEOUT),
+            stuck: millis(STUCK_TIME),
             linger: millis(LINGER_TIMEOUT),
             drain: millis(self.drain_timeout),
         }
@@ -172,6 +209,7 @@ impl Default for Config {
             workers: thread::available_parallelism().map_or(1, NonZero::get),
             max_connections: 10_000,
             buffer_size: 64 << 10,
+            buffer_memory: None,
             backlog: 4096,
             reuse_port: false,
             unix_mode: None,
@@ -378,9 +416,10 @@ impl Server {
 
 fn allocate_worker(config: &Config, clock: Clock) -> io::Result<(MioPoller, Pool)> {
     let (poller, size) = (MioPoller::new(clock, config.busy_poll)?, config.buffer_size);
-    let pool = Pool::new(size).map_err(|error| {
+    let mut pool = Pool::new(size).map_err(|error| {
         with_context(&error, &format!("cannot allocate buffers of {size} bytes"))
     })?;
+    pool.max_pairs = config.max_pairs();
     Ok((poller, pool))
 }
 

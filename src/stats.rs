@@ -43,8 +43,11 @@ pub enum CloseReason {
     /// The server shut down, and the drain timeout expired first, or the client ended its stream with data that came
     /// too late to be answered.
     DrainTimeout,
-    /// No memory for the connection's buffers.
+    /// The system had no memory for buffers, and the connection was the one that had been stuck longest, or the one that
+    /// needed them.
     OutOfMemory,
+    /// The same at the limit of [`buffer_memory`](crate::Config::buffer_memory).
+    BufferMemory,
     /// The handler had announced an answer, which did not come within the
     /// [`answer_timeout`](crate::Config::answer_timeout).
     AnswerTimeout,
@@ -65,6 +68,7 @@ impl CloseReason {
         Self::Shutdown,
         Self::DrainTimeout,
         Self::OutOfMemory,
+        Self::BufferMemory,
         Self::AnswerTimeout,
         Self::HandlerReset,
     ];
@@ -83,6 +87,7 @@ impl CloseReason {
             Self::Shutdown => "shutdown",
             Self::DrainTimeout => "drain_timeout",
             Self::OutOfMemory => "out_of_memory",
+            Self::BufferMemory => "buffer_memory",
             Self::AnswerTimeout => "answer_timeout",
             Self::HandlerReset => "handler_reset",
         }
@@ -138,6 +143,11 @@ impl Counter {
         if value > self.get() {
             self.0.store(value, Relaxed);
         }
+    }
+
+    /// Sets it to `value`. Same single writer.
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
     }
 
     /// Updates a sum after one of its terms changed from `old` to `new`. Same single writer.
@@ -298,6 +308,8 @@ counters! {
     buffered: u64 = "buffered_bytes",
     /// Open connections that have sent everything and wait for the client's EOF, at most 1 s.
     lingering: u64 = "connections_lingering",
+    /// Memory of the buffers that connections hold, in bytes.
+    buffer_memory: u64 = "buffer_memory_bytes",
     /// Bytes received or generated but not sent, by the reason for which their connection was closed.
     discarded: ByReason = "discarded_bytes_total",
     /// Ticks of the event loop, each with one wait for events.

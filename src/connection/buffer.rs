@@ -17,6 +17,8 @@ use std::mem;
 
 use memmap2::MmapMut;
 
+use crate::stats::CloseReason;
+
 /// A queue of bytes with a fixed capacity: they are appended at the end and consumed from the front, and are always contiguous.
 ///
 /// For a handler that contains another one: see [`Context::with`](crate::Context::with). Its storage is whole pages, which
@@ -281,6 +283,10 @@ pub(crate) struct Pool {
     spare: Vec<Box<Buffers>>,
     max_spare: usize,
     capacity: usize,
+    /// The pairs of the pool, and those that connections hold.
+    pairs: usize,
+    /// Limit for all of them, at least 2. Unlimited unless it is set.
+    pub(crate) max_pairs: usize,
 }
 
 impl Pool {
@@ -298,6 +304,8 @@ impl Pool {
             spare: Vec::new(),
             max_spare: Self::max_spare(capacity),
             capacity,
+            pairs: 1,
+            max_pairs: usize::MAX,
         })
     }
 
@@ -309,6 +317,21 @@ impl Pool {
     /// Returns how many pairs of spare buffers are kept at most.
     fn max_spare(capacity: usize) -> usize {
         (Self::MAX_SPARE_BYTES / Buffers::max_bytes(capacity).max(1)).clamp(1, 256)
+    }
+
+    /// Returns how many pairs connections hold.
+    pub(crate) fn held(&self) -> usize {
+        self.pairs - self.spare.len() - usize::from(self.next.is_some())
+    }
+
+    /// Returns how many bytes these are.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        (self.held() * Buffers::max_bytes(self.capacity)) as u64
+    }
+
+    /// Whether a pair was taken, and neither given back nor replaced.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next.is_none()
     }
 
     /// Takes a pair for the connection that is driven next. It must be [given back](Self::give_back), or the pool
@@ -325,24 +348,37 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// If there is none, and no memory for one.
-    pub(crate) fn refill(&mut self) -> io::Result<()> {
+    /// If there is none, and the limit is reached or no memory is available: the reason to close a connection.
+    pub(crate) fn refill(&mut self) -> Result<(), CloseReason> {
+        if self.next.is_some() {
+            return Ok(());
+        }
+        self.next = self.spare.pop();
         if self.next.is_none() {
-            self.next = match self.spare.pop() {
-                None => Some(Buffers::new(self.capacity)?),
-                spare => spare,
-            };
+            if self.pairs >= self.max_pairs {
+                return Err(CloseReason::BufferMemory);
+            }
+            let buffers = Buffers::new(self.capacity).map_err(|_| CloseReason::OutOfMemory)?;
+            self.next = Some(buffers);
+            self.pairs += 1;
         }
         Ok(())
     }
 
-    /// Takes back a pair, which must be empty: keeps it, or frees it at the limit.
+    /// Takes back a pair, which must be empty.
     #[inline(always)]
     pub(crate) fn give_back(&mut self, buffers: Box<Buffers>) {
-        if let Some(before) = self.next.replace(buffers)
-            && self.spare.len() < self.max_spare
-        {
-            self.spare.push(before);
+        if let Some(before) = self.next.replace(buffers) {
+            self.keep_or_free(before);
+        }
+    }
+
+    #[inline(never)]
+    fn keep_or_free(&mut self, buffers: Box<Buffers>) {
+        if self.spare.len() < self.max_spare {
+            self.spare.push(buffers);
+        } else {
+            self.pairs -= 1;
         }
     }
 }

@@ -101,7 +101,7 @@ pub(crate) enum Drain {
     Finishing { deadline: Millis },
 }
 
-/// Timeouts of a worker's connections. Except for `drain`, deadlines are rounded up by at most an eighth of the timeout,
+/// Timeouts of a worker's connections. Except for `drain` and `stuck`, deadlines are rounded up by at most an eighth of the timeout,
 /// so that one wake-up serves many connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
@@ -112,6 +112,8 @@ pub(crate) struct Timeouts {
     pub(crate) answer: Option<Millis>,
     /// The same as `idle` for a connection that only sends its last output.
     pub(crate) close: Millis,
+    /// How long a connection that holds buffers makes no progress until it may be reset for the benefit of others.
+    pub(crate) stuck: Millis,
     /// How long to wait for the EOF of a client after the server has shut its write half down.
     pub(crate) linger: Millis,
     /// Time limit of a shutdown.

@@ -46,6 +46,8 @@ struct Entry<S, H> {
     bulk: bool,
     /// It counts as lingering.
     lingers: bool,
+    /// The connection is among the [holders](ConnectionTable::holders).
+    is_listed: bool,
     /// The number of its place in the run queue; 0 if it has none, as every interactive connection. Places with another number are void.
     ticket: u32,
 }
@@ -99,6 +101,9 @@ pub(crate) struct ConnectionTable<S, H> {
     /// Turns of interactive connections in this tick.
     interactive_turns: usize,
     timers: Timers,
+    /// The connections that hold buffers, and others that have held some: each with the time from which on it is
+    /// [stuck](crate::connection::shared::Timeouts::stuck), or an earlier one.
+    holders: Timers,
     wake_receiver: WakeReceiver,
     /// The queue may hold wake-ups: the worker was woken, for whatever reason, or has not taken all.
     has_wakes: bool,
@@ -117,6 +122,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             last_ticket: 0,
             interactive_turns: 0,
             timers: Timers::default(),
+            holders: Timers::default(),
             wake_receiver,
             has_wakes: false,
             resources,
@@ -191,6 +197,11 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         })
     }
 
+    /// The memory of the buffers that connections hold, in bytes.
+    pub(crate) fn held_memory(&self) -> u64 {
+        self.resources.pool.held_bytes()
+    }
+
     /// How many bulk turns this tick has.
     pub(crate) fn share(&self) -> usize {
         1 + self.interactive_turns / self.shared().turns.interactive_per_bulk
@@ -247,6 +258,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             armed: NEVER,
             bulk: false,
             lingers: false,
+            is_listed: false,
             ticket: 0,
         });
         self.drive_or_enqueue(token);
@@ -357,24 +369,36 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         }
     }
 
-    /// Drives all connections.
+    /// Drives all connections, except those that are closed for the benefit of others before their turn.
     fn drive_all(&mut self) {
         let tokens: Vec<_> = self.entries.iter().map(|(token, _)| token).collect();
         for token in tokens {
-            self.drive(token);
+            if self.entries.contains(token) {
+                self.drive(token);
+            }
         }
     }
 
     /// Acts on the status of a connection that was driven, and on a change of its deadline.
     #[inline(never)]
     fn after_drive(&mut self, token: usize, status: Status) {
-        match status {
-            Status::Idle => {}
-            Status::Runnable => {
-                self.entries[token].set_bulk(true, &self.resources.shared.counters);
-                self.enqueue(token);
+        let is_runnable = match status {
+            Status::Idle => false,
+            Status::Runnable => true,
+            Status::Kept { is_runnable } => {
+                self.list_holder(token);
+                self.clean_holders();
+                self.refill_pool(token);
+                if !self.entries.contains(token) {
+                    return;
+                }
+                is_runnable
             }
             Status::Closed(reason) => return self.close(token, reason),
+        };
+        if is_runnable {
+            self.entries[token].set_bulk(true, &self.resources.shared.counters);
+            self.enqueue(token);
         }
         let entry = &mut self.entries[token];
         let lingers = matches!(entry.connection.state, State::Lingering(_));
@@ -382,6 +406,61 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let counters = &self.resources.shared.counters;
         counters.lingering.adjust(before.into(), lingers.into());
         self.arm(token);
+    }
+
+    /// Refills the pool after a connection has kept its last pair. At the limit, or if no memory is available, the connection
+    /// that has been stuck longest is reset, and its pair is used again. If none is stuck, that is the one in `need`.
+    fn refill_pool(&mut self, need: usize) {
+        if let Err(reason) = self.resources.pool.refill() {
+            let token = self.longest_stuck().unwrap_or(need);
+            self.close(token, reason);
+        }
+    }
+
+    /// Adds a connection to the holders, unless it is among them.
+    fn list_holder(&mut self, token: usize) {
+        let entry = &mut self.entries[token];
+        if !mem::replace(&mut entry.is_listed, true) {
+            let stuck = self.resources.shared.timeouts.stuck;
+            self.holders.set(entry.connection.since + stuck, token);
+        }
+    }
+
+    /// Removes those that hold no buffers from the holders, if they are many, and what earlier connections with the token of a
+    /// holder have left there.
+    fn clean_holders(&mut self) {
+        if !self.holders.needs_rebuild(self.resources.pool.held()) {
+            return;
+        }
+        let mut tokens = self.holders.take_tokens();
+        tokens.retain(|token| {
+            let Some(entry) = self.entries.get_mut(*token) else {
+                return false;
+            };
+            mem::take(&mut entry.is_listed) && entry.connection.holds_buffers()
+        });
+        for token in tokens {
+            self.list_holder(token);
+        }
+    }
+
+    /// Returns the connection that holds buffers and has been stuck longest, if one has been for long enough. It is no longer
+    /// among the holders.
+    fn longest_stuck(&mut self) -> Option<usize> {
+        while let Some((at, token)) = self.holders.pop_expired(self.now()) {
+            let Some(entry) = self.entries.get_mut(token) else {
+                continue;
+            };
+            entry.is_listed = false;
+            if !entry.connection.holds_buffers() {
+                continue;
+            }
+            if entry.connection.since + self.resources.shared.timeouts.stuck <= at {
+                return Some(token);
+            }
+            self.list_holder(token);
+        }
+        None
     }
 
     /// Sets a timer for the earlier of a connection's deadline and its handler's timer, unless one is set that is at
@@ -413,7 +492,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Call this only after all events up to now were handled: a connection is idle only if the kernel
     /// has nothing to report about it.
     pub(crate) fn expire(&mut self) {
-        while let Some(token) = self.timers.pop_expired(self.now()) {
+        while let Some((_, token)) = self.timers.pop_expired(self.now()) {
             self.on_timer(token);
         }
         if let Drain::Answering { deadline } = self.shared().drain
@@ -511,12 +590,14 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
             lingers,
             ..
         } = self.entries.remove(token);
-        let Shared { counters, now, .. } = &self.resources.shared;
+        let Resources { pool, shared } = &mut self.resources;
+        let Shared { counters, now, .. } = shared;
         counters.bulk.adjust(bulk.into(), 0);
         counters.lingering.adjust(lingers.into(), 0);
         connection.abort_if_incomplete();
-        counters.buffered.adjust(connection.buffered(), 0);
-        counters.discarded[reason as usize].add(connection.buffered() as u64);
+        let buffered = connection.release_buffers(pool);
+        counters.buffered.adjust(buffered, 0);
+        counters.discarded[reason as usize].add(buffered as u64);
         log::debug!(
             target: "echoserver::access",
             peer:%, worker = self.worker, ms = now.saturating_sub(opened),

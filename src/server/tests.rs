@@ -76,6 +76,7 @@ fn values_beyond_a_bound_are_refused() {
         change(&|config| config.idle_timeout = Some(Duration::from_nanos(1))),
         change(&|config| config.answer_timeout = Some(Duration::from_nanos(1))),
         change(&|config| config.max_connections = 1),
+        change(&|config| config.buffer_memory = Some(2 * 2 * (64 << 10) * config.workers as u64)),
     ] {
         assert_eq!(at_bound, Ok(()));
     }
@@ -108,6 +109,10 @@ fn values_beyond_a_bound_are_refused() {
             change(&|config| config.max_connections = 0),
             "connection limit must not be zero",
         ),
+        (
+            change(&|config| (config.workers, config.buffer_memory) = (3, Some(786_431))),
+            "buffer memory of 786431 bytes is less than 786432: two pairs of 65536 bytes for each worker",
+        ),
     ] {
         let error = beyond.expect_err(problem);
         assert!(error.starts_with(problem), "{problem}: {error}");
@@ -135,6 +140,16 @@ fn stated_memory_counts_pages_and_saturates() {
         ..config()
     };
     assert_eq!(largest.max_memory(), u64::MAX);
+    let limited = Config {
+        buffer_memory: Some(1 << 20),
+        ..two_workers
+    };
+    assert_eq!((limited.max_memory(), limited.max_pairs()), (1 << 20, 4));
+    let unlimited = Config {
+        buffer_memory: None,
+        ..limited
+    };
+    assert!(unlimited.max_pairs() as u64 >= unlimited.max_memory() / (128 << 10));
 }
 
 /// The acceptor begins by itself, and requests that of the workers later.

@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::mem;
 
 use crate::system::{Millis, NEVER};
 
@@ -27,13 +28,19 @@ impl Timers {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Removes a timer that has expired by `now`, the earliest first.
-    pub(crate) fn pop_expired(&mut self, now: Millis) -> Option<usize> {
+    /// Removes a timer that has expired by `now`, the earliest first, and returns its time and its token.
+    pub(crate) fn pop_expired(&mut self, now: Millis) -> Option<(Millis, usize)> {
         let Reverse((at, token)) = *self.heap.peek()?;
         (at <= now).then(|| {
             self.heap.pop();
-            token
+            (at, token)
         })
+    }
+
+    /// Removes all timers, and returns their tokens.
+    pub(crate) fn take_tokens(&mut self) -> Vec<usize> {
+        let timers = mem::take(&mut self.heap).into_iter();
+        timers.map(|Reverse((_, token))| token).collect()
     }
 
     /// Whether there are many more timers than `open` connections: those of closed connections and of deadlines

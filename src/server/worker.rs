@@ -121,6 +121,7 @@ impl<S: Stream, H: Handler, W: Wake> Worker<S, H, W> {
         if closed > 0 || took_any {
             self.control.free(closed);
         }
+        self.counters.buffer_memory.set(self.table.held_memory());
         self.counters.longest_tick.raise(poller.elapsed(now));
         Ok(())
     }

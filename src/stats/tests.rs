@@ -57,6 +57,7 @@ fn totals_are_sums_except_the_longest_tick() {
             bytes_out,
             bytes_generated,
             buffered,
+            buffer_memory,
             discarded,
             ticks,
             bulk_turns,
@@ -66,7 +67,14 @@ fn totals_are_sums_except_the_longest_tick() {
         } = &***worker;
         let by_reason = closed.iter().chain(discarded);
         let numbers = [assigned, bytes_in, bytes_out, bytes_generated];
-        let others = [buffered, ticks, bulk_turns, bulk, longest_tick];
+        let others = [
+            buffered,
+            buffer_memory,
+            ticks,
+            bulk_turns,
+            bulk,
+            longest_tick,
+        ];
         let all = numbers.into_iter().chain(others).chain(by_reason);
         let all = all.chain([lingering]);
         for (number, counter) in (1..).zip(all) {
@@ -80,13 +88,14 @@ fn totals_are_sums_except_the_longest_tick() {
         bytes_out: 33,
         bytes_generated: 44,
         buffered: 55,
-        ticks: 66,
-        bulk_turns: 77,
-        bulk: 88,
-        longest_tick: Duration::from_millis(90),
-        lingering: 11 * 34,
-        closed: ByReason(std::array::from_fn(|index| 11 * (10 + index as u64))),
-        discarded: ByReason(std::array::from_fn(|index| 11 * (22 + index as u64))),
+        buffer_memory: 66,
+        ticks: 77,
+        bulk_turns: 88,
+        bulk: 99,
+        longest_tick: Duration::from_millis(100),
+        closed: ByReason(std::array::from_fn(|index| 11 * (11 + index as u64))),
+        discarded: ByReason(std::array::from_fn(|index| 11 * (24 + index as u64))),
+        lingering: 11 * 37,
     };
     assert_eq!(total, expected);
 }

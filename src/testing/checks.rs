@@ -5,7 +5,7 @@ use super::kernel::{ACCEPTOR, Kernel, Poller, TickPhase};
 use crate::connection::handler::Action;
 use crate::server::table::Inspection;
 use crate::stats::{CloseReason, Counter};
-use crate::system::Millis;
+use crate::system::{Millis, NEVER};
 
 /// New connections per tick: of a worker, and of the acceptor outside a shutdown.
 const MAX_NEW_CONNECTIONS: usize = 128;
@@ -109,6 +109,11 @@ impl Kernel<'_> {
         let bound = (open * 2 * self.parameters.buffer_size) as u64;
         self.check(buffered <= bound, || {
             format!("{buffered} bytes are buffered for {open} connections, more than {bound}")
+        });
+        let holders = self.holders(thread).filter(|holder| !holder.has_panicked);
+        let (holders, max) = (holders.count(), self.parameters.max_pairs);
+        self.check(holders < max, || {
+            format!("{holders} connections hold bytes, and the worker has {max} pairs of buffers")
         });
     }
 
@@ -473,21 +478,23 @@ impl Kernel<'_> {
                     | CloseReason::IdleTimeout
                     | CloseReason::DrainTimeout
                     | CloseReason::OutOfMemory
+                    | CloseReason::BufferMemory
                     | CloseReason::AnswerTimeout
             );
             require(may_abort || connection.reset_by_client, "it was reset")?;
         }
-        self.check_reason(self.pollers[thread].draining, connection, close, reason)
+        self.check_reason(thread, connection, close, reason)
     }
 
     /// Checks that there was this `reason` for a close.
     fn check_reason(
         &self,
-        draining: bool,
+        thread: usize,
         connection: &SimConnection,
         close: Close,
         reason: CloseReason,
     ) -> Result<(), String> {
+        let draining = self.pollers[thread].draining;
         let aborted = connection.abort_requested;
         let is_over = close.deadline <= close.at;
         match reason {
@@ -527,10 +534,43 @@ impl Kernel<'_> {
             CloseReason::Reset => require(connection.reset_reported, "the client did not reset it"),
             CloseReason::OutOfMemory => {
                 let can_fail = self.parameters.lacks_memory && aborted;
-                require(can_fail, "no allocation failed")
+                require(can_fail, "no allocation failed")?;
+                close.victim.map_err(str::to_owned)
+            }
+            CloseReason::BufferMemory => {
+                let is_full = close.holders >= self.parameters.max_pairs;
+                require(is_full && aborted, "there were buffers left")?;
+                close.victim.map_err(str::to_owned)
             }
             CloseReason::Error => require(connection.registration_failed, "no call failed"),
             CloseReason::BufferFull => Err("no message or answer exceeds the buffer".to_owned()),
+        }
+    }
+
+    /// The connections of a worker whose buffers can hold bytes. How much a handler has consumed before it has panicked is
+    /// not known.
+    pub(super) fn holders(&self, thread: usize) -> impl Iterator<Item = &SimConnection> {
+        let here = move |connection: &&SimConnection| {
+            connection.registered.is_some_and(|(of, _)| of == thread) && connection.is_open()
+        };
+        let open = self.connections.iter().filter(here);
+        open.filter(|connection| connection.has_panicked || connection.held() > 0)
+    }
+
+    /// Returns whether a connection is the one to be closed where buffers are lacking: the one that has been stuck longest, or
+    /// else the one that needs them. What is wrong otherwise.
+    pub(super) fn check_victim(&self, thread: usize, id: usize) -> Result<(), &'static str> {
+        let poller = &self.pollers[thread];
+        let stuck_at = |holder: &SimConnection| holder.quiet_since + self.parameters.timeouts.stuck;
+        let certain = self.holders(thread).filter(|holder| !holder.has_panicked);
+        let first = certain.map(stuck_at).min().unwrap_or(NEVER);
+        let own = stuck_at(&self.connections[id]);
+        let is_in_need = poller.turn.is_some_and(|turn| turn.id == id);
+        match own <= poller.now {
+            true if own > first => Err("another was stuck for longer"),
+            false if !is_in_need => Err("it was neither stuck nor in need"),
+            false if first <= poller.now => Err("another was stuck"),
+            _ => Ok(()),
         }
     }
 

@@ -60,6 +60,10 @@ pub(super) struct Close {
     pub(super) had_input: bool,
     /// When its timeout was over, or would have been.
     pub(super) deadline: Millis,
+    /// How many connections of the worker held bytes.
+    pub(super) holders: usize,
+    /// Whether it is the one to be closed where buffers are lacking.
+    pub(super) victim: Result<(), &'static str>,
 }
 
 /// The server's end of its own half.
@@ -304,10 +308,13 @@ impl SimConnection {
 
     /// Whether the handler can be called.
     pub(super) fn calls_handler(&self) -> bool {
-        let is_done =
-            self.end_handled && matches!(self.action, Some(Action::Continue | Action::Close));
         let is_closing = self.close_requested.is_some() || self.write_shutdown.is_some();
-        self.is_open() && !is_done && !is_closing && self.refusal.is_none()
+        self.is_open() && !self.is_done() && !is_closing && self.refusal.is_none()
+    }
+
+    /// Whether the handler has no further answer after the client's EOF. An unfinished message is discarded then.
+    fn is_done(&self) -> bool {
+        self.end_handled && matches!(self.action, Some(Action::Continue | Action::Close))
     }
 
     /// Whether the handler has announced an answer.
@@ -323,6 +330,18 @@ impl SimConnection {
     /// Whether the handler has announced an answer, and left so much input that no more can be read.
     pub(super) fn is_full(&self, buffer_size: usize) -> bool {
         self.is_pending() && self.read - self.consumed == buffer_size
+    }
+
+    /// Bytes in the buffers of the server. What it discards is not among them.
+    pub(super) fn held(&self) -> usize {
+        if self.refusal.is_some() || self.write_shutdown.is_some() {
+            return 0;
+        }
+        let output = self.appended.saturating_sub(self.written);
+        match self.is_done() {
+            true => output,
+            false => output + self.read.saturating_sub(self.consumed),
+        }
     }
 
     /// Whether all output is written and the handler has announced more.

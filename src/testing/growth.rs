@@ -70,6 +70,7 @@ impl ManyConnections {
             answer: None,
             close: IDLE_TIMEOUT,
             linger: IDLE_TIMEOUT,
+            stuck: IDLE_TIMEOUT,
             drain: IDLE_TIMEOUT,
         };
         let counters = Arc::<CachePadded<WorkerCounters>>::default();

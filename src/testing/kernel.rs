@@ -32,6 +32,8 @@ pub(super) struct Parameters {
     pub(super) workers: usize,
     pub(super) listeners: usize,
     pub(super) buffer_size: usize,
+    /// Limit for the pairs of buffers of a worker.
+    pub(super) max_pairs: usize,
     /// How often a client repeats its input, and by what factor the kernel's buffers are larger.
     pub(super) scale: usize,
     pub(super) queue_capacity: usize,
@@ -64,12 +66,14 @@ impl Parameters {
             answer: rng.one_in(4).then(|| rng.up_to(400) as u64),
             close: rng.up_to(300) as u64,
             linger: rng.up_to(200) as u64,
+            stuck: rng.up_to(200) as u64,
             drain: rng.choose(&[0, 10, 1000, 1000]),
         };
         Self {
             workers: rng.choose(&[1, 1, 1, 2, 3]),
             listeners: rng.choose(&[1, 1, 1, 2]),
             buffer_size: rng.choose(&[1, 2, 7, 16, 64, 200]).max(min_buffer_size),
+            max_pairs: rng.choose(&[2, 3, 4, 1000, 1000, 1000, 1000, 1000]),
             scale: 1,
             queue_capacity: rng.choose(&[1, 1, 2, 8]),
             max_connections: rng.choose(&[1, 2, 4, 100]),
@@ -145,7 +149,7 @@ pub(super) enum TickPhase {
 /// Consecutive calls for one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
-    id: usize,
+    pub(super) id: usize,
     calls: usize,
     reads: usize,
     bytes: usize,

@@ -655,7 +655,8 @@ fn new_threads<'a, H: Handler>(
     let mut threads = vec![RefCell::new(Thread::Acceptor(Box::new(acceptor), poller))];
     for (index, (receiver, waker)) in receivers.into_iter().zip(wakers).enumerate() {
         let counters = &counters.workers[index];
-        let pool = Pool::new(parameters.buffer_size).expect("memory for a worker");
+        let mut pool = Pool::new(parameters.buffer_size).expect("memory for a worker");
+        pool.max_pairs = parameters.max_pairs;
         let woken = Arc::clone(&machine.kernel.borrow().pollers[index + 1].woken);
         let notify = move || woken.store(true, Ordering::Relaxed);
         let (wake_queue, wake_ups) = WakeQueue::new(notify);

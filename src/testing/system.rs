@@ -319,6 +319,7 @@ impl Kernel<'_> {
         let thread = self.current;
         self.check_last_close(thread);
         let deadline = self.deadline_in_tick(id);
+        let (holders, victim) = (self.holders(thread).count(), self.check_victim(thread, id));
         let poller = &self.pollers[thread];
         let (now, sequence) = (poller.now, poller.sequence);
         let connection = &mut self.connections[id];
@@ -329,6 +330,8 @@ impl Kernel<'_> {
             had_room: connection.room() > 0 && connection.room_since < sequence,
             had_input: connection.had_input(sequence),
             deadline,
+            holders,
+            victim,
         };
         connection.close = Some(close);
         connection.reset_by_server |= close.reset;

@@ -210,7 +210,7 @@ fn pool_is_refilled_only_if_it_is_empty() {
     OUT_OF_MEMORY.set(true);
     pool.refill().unwrap();
     let _kept = pool.take();
-    assert!(pool.refill().is_err());
+    assert_eq!(pool.refill(), Err(CloseReason::OutOfMemory));
     OUT_OF_MEMORY.set(false);
     pool.refill().unwrap();
     pool.take();
@@ -221,8 +221,32 @@ fn pool_keeps_a_bounded_number() {
     let capacity = Pool::MAX_SPARE_BYTES / 8;
     assert_eq!(Pool::max_bytes(capacity), 5 * 2 * capacity);
     let mut pool = Pool::new(capacity).unwrap();
-    for _ in 0..6 {
-        pool.give_back(Buffers::new(capacity).unwrap());
+    let mut take = || {
+        let taken = pool.take();
+        pool.refill().unwrap();
+        taken
+    };
+    let taken: Vec<_> = (0..6).map(|_| take()).collect();
+    assert_eq!((pool.held(), pool.pairs), (6, 7));
+    for pair in taken {
+        pool.give_back(pair);
     }
-    assert_eq!(pool.spare.len(), 4);
+    assert_eq!((pool.spare.len(), pool.held(), pool.pairs), (4, 0, 5));
+}
+
+#[test]
+fn pool_has_no_more_pairs_than_its_limit() {
+    let mut pool = Pool::new(16).unwrap();
+    pool.max_pairs = 2;
+    let first = pool.take();
+    pool.refill().unwrap();
+    let second = pool.take();
+    assert_eq!(pool.refill(), Err(CloseReason::BufferMemory));
+    assert_eq!(pool.held(), 2);
+    pool.give_back(first);
+    pool.refill().unwrap();
+    pool.give_back(second);
+    assert_eq!((pool.held(), pool.pairs), (0, 2));
+    let _spare = pool.take();
+    pool.refill().unwrap();
 }

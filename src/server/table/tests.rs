@@ -20,6 +20,7 @@ const TIMEOUTS: Timeouts = Timeouts {
     answer: None,
     close: 40,
     linger: 80,
+    stuck: 1000,
     drain: 1000,
 };
 
@@ -611,6 +612,73 @@ fn earlier_deadline_replaces_that_of_a_shutdown() {
     harness.shut_down(10, 10);
     harness.tick(10, &[]);
     assert_eq!(harness.closed(CloseReason::DrainTimeout), 1);
+}
+
+/// A table with this many pairs of buffers, whose clients have sent 10 bytes each and take nothing.
+fn stuck_clients(max_pairs: usize, clients: &str) -> Harness<Echo> {
+    let mut harness = Harness::new(TIMEOUTS);
+    harness.table.resources.pool.max_pairs = max_pairs;
+    *harness.room.borrow_mut() = 0;
+    for name in clients.chars() {
+        harness.register(0, name, 10, |_| Ok(Echo));
+    }
+    harness
+}
+
+#[test]
+fn longest_stuck_connection_is_reset_at_the_limit() {
+    let mut harness = stuck_clients(3, "abcd");
+    harness.tick(0, &[1]);
+    harness.tick(1, &[0]);
+    assert_eq!(harness.table.held_memory(), 2 * 2 * 4096);
+    harness.tick(TIMEOUTS.stuck, &[2]);
+    assert_eq!(harness.calls("abort"), ['b']);
+    harness.tick(TIMEOUTS.stuck, &[3]);
+    assert_eq!(harness.calls("abort"), ['b', 'd'], "none is stuck");
+    assert_eq!(harness.table.held_memory(), 2 * 2 * 4096);
+    assert_eq!(harness.closed(CloseReason::BufferMemory), 2);
+    let stats = harness.counters.snapshot();
+    assert_eq!(stats.total().discarded.get(CloseReason::BufferMemory), 20);
+    assert_eq!(stats.check_balance(), None);
+}
+
+#[test]
+fn progress_makes_another_connection_the_longest_stuck() {
+    let mut harness = stuck_clients(3, "abc");
+    harness.tick(0, &[0]);
+    harness.tick(1, &[1]);
+    *harness.room.borrow_mut() = 1;
+    harness.table.start_tick(2);
+    harness.table.on_ready(0, Readiness::WRITABLE);
+    harness.tick(TIMEOUTS.stuck + 2, &[2]);
+    assert_eq!(harness.calls("abort"), ['b']);
+}
+
+/// The run queue still has a place of a connection that was closed, and a shutdown drives all.
+#[test]
+fn shutdown_goes_on_after_it_has_reset_a_connection_for_its_buffers() {
+    let mut harness = stuck_clients(2, "abc");
+    harness.tick(0, &[2]);
+    for token in [0, 1] {
+        let connection = &mut harness.table.entries[token].connection;
+        connection.add_readiness(Readiness::READABLE);
+    }
+    harness.shut_down(5000, TIMEOUTS.stuck);
+    assert_eq!(harness.calls("abort"), ['c', 'b']);
+    assert_eq!(harness.table.len(), 1);
+}
+
+#[test]
+fn holders_are_bounded_however_many_connections_come_and_go() {
+    let mut harness = stuck_clients(usize::MAX, "");
+    for count in 0..1000 {
+        harness.register(count, 's', 10, |_| Ok(Echo));
+        harness.tick(count, &[0]);
+        assert_eq!(harness.table.len(), 1);
+        harness.table.close(0, CloseReason::Reset);
+        assert!(!harness.table.holders.needs_rebuild(2));
+    }
+    assert_eq!(harness.table.held_memory(), 0);
 }
 
 #[test]

@@ -15,6 +15,7 @@ const TIMEOUTS: Timeouts = Timeouts {
     answer: None,
     close: 8,
     linger: 8,
+    stuck: 8,
     drain: 100,
 };
 

@@ -21,12 +21,14 @@ pub(in crate::testing) fn kernel_at_rest() -> Kernel<'static> {
         workers: 1,
         listeners: 1,
         buffer_size: 16,
+        max_pairs: 2,
         max_connections: 1,
         timeouts: Timeouts {
             idle: Some(100),
             answer: Some(64),
             close: 200,
             linger: 50,
+            stuck: 60,
             drain: 320,
         },
         lacks_memory: false,
@@ -92,6 +94,10 @@ fn check_at_rest(kernel: &mut Kernel<'_>) {
 
 /// Closes the connection for a reason, and checks it.
 fn close(kernel: &mut Kernel<'_>, reason: CloseReason) {
+    let (holders, victim) = (
+        kernel.holders(WORKER).count(),
+        kernel.check_victim(WORKER, 0),
+    );
     kernel.connections[0].close = Some(Close {
         at: 50,
         read: 3,
@@ -99,6 +105,8 @@ fn close(kernel: &mut Kernel<'_>, reason: CloseReason) {
         had_room: false,
         had_input: false,
         deadline: NEVER,
+        holders,
+        victim,
     });
     kernel.pollers[WORKER].uncounted_drop = Some(0);
     kernel.counters.workers[0].closed[reason as usize].add(1);
@@ -130,11 +138,23 @@ fn server_at_rest_keeps_its_promises() {
     assert_eq!(kernel.failure, None);
 }
 
+/// At 100 ms, a connection holds bytes, and has made no progress for some time. It is aborted.
+fn hold(kernel: &mut Kernel<'_>, id: usize, quiet_since: Millis) {
+    kernel.pollers[WORKER].now = 100;
+    if id == kernel.connections.len() {
+        kernel.connect(b"d");
+    }
+    let connection = &mut kernel.connections[id];
+    connection.registered = Some((WORKER, id));
+    connection.appended = connection.written + 1;
+    (connection.quiet_since, connection.abort_requested) = (quiet_since, true);
+}
+
 /// Changes a kernel so that a promise is broken.
 type Break = fn(&mut Kernel<'_>);
 
 /// What [`check_at_rest`] must report, and how the kernel gets there.
-const AT_REST: [(&str, Break); 27] = [
+const AT_REST: [(&str, Break); 28] = [
     (
         "its deadline is 108 ms; idle since 10 ms, it should be 120 ms",
         |kernel| {
@@ -164,6 +184,13 @@ const AT_REST: [(&str, Break); 27] = [
         "33 bytes are buffered for 1 connections, more than 32",
         |kernel| {
             kernel.counters.workers[0].buffered.add(33);
+        },
+    ),
+    (
+        "1 connections hold bytes, and the worker has 1 pairs",
+        |kernel| {
+            kernel.parameters.max_pairs = 1;
+            kernel.connections[0].appended = 4;
         },
     ),
     ("has input and neither was served nor waits", |kernel| {
@@ -314,7 +341,7 @@ const IN_A_SHUTDOWN: [(&str, Break); 10] = [
 ];
 
 /// What [`close`] must report for a reason.
-const AT_A_CLOSE: [(CloseReason, &str, Break); 24] = [
+const AT_A_CLOSE: [(CloseReason, &str, Break); 28] = [
     (CloseReason::PeerClosed, "no EOF was read", |_| {}),
     (
         CloseReason::PeerClosed,
@@ -433,6 +460,35 @@ const AT_A_CLOSE: [(CloseReason, &str, Break); 24] = [
     ),
     (CloseReason::Reset, "the client did not reset it", |_| {}),
     (CloseReason::OutOfMemory, "no allocation failed", |_| {}),
+    (
+        CloseReason::BufferMemory,
+        "there were buffers left",
+        |kernel| {
+            hold(kernel, 0, 0);
+        },
+    ),
+    (
+        CloseReason::BufferMemory,
+        "neither stuck nor in need",
+        |kernel| {
+            kernel.parameters.max_pairs = 1;
+            hold(kernel, 0, 90);
+        },
+    ),
+    (
+        CloseReason::BufferMemory,
+        "another was stuck for longer",
+        |kernel| {
+            hold(kernel, 0, 20);
+            hold(kernel, 1, 10);
+        },
+    ),
+    (CloseReason::BufferMemory, "another was stuck", |kernel| {
+        hold(kernel, 0, 90);
+        hold(kernel, 1, 10);
+        kernel.current = WORKER;
+        kernel.note_turn(0);
+    }),
     (CloseReason::Error, "no call failed", |_| {}),
     (
         CloseReason::BufferFull,
