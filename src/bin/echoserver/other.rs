@@ -15,6 +15,14 @@ pub(crate) fn is_stderr_file() -> bool {
     false
 }
 
+pub(crate) fn is_stdout_closed() -> bool {
+    false
+}
+
+pub(crate) fn cpu_time() -> Option<Duration> {
+    None
+}
+
 pub(crate) fn raise_descriptor_limit() -> io::Result<Option<u64>> {
     Ok(None)
 }

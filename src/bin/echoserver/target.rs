@@ -3,10 +3,10 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use echoserver::Address;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 
 use crate::error::error_text;
 use crate::output::{Exit, UNREACHABLE};
@@ -27,22 +27,35 @@ pub(crate) struct Target {
 impl Target {
     /// Resolves `address` and chooses the first of its socket addresses that accepts a connection.
     pub(crate) fn find(address: &Address, timeout: Duration) -> Result<Self, Exit> {
+        Self::connect(address, timeout).map(|(target, _connection)| target)
+    }
+
+    /// The same; returns the connection and how long it took to open it, too. Each of the addresses gets an equal part of
+    /// `timeout`.
+    pub(crate) fn connect(
+        address: &Address,
+        timeout: Duration,
+    ) -> Result<(Self, (Socket, Duration)), Exit> {
         // With a low limit, connections fail with an error that says so.
         let _limit = platform::raise_descriptor_limit();
         let name = match address {
             Address::AnyInterface(port) => format!("localhost:{port}"),
             address => address.to_string(),
         };
-        let try_one = |address| connect(&address, timeout, |_| Ok(())).map(|_| address);
         let found = resolve(address).and_then(|addresses| {
-            let mut results = addresses.into_iter().map(try_one);
+            let timeout = timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+            let mut results = addresses.into_iter().map(|address| {
+                let start = Instant::now();
+                let socket = connect(&address, timeout, |_| Ok(()))?;
+                Ok((address, (socket, start.elapsed())))
+            });
             let no_address = || Err(io::Error::other("the name has no address"));
             let first = results.next().unwrap_or_else(no_address);
             first.or_else(|error| results.find_map(Result::ok).ok_or(error))
         });
         let error = |error| format!("cannot connect to {name}: {}", client_error(&error));
         match found {
-            Ok(address) => Ok(Self { name, address }),
+            Ok((address, connection)) => Ok((Self { name, address }, connection)),
             Err(cause) => Err(Exit(UNREACHABLE, Some(error(cause)))),
         }
     }
@@ -50,16 +63,22 @@ impl Target {
     pub(crate) fn is_tcp(&self) -> bool {
         self.address.as_socket().is_some()
     }
+
+    /// Returns the address in use: that of a Unix-domain socket as the user wrote it.
+    pub(crate) fn address_text(&self) -> String {
+        let ip = self.address.as_socket();
+        ip.map_or_else(|| self.name.clone(), |ip| ip.to_string())
+    }
 }
 
 impl fmt::Display for Target {
     /// Writes the name, and the IP address if the name does not show it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = self.address.as_socket().map(|address| address.to_string());
-        match ip.filter(|ip| *ip != self.name) {
-            Some(ip) => write!(f, "{} ({ip})", self.name),
-            None => f.write_str(&self.name),
+        let address = self.address_text();
+        if address == self.name {
+            return f.write_str(&self.name);
         }
+        write!(f, "{} ({address})", self.name)
     }
 }
 
@@ -91,15 +110,40 @@ pub(crate) fn connect(
 ) -> io::Result<Socket> {
     let socket = Socket::new(address.domain(), Type::STREAM, None)?;
     set_up(&socket)?;
-    if address.domain() == Domain::UNIX {
+    if address.is_unix() {
         // It connects at once, or waits for a place in the backlog for as long as a write may wait.
         socket.set_write_timeout(Some(timeout))?;
         socket.connect(address)?;
     } else {
         socket.set_tcp_nodelay(true)?;
-        socket.connect_timeout(address, timeout)?;
+        let connected = socket.connect_timeout(address, timeout);
+        connected.map_err(|error| with_cause(error, address))?;
+        refuse_itself(&socket)?;
     }
     Ok(socket)
+}
+
+/// Fails if a socket is connected to itself, which TCP allows if its local port is the one that it connects to: there is no
+/// server.
+pub(crate) fn refuse_itself(socket: &Socket) -> io::Result<()> {
+    let [local, peer] = [socket.local_addr()?, socket.peer_addr()?];
+    let is_itself = local.as_socket() == peer.as_socket();
+    let refused = || io::Error::from(ErrorKind::ConnectionRefused);
+    (!is_itself).then_some(()).ok_or_else(refused)
+}
+
+/// Returns an error of `connect` that tells the two causes of `EADDRNOTAVAIL` apart.
+pub(crate) fn with_cause(error: io::Error, address: &SockAddr) -> io::Error {
+    if error.kind() != ErrorKind::AddrNotAvailable {
+        return error;
+    }
+    // A datagram socket needs a local address as well, but no port of TCP. This sends nothing.
+    let datagram = Socket::new(address.domain(), Type::DGRAM, None);
+    let cause = match datagram.and_then(|socket| socket.connect(address)) {
+        Ok(()) => "no local port is free: closed connections hold them for a minute",
+        Err(_) => "this machine has no address to connect from",
+    };
+    io::Error::new(error.kind(), cause)
 }
 
 /// Returns what an error of a connection means for a client.
@@ -107,9 +151,9 @@ pub(crate) fn client_error(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => "timed out".to_owned(),
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "a reset".to_owned(),
-        ErrorKind::AddrNotAvailable => {
-            "no local port is free: closed connections hold them for a minute".to_owned()
-        }
         _ => error_text(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use echoserver::Server;
 use listenfd::ListenFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::SigSet;
+use nix::sys::time::TimeValLike;
 pub(crate) use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
@@ -38,6 +41,29 @@ pub(crate) fn is_stderr_file() -> bool {
 fn stderr() -> Option<Metadata> {
     let stderr = io::stderr().as_fd().try_clone_to_owned();
     File::from(stderr.ok()?).metadata().ok()
+}
+
+// Stdout.
+
+/// Returns whether stdout is a pipe, a socket or a terminal whose other end is closed.
+pub(crate) fn is_stdout_closed() -> bool {
+    let stdout = io::stdout();
+    let mut stdout = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let closed = PollFlags::POLLERR | PollFlags::POLLHUP;
+    let polled = poll(&mut stdout, PollTimeout::ZERO);
+    let events = stdout[0].revents().filter(|_| polled.is_ok());
+    events.is_some_and(|events| events.intersects(closed))
+}
+
+// The process.
+
+/// Returns the CPU time that this process has used. On other systems it is unknown.
+pub(crate) fn cpu_time() -> Option<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let micros = [usage.user_time(), usage.system_time()].map(|time| time.num_microseconds());
+    Some(Duration::from_micros(
+        micros.iter().sum::<i64>().unsigned_abs(),
+    ))
 }
 
 // Descriptors.

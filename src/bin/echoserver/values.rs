@@ -107,9 +107,14 @@ pub(crate) fn mode(text: &str) -> Result<u32, String> {
 
 /// Parses a number of messages per second.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| RATE.contains(rate));
+    let (digits, factor) = match text.strip_suffix(['k', 'K']) {
+        Some(thousands) => (thousands, 1e3),
+        None => (text, 1.0),
+    };
+    let rate = digits.parse().ok().map(|number: f64| number * factor);
+    let rate = rate.filter(|rate| RATE.contains(rate));
     let (min, max) = RATE.into_inner();
-    let expected = format!("messages per second from {min} to {max}, such as 0.1 or 50000");
+    let expected = format!("messages per second from {min} to {max}, such as 0.1, 50000 or 50k");
     rate.ok_or_else(|| format!("expected {expected}"))
 }
 

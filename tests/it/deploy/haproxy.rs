@@ -14,8 +14,8 @@ use tempfile::{TempDir, tempdir};
 
 use super::{packaged, replace_all};
 use crate::harness::{
-    Client, Process, SetOnDrop, command, free_address, http, installed, program, random_bytes, run,
-    total, wait_until,
+    Client, Process, SetOnDrop, command, free_address, http, installed, program, random_bytes,
+    report, run, total, wait_until,
 };
 
 /// HAProxy in front of two servers.
@@ -300,6 +300,23 @@ fn rolling_restarts_lose_no_connection() {
         "{logs:?}"
     );
     assert_eq!(sum("closed_peer_closed"), sum("accepted"), "{logs:?}");
+}
+
+/// The greeting of each server shows how the balancer distributes connections.
+#[test]
+fn load_measures_the_distribution() {
+    let Some(cluster) = Cluster::start_with(&[r"--greeting={pid}\n"]) else {
+        return;
+    };
+    let address = cluster.address.to_string();
+    let arguments = ["--connect", "-n=100", "-c=4", "--skip-greeting"];
+    let (status, report) = report("load", &address, &arguments);
+    assert_eq!((status, &report["attempts"]), (0, &100.into()), "{report}");
+    // In turn. The load opens no other connection, so that the counts are equal.
+    for server in [&cluster.a, &cluster.b] {
+        let pid = server.pid().as_raw_nonzero().to_string();
+        assert_eq!(report["greetings"][pid], 50, "{report}");
+    }
 }
 
 #[test]

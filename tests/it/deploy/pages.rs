@@ -119,7 +119,7 @@ fn bash_completions_complete() {
     assert_eq!(complete(&["--log-format", ""]), "text json");
     assert_eq!(complete(&["lo"]), "load");
     assert_eq!(complete(&["check", "--pat"]), "--patience");
-    assert_eq!(complete(&["load", "-v", "--in"]), "--in-flight");
+    assert_eq!(complete(&["load", "-v", "--in-f"]), "--in-flight");
 }
 
 #[test]

@@ -1,47 +1,59 @@
 //! One thread of the load: an event loop that drives its share of the connections.
+//!
+//! It opens them, runs until the time is over or all messages are done, and ends them: what is in flight or due comes
+//! back, and each connection is closed after its EOF.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::mem;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Registry, Token};
-use socket2::SockRef;
+use mio::{Events, Poll};
+use socket2::Socket;
 
-use crate::figures::Count;
+use crate::load::connection::Connection;
 use crate::load::flow::{Flow, Schedule};
 use crate::load::plan::Plan;
 use crate::load::tally::Tally;
 use crate::payload::Payload;
-use crate::target::{self, client_error};
 
-/// Most bytes in one call. A message of up to 64 KiB is sent in one.
-const MAX_SEND: usize = 64 << 10;
 const MAX_RECEIVE: usize = 256 << 10;
-/// Calls in each direction before other connections get their turn.
-const MAX_CALLS: usize = 16;
 /// Messages that become due in one tick, so that a rate that is too high does not delay the end.
 const MAX_GRANTS: u64 = 10_000;
 /// Connections that a thread opens at the same time before it starts.
 const MAX_OPENING: usize = 64;
 /// How long a failed connection stays closed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// On Linux, a short read or write proves that the next one would block, and a later change raises an event.
-const SHORT_MEANS_BLOCKED: bool = cfg!(target_os = "linux");
+/// How long a Unix-domain socket waits before it tries again to connect: no event tells that the backlog has room.
+const BACKLOG_DELAY: Duration = Duration::from_millis(1);
+
+/// What a thread counts until its end, and after it.
+#[derive(Debug, Default)]
+pub(crate) struct Tallies {
+    pub(crate) running: Mutex<Tally>,
+    pub(crate) ending: Mutex<Tally>,
+}
+
+/// A connection that was opened before the threads started, and how long that took.
+pub(crate) type First = (Socket, Duration);
 
 pub(crate) struct Driver<'a> {
     plan: &'a Plan<'a>,
     /// Number of this thread.
     index: usize,
+    tallies: &'a Tallies,
     tally: &'a Mutex<Tally>,
+    /// Not while the connections are opened for the first time.
+    is_running: bool,
     poll: Poll,
     connections: Vec<Connection>,
     /// Connections that may make progress without an event.
     runnable: VecDeque<usize>,
+    /// Connections that wait for room in the backlog.
+    queued: Vec<usize>,
     next_sweep: Instant,
     /// Number of the next connection to be opened: its stream depends on it.
     next_number: u64,
@@ -50,35 +62,10 @@ pub(crate) struct Driver<'a> {
     /// Messages of this thread, and how many of them have not come back or been lost yet.
     messages: u64,
     remaining: u64,
+    /// How long it took to open the first connection.
+    first_time: Duration,
     /// Received bytes, then bytes to be sent: one buffer takes less of the caches than two.
     buffer: Vec<u8>,
-}
-
-#[derive(Debug, Default)]
-struct Connection {
-    flow: Flow,
-    link: Option<Link>,
-    is_runnable: bool,
-    is_answered: bool,
-    /// It is opened again later, unless the number of messages is limited.
-    has_failed: bool,
-    /// Sweeps in a row that have seen no new byte, and the bytes received at the last one that has.
-    idle_sweeps: u32,
-    swept_bytes: u64,
-}
-
-/// A socket that is connecting or connected.
-#[allow(clippy::struct_excessive_bools, reason = "independent flags")]
-#[derive(Debug)]
-struct Link {
-    stream: TcpStream,
-    payload: Payload,
-    opened: Instant,
-    is_connecting: bool,
-    readable: bool,
-    writable: bool,
-    /// A short read may precede EOF.
-    read_closed: bool,
 }
 
 /// Returns the part of `total` that the one with this index of `count` gets.
@@ -87,81 +74,140 @@ fn share(total: u64, index: usize, count: usize) -> u64 {
     total / count + u64::from(index < total % count)
 }
 
-fn cannot_connect(error: &io::Error) -> String {
-    format!("cannot connect: {}", client_error(error))
-}
-
 impl<'a> Driver<'a> {
     /// Prepares the thread with this index, without opening connections.
     pub(crate) fn new(
         plan: &'a Plan<'a>,
         index: usize,
-        tally: &'a Mutex<Tally>,
+        tallies: &'a Tallies,
+        first: Option<First>,
     ) -> io::Result<Self> {
         let max_per_stream = if plan.options.connect { 1 } else { u64::MAX };
-        let connection = |_| Connection {
-            flow: Flow::new(plan.size, plan.max_in_flight, max_per_stream),
-            ..Connection::default()
-        };
+        let flow = || Flow::new(plan.size, plan.max_in_flight, max_per_stream);
+        let connection = |_| Connection::new(flow());
         let connections = share(plan.connections as u64, index, plan.threads);
-        let messages = plan.options.messages.unwrap_or(u64::MAX);
-        let messages = share(messages, index, plan.threads);
-        Ok(Self {
+        let messages = match plan.messages {
+            u64::MAX => u64::MAX,
+            limit => share(limit, index, plan.threads),
+        };
+        let mut driver = Self {
             plan,
             index,
-            tally,
+            tallies,
+            tally: &tallies.running,
+            is_running: false,
             poll: Poll::new()?,
             connections: (0..connections).map(connection).collect(),
             runnable: VecDeque::new(),
+            queued: Vec::new(),
             next_sweep: Instant::now(),
             next_number: index as u64,
             due: 0,
             messages,
             remaining: messages,
+            first_time: Duration::ZERO,
             buffer: vec![0; MAX_RECEIVE],
-        })
+        };
+        if let Some((socket, time)) = first {
+            socket.set_nonblocking(true)?;
+            let (now, payload) = (Instant::now(), driver.next_payload());
+            let opened = now.checked_sub(time).unwrap_or(now);
+            let (stream, registry) = (TcpStream::from_std(socket.into()), driver.poll.registry());
+            driver.connections[0].add(0, stream, payload, opened, registry)?;
+            driver.first_time = time;
+            driver.tally().attempts += 1;
+            driver.turn(0);
+        }
+        Ok(driver)
     }
 
-    /// Runs until the plan is done or stopped. Disconnects `_running` at the end.
-    pub(crate) fn run(mut self, _running: Sender<()>) -> io::Result<()> {
+    /// Runs until the plan is done or stopped. Tells `running` when that was, and then ends the connections.
+    pub(crate) fn run(mut self, running: Sender<Instant>) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
-        let opened = self.open_all(&mut events);
+        let result = self.run_phases(&mut events, running);
+        if result.is_err() {
+            self.plan.stop();
+        }
+        result
+    }
+
+    fn run_phases(&mut self, events: &mut Events, running: Sender<Instant>) -> io::Result<()> {
+        let opened = self.open_all(events);
         self.plan.opened.wait();
         opened?;
-        self.start();
-        while self.remaining > 0 && !self.plan.stop.load(Relaxed) {
+        let start = self.plan.start();
+        let end = self.plan.length.map(|length| start + length);
+        self.start(start);
+        let ended = loop {
             let now = Instant::now();
+            if self.is_over(now, end) {
+                break now;
+            }
             self.sweep(now);
-            let until_due = self.grant_due(now).map(|due| sleep_before(due - now));
-            let wait = until_due.unwrap_or(Duration::MAX);
-            self.tick(&mut events, wait.min(self.plan.sweep_interval))?;
-        }
+            let due = self.grant_due(now, MAX_GRANTS);
+            let until_due = due.map(|due| sleep_before(due - now));
+            let until_end = end.map_or(Duration::MAX, |end| end - now);
+            let wait = until_due.unwrap_or(Duration::MAX).min(until_end);
+            self.tick(events, wait.min(self.plan.sweep_interval))?;
+        };
+        // From here on, another tally counts.
+        self.tally = &self.tallies.ending;
+        let _main_thread_has_failed = running.send(ended);
+        drop(running);
+        self.end_all(events)?;
+        self.count_unanswered(end);
         Ok(())
     }
 
-    /// Opens the connections, some at a time, until each is open or has failed.
+    fn is_over(&self, now: Instant, end: Option<Instant>) -> bool {
+        let is_done = self.remaining == 0 && now >= self.plan.start() + self.plan.min_length;
+        is_done || self.plan.is_stopped() || end.is_some_and(|end| now >= end)
+    }
+
+    /// Makes one attempt to open each connection, some at a time. An attempt without an answer ends the phase.
     fn open_all(&mut self, events: &mut Events) -> io::Result<()> {
         let mut to_open = 0..self.connections.len();
-        while !self.plan.options.connect && !self.plan.stop.load(Relaxed) {
-            let links = self.connections.iter().flat_map(|it| &it.link);
-            let opening = links.filter(|link| link.is_connecting).count();
-            if opening == 0 && to_open.is_empty() {
+        if self.plan.options.connect {
+            to_open = 0..0;
+        }
+        let mut is_stuck = false;
+        while !self.plan.is_stopped() {
+            let links = self.connections.iter();
+            let opening = links.filter(|connection| connection.is_opening()).count();
+            if opening == 0 && (is_stuck || to_open.is_empty()) {
                 break;
             }
-            for index in to_open.by_ref().take(MAX_OPENING - opening) {
-                self.open(index);
+            let room = if is_stuck { 0 } else { MAX_OPENING - opening };
+            for index in to_open.by_ref().take(room) {
+                if self.connections[index].link.is_none() {
+                    self.open(index);
+                    // It may be complete at once.
+                    self.turn(index);
+                }
             }
-            self.tick(events, self.plan.sweep_interval)?;
-            self.sweep(Instant::now());
+            if self.connections.iter().any(Connection::is_opening) {
+                self.tick(events, self.plan.sweep_interval)?;
+                is_stuck |= self.sweep(Instant::now());
+            }
+        }
+        // It is opened later, or given up.
+        for index in to_open {
+            self.connections[index].has_failed = true;
         }
         Ok(())
     }
 
     /// Allows messages, or sets the times at which they are due.
-    fn start(&mut self) {
-        let (start, count, threads) = (Instant::now(), self.connections.len(), self.plan.threads);
+    fn start(&mut self, start: Instant) {
+        self.is_running = true;
+        let (count, threads) = (self.connections.len(), self.plan.threads);
         for index in 0..count {
-            let flow = &mut self.connections[index].flow;
+            let connection = &mut self.connections[index];
+            if let Some(link) = connection.link.as_mut() {
+                // With `--connect`, the time of its message does not contain the start of the threads.
+                link.opened = start.checked_sub(self.first_time).unwrap_or(start);
+            }
+            let flow = &mut connection.flow;
             flow.schedule = self.plan.options.rate.map(|rate| Schedule {
                 start,
                 rate,
@@ -176,47 +222,110 @@ impl<'a> Driver<'a> {
     }
 
     /// Allows the messages that are due now, to one connection after the other; returns when the next is due.
-    fn grant_due(&mut self, now: Instant) -> Option<Instant> {
-        let before = self.due;
-        let limit = self.messages.min(before + MAX_GRANTS);
+    fn grant_due(&mut self, now: Instant, max: u64) -> Option<Instant> {
+        self.plan.options.rate?;
+        let limit = self.messages.min(self.due.saturating_add(max));
+        let mut tally = self.tally();
         loop {
             let index = (self.due % self.connections.len() as u64) as usize;
             let flow = &mut self.connections[index].flow;
             let next = flow.next_due()?;
             if next > now || self.due == limit {
-                self.tally().due += self.due - before;
-                return (self.due < self.messages).then_some(next);
+                return (self.due < self.messages).then_some(next.max(now));
             }
+            tally.lateness.record(now - next);
             flow.grant(1);
             self.make_runnable(index);
             self.due += 1;
         }
     }
 
-    /// Waits for events, and gives each connection that may make progress one turn.
-    fn tick(&mut self, events: &mut Events, wait: Duration) -> io::Result<()> {
-        let is_idle = self.runnable.is_empty();
-        let timeout = if is_idle { wait } else { Duration::ZERO };
+    /// Lets what is in flight or due come back, and closes each connection after its EOF, until nothing has come for some time.
+    fn end_all(&mut self, events: &mut Events) -> io::Result<()> {
+        let options = self.plan.options;
+        let has_schedule = options.rate.is_some();
+        // What floods have sent takes as long as the path.
+        let mut limit = self.plan.grace;
+        if !has_schedule {
+            limit = options.timeout;
+            for connection in &mut self.connections {
+                let has_begun = options.connect && connection.link.is_some();
+                connection.flow.withdraw(has_begun);
+            }
+        }
+        let (start, mut silence) = (Instant::now(), Duration::ZERO);
+        while silence < self.plan.grace && start.elapsed() < limit && !self.plan.is_stopped() {
+            self.grant_due(start, MAX_GRANTS);
+            let is_last = !has_schedule || self.due == self.messages;
+            for index in 0..self.connections.len() {
+                let connection = &mut self.connections[index];
+                if is_last && connection.link.is_some() && connection.flow.is_complete() {
+                    connection.half_close();
+                    self.make_runnable(index);
+                }
+            }
+            if self.connections.iter().all(Connection::is_closed) {
+                break;
+            }
+            // A pause of this process counts as one interval.
+            silence = match self.tick(events, self.plan.sweep_interval)? {
+                true => Duration::ZERO,
+                false => silence + self.plan.sweep_interval,
+            };
+        }
+        Ok(())
+    }
+
+    /// Counts the messages that have waited for an answer for too long, up to now.
+    fn count_unanswered(&mut self, end: Option<Instant>) {
+        let now = Instant::now();
+        // What fell due while the process was stopped counts as well.
+        self.grant_due(end.map_or(now, |end| end.min(now)), u64::MAX);
+        let mut tally = self.tally();
+        for connection in &self.connections {
+            for start in connection.flow.outstanding() {
+                let age = now.saturating_duration_since(start);
+                if age >= self.plan.grace || !self.plan.is_stopped() {
+                    tally.unanswered += 1;
+                    tally.rtt.record(age);
+                }
+            }
+            tally.never_answered.extend(connection.unanswered_address());
+            let link = connection.link.as_ref().filter(|_| connection.is_opening());
+            if link.is_some_and(|link| now - link.opened >= self.plan.grace) {
+                tally.failed += 1;
+                tally.add_error("cannot connect: no answer until the end", 1);
+            }
+        }
+    }
+
+    /// Waits for events, and gives each connection that may make progress one turn. Returns whether there was one.
+    fn tick(&mut self, events: &mut Events, wait: Duration) -> io::Result<bool> {
+        let timeout = match (self.runnable.is_empty(), self.queued.is_empty()) {
+            (false, _) => Duration::ZERO,
+            (true, false) => wait.min(BACKLOG_DELAY),
+            (true, true) => wait,
+        };
         match self.poll.poll(events, Some(timeout)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
         for event in events.iter() {
-            let index = event.token().0;
-            if let Some(link) = &mut self.connections[index].link {
-                link.readable |= event.is_readable() || event.is_error();
-                link.writable |= event.is_writable() || event.is_error();
-                link.read_closed |= event.is_read_closed() || event.is_error();
-                self.make_runnable(index);
-            }
+            let index = event.token().0 / 2;
+            self.connections[index].note(event);
+            self.make_runnable(index);
         }
+        for index in mem::take(&mut self.queued) {
+            self.make_runnable(index);
+        }
+        let is_active = !self.runnable.is_empty();
         for _ in 0..self.runnable.len() {
             if let Some(index) = self.runnable.pop_front() {
                 self.connections[index].is_runnable = false;
                 self.turn(index);
             }
         }
-        Ok(())
+        Ok(is_active)
     }
 
     fn make_runnable(&mut self, index: usize) {
@@ -229,9 +338,21 @@ impl<'a> Driver<'a> {
         self.tally.lock().expect("no thread panics")
     }
 
+    fn next_payload(&mut self) -> Payload {
+        let number = self.next_number;
+        self.next_number += self.plan.threads as u64;
+        Payload::new(number)
+    }
+
     fn turn(&mut self, index: usize) {
         let is_single = self.plan.options.connect;
+        let mut tally = self.tally();
         let connection = &mut self.connections[index];
+        if let Err(error) = connection.read_eof(&mut self.buffer, &mut tally) {
+            tally.failed += 1;
+            tally.add_error(&error, 1);
+        }
+        drop(tally);
         if connection.has_failed {
             if self.plan.options.messages.is_some() {
                 self.remaining -= connection.flow.abandon();
@@ -245,43 +366,31 @@ impl<'a> Driver<'a> {
         let mut tally = self.tally();
         let completed = tally.messages;
         let connection = &mut self.connections[index];
-        let result = connection.transfer(is_single, &mut self.buffer, &mut tally);
+        let result = connection.transfer(self.plan, &mut self.buffer, &mut tally);
         let completed = tally.messages - completed;
         drop(tally);
         self.remaining -= completed;
         match result {
             Err(error) => self.fail(index, &error),
             Ok(()) if is_single && completed > 0 => {
-                connection.link = None;
+                connection.half_close();
                 connection.flow.restart();
                 self.make_runnable(index);
             }
             Ok(()) if connection.can_proceed() => self.make_runnable(index),
+            Ok(()) if self.plan.is_unix && connection.is_opening() => self.queued.push(index),
             Ok(()) => {}
         }
     }
 
     fn open(&mut self, index: usize) {
-        let opened = Instant::now();
-        let payload = Payload::new(self.next_number);
-        self.next_number += self.plan.threads as u64;
+        let payload = self.next_payload();
+        self.tally().attempts += 1;
         let connection = &mut self.connections[index];
-        (connection.has_failed, connection.idle_sweeps) = (false, 0);
-        match connect(self.plan, self.poll.registry(), Token(index)) {
-            Ok(stream) => {
-                connection.link = Some(Link {
-                    stream,
-                    payload,
-                    opened,
-                    is_connecting: true,
-                    readable: false,
-                    writable: true,
-                    read_closed: false,
-                });
-                // The connection may be complete already.
-                self.make_runnable(index);
-            }
-            Err(error) => self.fail(index, &cannot_connect(&error)),
+        match connection.open(index, payload, self.plan, self.poll.registry()) {
+            // The connection may be complete already.
+            Ok(()) => self.make_runnable(index),
+            Err(error) => self.fail(index, &error),
         }
     }
 
@@ -295,7 +404,7 @@ impl<'a> Driver<'a> {
         let mut tally = self.tally();
         tally.failed += 1;
         tally.lost += lost;
-        tally.add_errors(error, 1);
+        tally.add_error(error, 1);
         drop(tally);
         if self.plan.options.messages.is_some() {
             self.remaining -= lost;
@@ -303,21 +412,25 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Ends connections that make no progress, and opens failed ones again, if it is time.
+    /// Ends connections that make no progress, and opens failed ones again, if it is time. Returns whether an attempt to
+    /// open one has got no answer.
     ///
     /// Progress is measured in sweeps, not in time: after a pause of this process, answers may wait to be read.
-    fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant) -> bool {
         if now < self.next_sweep {
-            return;
+            return false;
         }
         let timeout = self.plan.options.timeout;
         self.next_sweep = now + self.plan.sweep_interval;
+        let is_reopened = self.is_running && self.plan.options.messages.is_none();
+        let mut is_stuck = false;
         for index in 0..self.connections.len() {
             let connection = &mut self.connections[index];
             let received = connection.flow.received;
+            let is_opening = connection.is_opening();
             let is_waiting = match &connection.link {
-                Some(link) => link.is_connecting || connection.flow.is_awaiting_bytes(),
-                None => connection.has_failed && self.plan.options.messages.is_none(),
+                Some(_) => is_opening || connection.flow.is_awaiting_bytes(),
+                None => connection.has_failed && is_reopened,
             };
             if !is_waiting || received != connection.swept_bytes {
                 (connection.idle_sweeps, connection.swept_bytes) = (0, received);
@@ -326,117 +439,19 @@ impl<'a> Driver<'a> {
             connection.idle_sweeps += 1;
             let idle = connection.idle_sweeps * self.plan.sweep_interval;
             match &connection.link {
-                Some(link) if link.is_connecting && idle > timeout => {
-                    self.fail(index, &format!("cannot connect: no answer for {timeout:?}"));
-                }
                 Some(_) if idle > timeout => {
-                    self.fail(index, &format!("nothing came back for {timeout:?}"));
+                    is_stuck |= is_opening;
+                    let error = match is_opening {
+                        true => format!("cannot connect: no answer for {timeout:?}"),
+                        false => format!("nothing came back for {timeout:?}"),
+                    };
+                    self.fail(index, &error);
                 }
                 None if idle >= RETRY_DELAY => self.open(index),
                 _ => {}
             }
         }
-    }
-}
-
-impl Connection {
-    fn can_proceed(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| {
-            let sendable = link.writable && self.flow.sendable() > 0;
-            !link.is_connecting && (link.readable || sendable)
-        })
-    }
-
-    /// Receives, verifies and sends until calls would block, or up to a limit. The time of a message begins when it is
-    /// sent, or, if it is the `single` one of its connection, when that is opened.
-    fn transfer(
-        &mut self,
-        single: bool,
-        buffer: &mut [u8],
-        tally: &mut Tally,
-    ) -> Result<(), String> {
-        let Some(link) = &mut self.link else {
-            return Ok(());
-        };
-        let mut now = Instant::now();
-        if link.is_connecting {
-            let connected = link.is_connected();
-            if !connected.map_err(|error| cannot_connect(&error))? {
-                return Ok(());
-            }
-            link.is_connecting = false;
-            tally.opened += 1;
-            tally.connect.record(now - link.opened);
-        }
-        let mut calls = 0..MAX_CALLS;
-        while link.readable && calls.next().is_some() {
-            match link.stream.read(buffer) {
-                Ok(0) => return Err("the server closed the connection".to_owned()),
-                Ok(count) => {
-                    now = Instant::now();
-                    let is_short = count < buffer.len() && SHORT_MEANS_BLOCKED;
-                    link.readable = !is_short || link.read_closed;
-                    link.verify(&self.flow, &mut buffer[..count])?;
-                    tally.answered += u64::from(!mem::replace(&mut self.is_answered, true));
-                    tally.bytes += count as u64;
-                    self.flow.add_received(count as u64, now, |time| {
-                        tally.messages += 1;
-                        tally.rtt.record(time);
-                    });
-                }
-                Err(error) => link.readable = is_interrupted(&error)?,
-            }
-        }
-        let start = if single { link.opened } else { now };
-        let mut calls = 0..MAX_CALLS;
-        while link.writable && self.flow.sendable() > 0 && calls.next().is_some() {
-            let count = self.flow.sendable().min(MAX_SEND as u64) as usize;
-            let bytes = &mut buffer[..count];
-            link.payload.fill(self.flow.sent, bytes);
-            match link.stream.write(bytes) {
-                Ok(written) => {
-                    link.writable = written == count || !SHORT_MEANS_BLOCKED;
-                    self.flow.add_sent(written as u64, start);
-                }
-                Err(error) => link.writable = is_interrupted(&error)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a call can be repeated at once, if it has not failed but was interrupted or would block.
-fn is_interrupted(error: &io::Error) -> Result<bool, String> {
-    match error.kind() {
-        ErrorKind::Interrupted => Ok(true),
-        ErrorKind::WouldBlock => Ok(false),
-        _ => Err(format!("connection failed: {}", client_error(error))),
-    }
-}
-
-impl Link {
-    /// Returns whether the connection is established, as far as can be told.
-    fn is_connected(&self) -> io::Result<bool> {
-        let socket = SockRef::from(&self.stream);
-        match socket.peer_addr() {
-            Ok(_) => Ok(true),
-            Err(_) => socket.take_error()?.map_or(Ok(false), Err),
-        }
-    }
-
-    /// Checks that `bytes` are those of the stream that follow what was received.
-    fn verify(&self, flow: &Flow, bytes: &mut [u8]) -> Result<(), String> {
-        let offset = flow.received;
-        if let Some((at, expected)) = self.payload.find_difference(offset, bytes) {
-            let (place, got) = (Count(offset + at as u64 + 1), bytes[at]);
-            return Err(format!(
-                "wrong byte: byte {place} of a stream was sent as {expected:#04x} and came back as {got:#04x}"
-            ));
-        }
-        if offset + bytes.len() as u64 > flow.sent {
-            return Err("wrong byte: more came back than was sent".to_owned());
-        }
-        Ok(())
+        is_stuck
     }
 }
 
@@ -444,22 +459,4 @@ impl Link {
 /// last of them are spent polling.
 fn sleep_before(time: Duration) -> Duration {
     Duration::from_millis((time.as_millis() as u64).saturating_sub(1))
-}
-
-/// Starts to connect a socket that does not block.
-///
-/// A Unix-domain socket connects at once, or waits for a place in the backlog. It is a `TcpStream` as well: this
-/// type only owns a descriptor, and nothing of TCP is used.
-fn connect(plan: &Plan<'_>, registry: &Registry, token: Token) -> io::Result<TcpStream> {
-    let mut stream = if let Some(address) = plan.address.as_socket() {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream
-    } else {
-        let socket = target::connect(&plan.address, plan.options.timeout, |_| Ok(()))?;
-        socket.set_nonblocking(true)?;
-        TcpStream::from_std(socket.into())
-    };
-    registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-    Ok(stream)
 }

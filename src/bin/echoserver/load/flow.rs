@@ -77,12 +77,17 @@ impl Flow {
         self.sent > self.received
     }
 
+    /// Whether nothing may be sent, and everything sent has come back.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.sendable() == 0 && !self.is_awaiting_bytes()
+    }
+
     /// Counts bytes that were sent. The time of a message that they begin starts at `start`.
     pub(crate) fn add_sent(&mut self, count: u64, start: Instant) {
-        let before = self.sent.div_ceil(self.size);
+        let before = self.begun();
         self.sent += count;
         if self.schedule.is_none() {
-            let begun = self.sent.div_ceil(self.size) - before;
+            let begun = self.begun() - before;
             self.send_times.extend((0..begun).map(|_| start));
         }
     }
@@ -105,9 +110,30 @@ impl Flow {
         }
     }
 
+    fn begun(&self) -> u64 {
+        self.sent.div_ceil(self.size)
+    }
+
+    /// Returns when each message began, or was due, that may be sent or was, and has not come back. Without a schedule,
+    /// only those count of which a byte was sent.
+    pub(crate) fn outstanding(&self) -> impl Iterator<Item = Instant> {
+        let scheduled = self.schedule.map(|schedule| {
+            let indexes = self.earlier + self.completed..self.granted;
+            indexes.map(move |index| schedule.due(index))
+        });
+        let sent = self.send_times.iter().copied();
+        scheduled.into_iter().flatten().chain(sent)
+    }
+
+    /// Withdraws the messages of which nothing was sent, except for the first one if it has begun otherwise.
+    pub(crate) fn withdraw(&mut self, has_begun: bool) {
+        let begun = self.begun().max(u64::from(has_begun));
+        self.granted = self.granted.min(self.earlier + begun);
+    }
+
     /// Starts a new stream. Returns how many messages were in flight and are lost.
     pub(crate) fn restart(&mut self) -> u64 {
-        let begun = self.sent.div_ceil(self.size);
+        let begun = self.begun();
         let lost = begun - self.completed;
         self.earlier += begun;
         (self.completed, self.sent, self.received) = (0, 0, 0);

@@ -3,17 +3,25 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde_json::json;
+use humantime::format_rfc3339_millis;
+use serde_json::{Value, json};
 
 use crate::figures::Count;
 use crate::load::plan::Plan;
 use crate::load::tally::{Measured, Tally};
 use crate::target::Target;
 
+/// Version of the JSON object. It changes when a member changes its meaning or is left out.
+const SCHEMA: u32 = 1;
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// Width of the longest bar of the histogram.
 const BAR: u64 = 40;
+
+/// The share of its CPU time from which on the load itself is the limit.
+const MAX_CPU: f64 = 0.95;
+/// A shorter run contains little but its start.
+const MIN_CPU_TIME: Duration = Duration::from_millis(100);
 
 /// What is going to be done.
 pub(crate) fn head(target: &Target, plan: &Plan) -> String {
@@ -27,56 +35,75 @@ pub(crate) fn head(target: &Target, plan: &Plan) -> String {
     format!("{target}: {connections} connection(s), messages of {size} B, {pace}\n")
 }
 
-/// The line for one second.
-pub(crate) fn second(second: u64, tally: &Tally) -> String {
-    let messages = Count(tally.messages);
-    let p99 = match tally.rtt.0.value_at_quantile(0.99) {
-        0 => String::new(),
-        nanos => format!("  p99 {:>9}", time(nanos)),
+/// The line for an interval.
+pub(crate) fn interval_text(plan: &Plan, end: Duration, length: Duration, tally: &Tally) -> String {
+    let messages = rate(tally.messages as f64 / length.as_secs_f64().max(1e-9));
+    let times = match tally.rtt.0.is_empty() {
+        true => String::new(),
+        false => format!("  p99 {:>9}", time(tally.rtt.0.value_at_quantile(0.99))),
     };
     let failed = match tally.failed {
         0 => String::new(),
         count => format!("  {count} connection(s) failed"),
     };
-    format!("{second:5} s  {messages:>10} messages/s{p99}{failed}\n")
+    let has_fraction = plan.options.interval().subsec_nanos() > 0;
+    let digits = if has_fraction { 2 } else { 0 };
+    let end = end.as_secs_f64();
+    format!("{end:5.digits$} s  {messages:>10} messages/s{times}{failed}\n")
+}
+
+pub(crate) fn interval_json(end: Duration, length: Duration, tally: &Tally) -> Value {
+    let rtt = &tally.rtt.0;
+    let time = |nanos: u64| (!rtt.is_empty()).then_some(nanos);
+    json!({
+        "end": end.as_secs_f64(),
+        "seconds": length.as_secs_f64(),
+        "messages": tally.messages,
+        "bytes": tally.bytes,
+        "p50_ns": time(rtt.value_at_quantile(0.5)),
+        "p99_ns": time(rtt.value_at_quantile(0.99)),
+        "max_ns": time(rtt.max()),
+        "errors": tally.failed,
+    })
 }
 
 /// The summary.
 pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     let (total, seconds) = (&measured.total, measured.elapsed.as_secs_f64());
-    let messages = match measured.per_second(total.messages) {
-        few @ ..100.0 => format!("{few:.2}"),
-        many => Count(many as u64).to_string(),
-    };
+    let messages = rate(measured.per_second(total.messages));
     let megabytes = measured.per_second(total.bytes) / 1e6;
-    let (answered, connections) = (Count(total.answered), Count(plan.connections as u64));
-    let answered = if plan.options.connect {
-        String::new()
-    } else {
-        format!("{answered} of {connections} answered, ")
-    };
-    let (messages_in_all, failed) = (Count(total.messages), Count(total.failed));
+    let in_all = Count(total.messages);
     let mut lines = vec![
         format!("throughput    {messages} messages/s, {megabytes:.2} MB/s each way"),
-        format!("duration      {seconds:.2} s, {messages_in_all} messages"),
-        format!("connections   {answered}{failed} failed"),
+        format!("duration      {seconds:.2} s, {in_all} messages"),
+        format!("connections   {}", connections(plan, total)),
     ];
-    let missing = [
+    if !total.never_answered.is_empty() {
+        let addresses = total.never_answered.join(", ");
+        lines.push(format!("never         answered: {addresses}"));
+    }
+    let late = format!(
+        "for at least {:?}: their age counts as RTT, a lower bound",
+        plan.grace
+    );
+    for (name, count, what) in [
         ("lost", total.lost, "in flight on failed connections"),
-        ("unanswered", measured.unanswered(), "that were due"),
-    ];
-    for (name, count, what) in missing {
+        ("unanswered", total.unanswered, &late),
+    ] {
         if count > 0 {
             lines.push(format!("{name:13} {} messages {what}", Count(count)));
         }
     }
-    for (name, histogram) in [("connect time", &total.connect.0), ("RTT", &total.rtt.0)] {
-        if !histogram.is_empty() {
-            let quantile =
-                |(name, share)| format!("{name} {}, ", time(histogram.value_at_quantile(share)));
-            let (quantiles, max) = (QUANTILES.map(quantile).concat(), time(histogram.max()));
-            lines.push(format!("{name:13} {quantiles}max {max}"));
-        }
+    if !total.greetings.is_empty() {
+        lines.push(format!("greetings     {}", greetings(total)));
+    }
+    for (name, histogram) in [
+        ("connect time", &total.connect.0),
+        ("RTT", &total.rtt.0),
+        ("own lateness", &total.lateness.0),
+    ] {
+        let times = quantiles(histogram);
+        lines.extend(times.map(|times| format!("{name:13} {times}")));
     }
     lines.push(format!("verified      {} bytes", Count(total.bytes)));
     for (error, count) in &total.errors {
@@ -86,7 +113,158 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
         lines.push("histogram of RTT".to_owned());
         lines.extend(bars(&total.rtt.0));
     }
+    lines.extend(own_fault(plan, measured).map(|fault| format!("own fault     {fault}")));
+    lines.extend(failure(plan, measured).map(|failure| format!("FAILED        {failure}")));
     lines.join("\n") + "\n"
+}
+
+/// Returns how many connections there are of each kind.
+fn connections(plan: &Plan, total: &Tally) -> String {
+    let [opened, answered, failed, attempts] =
+        [total.opened, total.answered, total.failed, total.attempts].map(Count);
+    let failed = match total.failed {
+        0 => "0 failed".to_owned(),
+        _ => format!("{failed} failed of {attempts} attempts"),
+    };
+    match plan.options.connect {
+        true => format!("{opened} opened, {failed}"),
+        false => format!(
+            "{answered} of {} answered, {failed}",
+            Count(plan.connections)
+        ),
+    }
+}
+
+/// Returns why the load itself may be the limit. At a rate it polls, so that its CPU time tells nothing.
+fn own_fault(plan: &Plan, measured: &Measured) -> Option<String> {
+    let total = &measured.total;
+    if plan.options.rate.is_some() {
+        let [late, rtt] =
+            [&total.lateness.0, &total.rtt.0].map(|times| times.value_at_quantile(0.99));
+        let is_late = late > rtt / 2;
+        let (late, rtt) = (time(late), time(rtt));
+        return is_late.then(|| format!("the load was late: p99 {late}, p99 of the RTT {rtt}"));
+    }
+    let seconds = measured.elapsed.as_secs_f64() * plan.threads as f64;
+    let share = measured.cpu?.as_secs_f64() / seconds.max(1e-9);
+    let percent = (share * 100.0).min(100.0);
+    let is_busy = share >= MAX_CPU && measured.elapsed >= MIN_CPU_TIME;
+    is_busy.then(|| format!("the load used {percent:.0} % of its CPU time"))
+}
+
+/// Everything, in one line.
+pub(crate) fn json(target: &Target, plan: &Plan, measured: &Measured) -> String {
+    let total = &measured.total;
+    let report = json!({
+        "schema": SCHEMA,
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": format_rfc3339_millis(plan.started).to_string(),
+        "host": gethostname::gethostname().to_string_lossy(),
+        "target": target.name,
+        "address": target.address_text(),
+        "options": options(plan),
+        "connections": plan.connections,
+        "message_size": plan.size,
+        "rate": plan.options.rate,
+        "seconds": measured.elapsed.as_secs_f64(),
+        "messages": total.messages,
+        "messages_per_second": measured.per_second(total.messages),
+        "bytes_verified": total.bytes,
+        "warm_up": {
+            "messages": measured.warm_up_messages,
+            "bytes_verified": measured.warm_up_bytes,
+        },
+        "after_end": measured.after_end,
+        "attempts": total.attempts,
+        "opened": total.opened,
+        "answered": total.answered,
+        "failed": total.failed,
+        "lost": total.lost,
+        "unanswered": total.unanswered,
+        "never_answered": total.never_answered,
+        "greetings": total.greetings,
+        "errors": total.errors,
+        "cpu_seconds": measured.cpu.map(|cpu| cpu.as_secs_f64()),
+        "lateness_ns": figures(&total.lateness.0),
+        "connect_ns": figures(&total.connect.0),
+        "rtt_ns": figures(&total.rtt.0),
+        "series": measured.series,
+        "own_fault": own_fault(plan, measured),
+        "failure": failure(plan, measured),
+    });
+    format!("{report}\n")
+}
+
+/// All options, with their defaults.
+fn options(plan: &Plan) -> Value {
+    let options = plan.options;
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+    json!({
+        "connections": options.connections,
+        "size": options.size(),
+        "in_flight": options.max_in_flight(),
+        "rate": options.rate,
+        "flood": options.flood,
+        "connect": options.connect,
+        "skip_greeting": options.skip_greeting,
+        "threads": options.threads,
+        "duration": seconds(options.duration()),
+        "messages": options.messages,
+        "warm_up": options.warm_up.as_secs_f64(),
+        "timeout": options.timeout.as_secs_f64(),
+        "interval": options.interval().as_secs_f64(),
+    })
+}
+
+/// Returns why the run is a failure, in one line.
+pub(crate) fn failure(plan: &Plan, measured: &Measured) -> Option<String> {
+    let total = &measured.total;
+    let mut reasons = Vec::new();
+    if total.failed > 0 {
+        let (failed, attempts) = (Count(total.failed), Count(total.attempts));
+        reasons.push(format!("{failed} of {attempts} connections failed"));
+    }
+    if total.unanswered > 0 {
+        reasons.push(format!("{} messages unanswered", Count(total.unanswered)));
+    }
+    let messages = total.messages + measured.after_end;
+    let wanted = plan.options.messages.unwrap_or(0);
+    if messages < wanted {
+        let [messages, wanted] = [messages, wanted].map(Count);
+        reasons.push(format!("{messages} of {wanted} messages were complete"));
+    } else if messages == 0 {
+        reasons.push("no message was complete".to_owned());
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// Returns which share of the connections got which first line.
+fn greetings(total: &Tally) -> String {
+    let all: u64 = total.greetings.values().sum();
+    let share = |(line, count): (&String, &u64)| {
+        let percent = *count as f64 * 100.0 / all as f64;
+        format!("{line} {percent:.0} % ({})", Count(*count))
+    };
+    let shares: Vec<_> = total.greetings.iter().map(share).collect();
+    shares.join(", ")
+}
+
+/// Returns the quantiles of times, or the only time.
+fn quantiles(histogram: &Histogram<u64>) -> Option<String> {
+    let max = time(histogram.max());
+    if histogram.len() < 2 {
+        return (!histogram.is_empty()).then_some(max);
+    }
+    let quantile = |(name, share)| format!("{name} {}, ", time(histogram.value_at_quantile(share)));
+    Some(format!("{}max {max}", QUANTILES.map(quantile).concat()))
+}
+
+/// Few messages per second with a fraction, many without.
+fn rate(per_second: f64) -> String {
+    match per_second {
+        few @ ..10.0 => format!("{few:.2}"),
+        many => Count(many.round() as u64).to_string(),
+    }
 }
 
 /// A line for each factor of two.
@@ -101,34 +279,6 @@ fn bars(histogram: &Histogram<u64>) -> Vec<String> {
         line.trim_end().to_owned()
     };
     powers.map(line).collect()
-}
-
-/// Everything, in one line.
-pub(crate) fn json(target: &Target, plan: &Plan, measured: &Measured) -> String {
-    let total = &measured.total;
-    let report = json!({
-        "target": target.name,
-        "connections": plan.connections,
-        "message_size": plan.size,
-        "rate": plan.options.rate,
-        "seconds": measured.elapsed.as_secs_f64(),
-        "messages": total.messages,
-        "messages_per_second": measured.per_second(total.messages),
-        "bytes_verified": total.bytes,
-        "warm_up": {
-            "messages": measured.warm_up_messages,
-            "bytes_verified": measured.warm_up_bytes,
-        },
-        "opened": total.opened,
-        "answered": total.answered,
-        "failed": total.failed,
-        "lost": total.lost,
-        "unanswered": measured.unanswered(),
-        "errors": total.errors,
-        "connect_ns": figures(&total.connect.0),
-        "rtt_ns": figures(&total.rtt.0),
-    });
-    format!("{report}\n")
 }
 
 /// Quantiles, and the histogram as pairs of a time and how often it occurred.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde_json::Value;
 
 /// An hour, in nanoseconds; longer times count as this.
 const MAX_TIME: u64 = 3_600_000_000_000;
-/// Different errors that are kept.
-const MAX_ERRORS: usize = 20;
+/// Different errors, greetings and addresses that are kept.
+const MAX_TEXTS: usize = 20;
 
 /// How often a time of so many nanoseconds was measured, with this number of significant digits.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Tally {
     pub(crate) messages: u64,
     /// Bytes that came back, all verified.
     pub(crate) bytes: u64,
+    /// Attempts to open a connection.
+    pub(crate) attempts: u64,
     /// Connections that were opened.
     pub(crate) opened: u64,
     /// Connections that got at least one byte back.
@@ -41,10 +44,16 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// Messages in flight when their connection failed.
     pub(crate) lost: u64,
-    /// Messages that a schedule made due.
-    pub(crate) due: u64,
+    /// Messages without an answer at the end. Their age is one of the times in `rtt`.
+    pub(crate) unanswered: u64,
     pub(crate) rtt: Times<3>,
     pub(crate) connect: Times<2>,
+    /// How late this thread itself was with each message of a schedule.
+    pub(crate) lateness: Times<2>,
+    /// Local addresses of connections that never got an answer.
+    pub(crate) never_answered: Vec<String>,
+    /// How often each first line was received.
+    pub(crate) greetings: BTreeMap<String, u64>,
     /// How often each error occurred.
     pub(crate) errors: BTreeMap<String, u64>,
 }
@@ -53,41 +62,58 @@ impl Tally {
     pub(crate) fn add(&mut self, other: &Self) {
         self.messages += other.messages;
         self.bytes += other.bytes;
+        self.attempts += other.attempts;
         self.opened += other.opened;
         self.answered += other.answered;
         self.failed += other.failed;
         self.lost += other.lost;
-        self.due += other.due;
+        self.unanswered += other.unanswered;
         self.rtt.0 += &other.rtt.0;
         self.connect.0 += &other.connect.0;
+        self.lateness.0 += &other.lateness.0;
         for (error, count) in &other.errors {
-            self.add_errors(error, *count);
+            self.add_error(error, *count);
         }
+        for (greeting, count) in &other.greetings {
+            self.add_greeting(greeting, *count);
+        }
+        self.never_answered.extend_from_slice(&other.never_answered);
+        self.never_answered.truncate(MAX_TEXTS);
     }
 
-    pub(crate) fn add_errors(&mut self, error: &str, count: u64) {
-        let is_kept = self.errors.len() < MAX_ERRORS || self.errors.contains_key(error);
-        let error = if is_kept { error } else { "other errors" };
-        *self.errors.entry(error.to_owned()).or_default() += count;
+    pub(crate) fn add_error(&mut self, error: &str, count: u64) {
+        add(&mut self.errors, error, "other errors", count);
     }
+
+    pub(crate) fn add_greeting(&mut self, line: &str, count: u64) {
+        add(&mut self.greetings, line, "other greetings", count);
+    }
+}
+
+/// Counts a text. Beyond a number of different ones, it counts as `other`.
+fn add(counts: &mut BTreeMap<String, u64>, text: &str, other: &str, count: u64) {
+    let is_kept = counts.len() < MAX_TEXTS || counts.contains_key(text);
+    let text = if is_kept { text } else { other };
+    *counts.entry(text.to_owned()).or_default() += count;
 }
 
 /// What all threads have counted.
+#[derive(Debug, Default)]
 pub(crate) struct Measured {
-    /// Without the messages of the warm-up.
+    /// Messages and bytes are those of the measured time; the rest includes the warm-up and what came after the end.
     pub(crate) total: Tally,
     pub(crate) warm_up_messages: u64,
     pub(crate) warm_up_bytes: u64,
+    /// Messages that came back after the end.
+    pub(crate) after_end: u64,
     pub(crate) elapsed: Duration,
+    /// A JSON object for each interval.
+    pub(crate) series: Vec<Value>,
+    /// CPU time of this process in the measured time.
+    pub(crate) cpu: Option<Duration>,
 }
 
 impl Measured {
-    /// Returns the messages that were due and have not come back, lost ones apart.
-    pub(crate) fn unanswered(&self) -> u64 {
-        let done = self.warm_up_messages + self.total.messages + self.total.lost;
-        self.total.due.saturating_sub(done)
-    }
-
     pub(crate) fn per_second(&self, count: u64) -> f64 {
         count as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }

@@ -137,12 +137,20 @@ fn mode_is_octal() {
 
 #[test]
 fn rate_has_bounds() {
-    for (text, messages) in [("1", 1.0), ("0.000001", 1e-6), ("1e7", 1e7)] {
+    for (text, messages) in [
+        ("1", 1.0),
+        ("0.000001", 1e-6),
+        ("1e7", 1e7),
+        ("100k", 1e5),
+        ("0.5K", 500.0),
+    ] {
         assert_eq!(rate(text), Ok(messages), "{text}");
     }
-    for text in ["", "0", "-1", "nan", "inf", "10000001", "fast"] {
+    for text in [
+        "", "0", "-1", "nan", "inf", "10000001", "10001k", "k", "fast",
+    ] {
         let expected =
-            "expected messages per second from 0.000001 to 10000000, such as 0.1 or 50000";
+            "expected messages per second from 0.000001 to 10000000, such as 0.1, 50000 or 50k";
         assert_eq!(rate(text), Err(expected.to_owned()), "{text}");
     }
 }
