@@ -75,41 +75,45 @@ fn answer_then_hang(count: usize) -> String {
 
 #[test]
 fn silence_after_some_answers_is_counted_in_every_mode() {
-    let modes: &[(&str, u64)] = &[
-        ("--duration=0.2", 1),
-        // Twenty are due, and all are sent.
-        ("--duration=0.2 --rate=100", 20),
-        ("--duration=0.2 --connect", 1),
-        ("--duration=0.2 --messages=10", 1),
-        ("--duration=0.2 --flood --size=64", 1),
+    let modes = [
+        "--duration=1",
+        "--duration=1 --rate=20",
+        "--duration=1 --connect",
+        "--duration=1 --messages=10",
+        "--duration=1 --flood --size=64",
     ];
-    for answers in [0, 1, 3] {
-        for (mode, sent) in modes {
-            let address = answer_then_hang(answers);
-            let arguments: Vec<_> = mode.split(' ').collect();
-            let (status, report) = report("load", &address, &arguments);
-            let answers = answers as u64;
-            let is_open = mode.contains("rate");
-            let unanswered = if is_open { sent - answers } else { *sent };
-            assert_eq!(status, 1, "{mode}: {report}");
-            assert_eq!(number(&report, "messages"), answers, "{mode}: {report}");
-            let is_flood = mode.contains("flood");
-            let counted = number(&report, "unanswered");
-            assert!(
-                counted == unanswered || is_flood && counted > 0,
-                "{mode}: {report}"
-            );
-            let expected = format!("{counted} messages unanswered");
-            assert!(
-                failure(&report).replace(',', "").contains(&expected),
-                "{mode}: {report}"
-            );
-            // The age of those in flight is in the percentiles.
-            let times = &report["rtt_ns"]["max"];
-            assert!(times.as_u64() >= Some(1_000_000_000), "{mode}: {times}");
-            assert_eq!(number(&report, "lost"), 0, "{mode}");
+    thread::scope(|scope| {
+        for answers in [0, 1, 3] {
+            for mode in modes {
+                scope.spawn(move || load_a_server_that_hangs(mode, answers));
+            }
         }
-    }
+    });
+}
+
+fn load_a_server_that_hangs(mode: &str, answers: usize) {
+    let address = answer_then_hang(answers);
+    let arguments: Vec<_> = mode.split(' ').collect();
+    let (status, report) = report("load", &address, &arguments);
+    let answers = answers as u64;
+    assert_eq!(status, 1, "{mode}: {report}");
+    assert_eq!(number(&report, "messages"), answers, "{mode}: {report}");
+    let unanswered = number(&report, "unanswered");
+    let is_right = if mode.contains("flood") {
+        unanswered > 0
+    } else if mode.contains("rate") {
+        unanswered == 20 - answers
+    } else {
+        unanswered == 1
+    };
+    assert!(is_right, "{mode}: {report}");
+    let expected = format!("{unanswered} messages unanswered");
+    let failure = failure(&report).replace(',', "");
+    assert!(failure.contains(&expected), "{mode}: {report}");
+    // The age of those in flight is in the percentiles.
+    let times = &report["rtt_ns"]["max"];
+    assert!(times.as_u64() >= Some(1_000_000_000), "{mode}: {times}");
+    assert_eq!(number(&report, "lost"), 0, "{mode}");
 }
 
 #[test]
@@ -603,26 +607,29 @@ fn json_has_the_documented_members() {
         (seconds - report["seconds"].as_f64().unwrap()).abs() < 1e-6,
         "{report}"
     );
-    assert!(number(last, "p50_ns") <= number(last, "p99_ns"));
-    assert!(number(last, "p99_ns") <= number(last, "max_ns"));
+    let with_messages = series.iter().filter(|it| number(it, "messages") > 0);
+    for interval in with_messages {
+        let times = ["p50_ns", "p99_ns", "max_ns"].map(|name| number(interval, name));
+        assert!(times.is_sorted(), "{interval}");
+    }
 }
 
 #[test]
 fn intervals_are_printed_without_a_terminal() {
     let (address, _) = start(|_, stream| answer_while(&stream, || true));
-    for (arguments, lines) in [
-        (&["-d=0.3", "--rate=100", "--interval=0.1"][..], 3),
-        (&["-d=0.3", "--rate=100"], 0),
+    for (arguments, is_printed) in [
+        (&["-d=0.3", "--rate=100", "--interval=0.1"][..], true),
+        (&["-d=0.3", "--rate=100"], false),
     ] {
         let output = run(program().args(["load", &address]).args(arguments));
         let text = String::from_utf8(output.stdout).expect("text");
-        let is_interval = |line: &&str| line.contains(" s  ") && line.contains(" messages/s  p99 ");
-        assert_eq!(text.lines().filter(is_interval).count(), lines, "{text}");
+        let is_interval = |line: &str| line.contains(" s  ") && line.contains(" messages/s  p99 ");
+        assert_eq!(text.lines().any(is_interval), is_printed, "{text}");
     }
     // A ping.
     let arguments = ["load", &address, "--rate=1", "-d=0"];
     let mut load = Process::launch_with_stdout(program().args(arguments));
-    load.wait_for_log("    1 s        1.00 messages/s  p99 ");
+    load.wait_for_log(" messages/s  p99 ");
     load.signal(Signal::INT);
     let (status, output) = load.wait();
     assert_eq!(status.code(), Some(0), "{output}");

@@ -11,15 +11,16 @@ mod report;
 mod tally;
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{iter, mem, thread};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use socket2::Socket;
 
-use self::driver::{Driver, First, Tallies};
+use self::driver::{Driver, Tallies};
 pub(crate) use self::plan::Options;
 use self::plan::Plan;
 use self::tally::{Measured, Tally};
@@ -59,7 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Exit> {
 }
 
 /// Runs the threads until the end of the plan.
-fn generate(plan: &Plan, first: First) -> Result<Measured, Exit> {
+fn generate(plan: &Plan, first: (Socket, Duration)) -> Result<Measured, Exit> {
     let tallies: Vec<_> = (0..plan.threads).map(|_| Tallies::default()).collect();
     let mut first = Some(first);
     let drivers = (tallies.iter().enumerate())
@@ -89,7 +90,7 @@ fn generate(plan: &Plan, first: First) -> Result<Measured, Exit> {
         }
         measured
     })?;
-    let late = take(tallies.iter().map(|tallies| &tallies.ending));
+    let late = take(&tallies, 1);
     let (messages, bytes) = (measured.total.messages, measured.total.bytes);
     measured.after_end = late.messages;
     measured.total.add(&late);
@@ -97,10 +98,13 @@ fn generate(plan: &Plan, first: First) -> Result<Measured, Exit> {
     Ok(measured)
 }
 
-fn take<'a>(tallies: impl Iterator<Item = &'a Mutex<Tally>>) -> Tally {
+/// Takes what the threads have counted until their end (0) or after it (1).
+fn take(tallies: &[Tallies], part: usize) -> Tally {
     let mut sum = Tally::default();
-    for tally in tallies {
-        sum.add(&mem::take(&mut tally.lock().expect("no thread panics")));
+    for tallies in tallies {
+        sum.add(&mem::take(
+            &mut tallies[part].lock().expect("no thread panics"),
+        ));
     }
     sum
 }
@@ -110,7 +114,7 @@ fn measure(plan: &Plan, tallies: &[Tallies], ended: &Receiver<Instant>) -> Resul
     let options = plan.options;
     let is_watched = io::stdout().is_terminal() || plan.is_endless();
     let is_shown = options.interval.is_some() || is_watched && !options.json;
-    let take = || take(tallies.iter().map(|tallies| &tallies.running));
+    let take = || take(tallies, 0);
     plan.opened.wait();
     let (mut start, mut ends) = (plan.start(), None);
     let mut measured = Measured::default();

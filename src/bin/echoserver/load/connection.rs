@@ -16,7 +16,7 @@ use crate::error::excerpt;
 use crate::figures::Count;
 use crate::load::flow::Flow;
 use crate::load::plan::Plan;
-use crate::load::tally::Tally;
+use crate::load::tally::{Tally, count};
 use crate::payload::Payload;
 use crate::target::{client_error, refuse_itself, with_cause};
 
@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     /// The socket that was used before: half-closed, and its EOF has not been read.
     pub(crate) ending: Option<Link>,
     pub(crate) is_runnable: bool,
-    is_answered: bool,
+    pub(crate) is_answered: bool,
     /// It is opened again later, unless the number of messages is limited.
     pub(crate) has_failed: bool,
     /// Sweeps in a row that have seen no new byte, and the bytes received at the last one that has.
@@ -68,34 +68,12 @@ pub(crate) struct Link {
     read_closed: bool,
 }
 
-fn cannot_connect(error: &io::Error) -> String {
+pub(crate) fn cannot_connect(error: &io::Error) -> String {
     format!("cannot connect: {}", client_error(error))
 }
 
 impl Connection {
-    pub(crate) fn new(flow: Flow) -> Self {
-        Self {
-            flow,
-            ..Self::default()
-        }
-    }
-
-    /// Starts to connect.
-    pub(crate) fn open(
-        &mut self,
-        index: usize,
-        payload: Payload,
-        plan: &Plan<'_>,
-        registry: &Registry,
-    ) -> Result<(), String> {
-        let opened = Instant::now();
-        (self.has_failed, self.idle_sweeps) = (false, 0);
-        let stream = connect(&plan.address);
-        let added = stream.and_then(|stream| self.add(index, stream, payload, opened, registry));
-        added.map_err(|error| cannot_connect(&error))
-    }
-
-    /// Takes a socket that was opened. It has one of two tokens: the one before may be ending.
+    /// Takes a socket, which may still connect, with a token that no other socket has: the one before may be ending.
     pub(crate) fn add(
         &mut self,
         index: usize,
@@ -104,13 +82,15 @@ impl Connection {
         opened: Instant,
         registry: &Registry,
     ) -> io::Result<()> {
-        let tokens = [Token(2 * index), Token(2 * index + 1)];
-        let is_taken = self
-            .ending
-            .as_ref()
-            .is_some_and(|link| link.token == tokens[0]);
-        let token = tokens[usize::from(is_taken)];
+        let first = Token(2 * index);
+        let is_taken = matches!(&self.ending, Some(link) if link.token == first);
+        let token = if is_taken {
+            Token(2 * index + 1)
+        } else {
+            first
+        };
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        (self.has_failed, self.idle_sweeps) = (false, 0);
         self.link = Some(Link {
             stream,
             token,
@@ -196,11 +176,8 @@ impl Connection {
                 Err(error) => link.readable = is_interrupted(&error)?,
             }
         }
-        let start = if plan.options.connect {
-            link.opened
-        } else {
-            now
-        };
+        let start = Some(link.opened).filter(|_| plan.options.connect);
+        let start = start.unwrap_or(now);
         let mut calls = MAX_CALLS;
         while link.writable && self.flow.sendable() > 0 && calls.next().is_some() {
             let count = self.flow.sendable().min(MAX_SEND as u64) as usize;
@@ -230,22 +207,18 @@ impl Connection {
     /// Reads the EOF of the socket that is ending, and closes it. A byte is an error.
     pub(crate) fn read_eof(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Result<(), String> {
         while let Some(link) = self.ending.as_mut().filter(|link| link.readable) {
-            let result = match link.stream.read(buffer) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    link.readable = false;
-                    continue;
-                }
+            match (link.stream.read(buffer)).map_err(|error| is_interrupted(&error)) {
+                Err(Ok(again)) => link.readable = again,
                 // All answers have come back: a reset is no failure.
-                Ok(0) | Err(_) => Ok(()),
-                Ok(count) => match link.skip_greeting(&mut buffer[..count], tally) {
-                    Ok([]) => continue,
-                    Ok(_) => Err(SURPLUS.to_owned()),
-                    Err(error) => Err(error),
-                },
-            };
-            self.ending = None;
-            return result;
+                Ok(0) | Err(Err(_)) => self.ending = None,
+                Ok(count) => {
+                    let rest = link.skip_greeting(&mut buffer[..count], tally);
+                    if !matches!(rest, Ok([])) {
+                        self.ending = None;
+                        return Err(SURPLUS.to_owned());
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -269,10 +242,8 @@ impl Link {
         }
         tally.opened += 1;
         tally.connect.record(self.opened.elapsed());
-        self.state = match plan.options.skip_greeting {
-            true => State::Greeting(Vec::new()),
-            false => State::Running,
-        };
+        let greeting = plan.options.skip_greeting.then(Vec::new);
+        self.state = greeting.map_or(State::Running, State::Greeting);
         Ok(true)
     }
 
@@ -311,7 +282,7 @@ impl Link {
         }
         if end.is_some() {
             let line = String::from_utf8_lossy(line);
-            tally.add_greeting(&excerpt(line.trim_end()), 1);
+            count(&mut tally.greetings, &excerpt(line.trim_end()), 1);
             self.state = State::Running;
         }
         Ok(rest)
@@ -337,7 +308,7 @@ impl Link {
 ///
 /// A Unix-domain socket connects at once, or not at all while the backlog is full: it is connected when it is asked whether
 /// it is. It is a `TcpStream` as well: this type only owns a descriptor, and nothing of TCP is used.
-fn connect(address: &SockAddr) -> io::Result<TcpStream> {
+pub(crate) fn connect(address: &SockAddr) -> io::Result<TcpStream> {
     if let Some(ip) = address.as_socket() {
         let stream = TcpStream::connect(ip);
         let stream = stream.map_err(|error| with_cause(error, address))?;

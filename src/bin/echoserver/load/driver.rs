@@ -14,10 +14,10 @@ use mio::net::TcpStream;
 use mio::{Events, Poll};
 use socket2::Socket;
 
-use crate::load::connection::Connection;
+use crate::load::connection::{Connection, cannot_connect, connect};
 use crate::load::flow::{Flow, Schedule};
 use crate::load::plan::Plan;
-use crate::load::tally::Tally;
+use crate::load::tally::{Tally, count};
 use crate::payload::Payload;
 
 const MAX_RECEIVE: usize = 256 << 10;
@@ -31,14 +31,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 const BACKLOG_DELAY: Duration = Duration::from_millis(1);
 
 /// What a thread counts until its end, and after it.
-#[derive(Debug, Default)]
-pub(crate) struct Tallies {
-    pub(crate) running: Mutex<Tally>,
-    pub(crate) ending: Mutex<Tally>,
-}
-
-/// A connection that was opened before the threads started, and how long that took.
-pub(crate) type First = (Socket, Duration);
+pub(crate) type Tallies = [Mutex<Tally>; 2];
 
 pub(crate) struct Driver<'a> {
     plan: &'a Plan<'a>,
@@ -80,21 +73,20 @@ impl<'a> Driver<'a> {
         plan: &'a Plan<'a>,
         index: usize,
         tallies: &'a Tallies,
-        first: Option<First>,
+        first: Option<(Socket, Duration)>,
     ) -> io::Result<Self> {
         let max_per_stream = if plan.options.connect { 1 } else { u64::MAX };
-        let flow = || Flow::new(plan.size, plan.max_in_flight, max_per_stream);
-        let connection = |_| Connection::new(flow());
-        let connections = share(plan.connections as u64, index, plan.threads);
-        let messages = match plan.messages {
-            u64::MAX => u64::MAX,
-            limit => share(limit, index, plan.threads),
+        let connection = |_| Connection {
+            flow: Flow::new(plan.size, plan.max_in_flight, max_per_stream),
+            ..Connection::default()
         };
+        let connections = share(plan.connections as u64, index, plan.threads);
+        let messages = share(plan.messages, index, plan.threads);
         let mut driver = Self {
             plan,
             index,
             tallies,
-            tally: &tallies.running,
+            tally: &tallies[0],
             is_running: false,
             poll: Poll::new()?,
             connections: (0..connections).map(connection).collect(),
@@ -110,13 +102,10 @@ impl<'a> Driver<'a> {
         };
         if let Some((socket, time)) = first {
             socket.set_nonblocking(true)?;
-            let (now, payload) = (Instant::now(), driver.next_payload());
-            let opened = now.checked_sub(time).unwrap_or(now);
-            let (stream, registry) = (TcpStream::from_std(socket.into()), driver.poll.registry());
-            driver.connections[0].add(0, stream, payload, opened, registry)?;
-            driver.first_time = time;
-            driver.tally().attempts += 1;
+            let (stream, now) = (TcpStream::from_std(socket.into()), Instant::now());
+            driver.add(0, Ok(stream), now.checked_sub(time).unwrap_or(now));
             driver.turn(0);
+            driver.first_time = time;
         }
         Ok(driver)
     }
@@ -151,7 +140,7 @@ impl<'a> Driver<'a> {
             self.tick(events, wait.min(self.plan.sweep_interval))?;
         };
         // From here on, another tally counts.
-        self.tally = &self.tallies.ending;
+        self.tally = &self.tallies[1];
         let _main_thread_has_failed = running.send(ended);
         drop(running);
         self.end_all(events)?;
@@ -294,7 +283,8 @@ impl<'a> Driver<'a> {
             let link = connection.link.as_ref().filter(|_| connection.is_opening());
             if link.is_some_and(|link| now - link.opened >= self.plan.grace) {
                 tally.failed += 1;
-                tally.add_error("cannot connect: no answer until the end", 1);
+                let error = "cannot connect: no answer until the end";
+                count(&mut tally.errors, error, 1);
             }
         }
     }
@@ -338,19 +328,13 @@ impl<'a> Driver<'a> {
         self.tally.lock().expect("no thread panics")
     }
 
-    fn next_payload(&mut self) -> Payload {
-        let number = self.next_number;
-        self.next_number += self.plan.threads as u64;
-        Payload::new(number)
-    }
-
     fn turn(&mut self, index: usize) {
         let is_single = self.plan.options.connect;
         let mut tally = self.tally();
         let connection = &mut self.connections[index];
         if let Err(error) = connection.read_eof(&mut self.buffer, &mut tally) {
             tally.failed += 1;
-            tally.add_error(&error, 1);
+            count(&mut tally.errors, &error, 1);
         }
         drop(tally);
         if connection.has_failed {
@@ -384,13 +368,21 @@ impl<'a> Driver<'a> {
     }
 
     fn open(&mut self, index: usize) {
-        let payload = self.next_payload();
+        let opened = Instant::now();
+        self.add(index, connect(&self.plan.address), opened);
+    }
+
+    fn add(&mut self, index: usize, stream: io::Result<TcpStream>, opened: Instant) {
+        let payload = Payload::new(self.next_number);
+        self.next_number += self.plan.threads as u64;
         self.tally().attempts += 1;
-        let connection = &mut self.connections[index];
-        match connection.open(index, payload, self.plan, self.poll.registry()) {
+        let (connection, registry) = (&mut self.connections[index], self.poll.registry());
+        let added =
+            stream.and_then(|stream| connection.add(index, stream, payload, opened, registry));
+        match added {
             // The connection may be complete already.
             Ok(()) => self.make_runnable(index),
-            Err(error) => self.fail(index, &error),
+            Err(error) => self.fail(index, &cannot_connect(&error)),
         }
     }
 
@@ -404,7 +396,7 @@ impl<'a> Driver<'a> {
         let mut tally = self.tally();
         tally.failed += 1;
         tally.lost += lost;
-        tally.add_error(error, 1);
+        count(&mut tally.errors, error, 1);
         drop(tally);
         if self.plan.options.messages.is_some() {
             self.remaining -= lost;

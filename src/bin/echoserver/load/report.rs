@@ -73,19 +73,27 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     let messages = rate(measured.per_second(total.messages));
     let megabytes = measured.per_second(total.bytes) / 1e6;
     let in_all = Count(total.messages);
+    let [all, attempts] = [plan.connections as u64, total.attempts].map(Count);
+    let [opened, answered, failed] = [total.opened, total.answered, total.failed].map(Count);
+    let answered = match plan.options.connect {
+        true => format!("{opened} opened, "),
+        false => format!("{answered} of {all} answered, "),
+    };
+    let failed = match total.failed {
+        0 => "0 failed".to_owned(),
+        _ => format!("{failed} failed of {attempts} attempts"),
+    };
     let mut lines = vec![
         format!("throughput    {messages} messages/s, {megabytes:.2} MB/s each way"),
         format!("duration      {seconds:.2} s, {in_all} messages"),
-        format!("connections   {}", connections(plan, total)),
+        format!("connections   {answered}{failed}"),
     ];
     if !total.never_answered.is_empty() {
         let addresses = total.never_answered.join(", ");
-        lines.push(format!("never         answered: {addresses}"));
+        lines.push(format!("no answer     to {addresses}"));
     }
-    let late = format!(
-        "for at least {:?}: their age counts as RTT, a lower bound",
-        plan.grace
-    );
+    let grace = plan.grace;
+    let late = format!("for at least {grace:?}: their age counts as RTT, a lower bound");
     for (name, count, what) in [
         ("lost", total.lost, "in flight on failed connections"),
         ("unanswered", total.unanswered, &late),
@@ -118,32 +126,15 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Returns how many connections there are of each kind.
-fn connections(plan: &Plan, total: &Tally) -> String {
-    let [opened, answered, failed, attempts] =
-        [total.opened, total.answered, total.failed, total.attempts].map(Count);
-    let failed = match total.failed {
-        0 => "0 failed".to_owned(),
-        _ => format!("{failed} failed of {attempts} attempts"),
-    };
-    match plan.options.connect {
-        true => format!("{opened} opened, {failed}"),
-        false => format!(
-            "{answered} of {} answered, {failed}",
-            Count(plan.connections)
-        ),
-    }
-}
-
 /// Returns why the load itself may be the limit. At a rate it polls, so that its CPU time tells nothing.
 fn own_fault(plan: &Plan, measured: &Measured) -> Option<String> {
     let total = &measured.total;
     if plan.options.rate.is_some() {
-        let [late, rtt] =
-            [&total.lateness.0, &total.rtt.0].map(|times| times.value_at_quantile(0.99));
-        let is_late = late > rtt / 2;
-        let (late, rtt) = (time(late), time(rtt));
-        return is_late.then(|| format!("the load was late: p99 {late}, p99 of the RTT {rtt}"));
+        let times = [&total.lateness.0, &total.rtt.0];
+        let p99 = times.map(|times| times.value_at_quantile(0.99));
+        let [late, rtt] = p99.map(time);
+        return (p99[0] > p99[1] / 2)
+            .then(|| format!("the load was late: p99 {late}, p99 of the RTT {rtt}"));
     }
     let seconds = measured.elapsed.as_secs_f64() * plan.threads as f64;
     let share = measured.cpu?.as_secs_f64() / seconds.max(1e-9);

@@ -71,30 +71,22 @@ impl Tally {
         self.rtt.0 += &other.rtt.0;
         self.connect.0 += &other.connect.0;
         self.lateness.0 += &other.lateness.0;
-        for (error, count) in &other.errors {
-            self.add_error(error, *count);
+        for (error, times) in &other.errors {
+            count(&mut self.errors, error, *times);
         }
-        for (greeting, count) in &other.greetings {
-            self.add_greeting(greeting, *count);
+        for (greeting, times) in &other.greetings {
+            count(&mut self.greetings, greeting, *times);
         }
         self.never_answered.extend_from_slice(&other.never_answered);
         self.never_answered.truncate(MAX_TEXTS);
     }
-
-    pub(crate) fn add_error(&mut self, error: &str, count: u64) {
-        add(&mut self.errors, error, "other errors", count);
-    }
-
-    pub(crate) fn add_greeting(&mut self, line: &str, count: u64) {
-        add(&mut self.greetings, line, "other greetings", count);
-    }
 }
 
-/// Counts a text. Beyond a number of different ones, it counts as `other`.
-fn add(counts: &mut BTreeMap<String, u64>, text: &str, other: &str, count: u64) {
+/// Counts a text. Only a number of different ones is kept.
+pub(crate) fn count(counts: &mut BTreeMap<String, u64>, text: &str, times: u64) {
     let is_kept = counts.len() < MAX_TEXTS || counts.contains_key(text);
-    let text = if is_kept { text } else { other };
-    *counts.entry(text.to_owned()).or_default() += count;
+    let text = if is_kept { text } else { "others" };
+    *counts.entry(text.to_owned()).or_default() += times;
 }
 
 /// What all threads have counted.
