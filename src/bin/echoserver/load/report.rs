@@ -291,3 +291,6 @@ fn figures(histogram: &Histogram<u64>) -> Option<serde_json::Value> {
 fn time(nanos: u64) -> String {
     format!("{:.2?}", Duration::from_nanos(nanos))
 }
+
+#[cfg(test)]
+mod tests;

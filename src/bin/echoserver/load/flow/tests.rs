@@ -72,3 +72,34 @@ fn messages_in_flight_are_limited_and_timed_from_their_first_byte() {
     assert_eq!(flow.restart(), 1);
     assert_eq!((flow.sendable(), flow.abandon()), (20, 6));
 }
+
+#[test]
+fn messages_without_an_answer_are_outstanding_from_when_they_began_or_were_due() {
+    let start = Instant::now();
+    let mut flow = Flow::new(10, 5, u64::MAX);
+    flow.grant(9);
+    flow.add_sent(21, start + MS);
+    flow.add_received(10, start + 2 * MS, drop);
+    let outstanding: Vec<_> = flow.outstanding().collect();
+    assert_eq!(outstanding, [start + MS; 2]);
+    // The third has begun.
+    flow.withdraw(false);
+    assert_eq!((flow.sendable(), flow.is_complete()), (9, false));
+    flow.add_sent(9, start + 3 * MS);
+    flow.add_received(20, start + 4 * MS, drop);
+    assert!(flow.is_complete() && flow.outstanding().next().is_none());
+
+    let mut flow = Flow::new(10, 1, u64::MAX);
+    flow.schedule = Some(Schedule {
+        start,
+        rate: 1000.0,
+        first: 0,
+        step: 2,
+    });
+    flow.grant(3);
+    flow.add_sent(10, start + 9 * MS);
+    flow.add_received(10, start + 10 * MS, drop);
+    // One may be sent, and one waits for it.
+    let outstanding: Vec<_> = flow.outstanding().collect();
+    assert_eq!(outstanding, [start + 2 * MS, start + 4 * MS]);
+}
