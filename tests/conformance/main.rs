@@ -7,6 +7,8 @@
 #[allow(dead_code, unused_imports, reason = "only a part is needed")]
 #[path = "../it/harness/mod.rs"]
 mod harness;
+#[cfg(target_os = "linux")]
+mod limits;
 mod load;
 mod servers;
 
@@ -43,14 +45,17 @@ fn failed_strict_cases_are_warnings_in_the_text() {
     let (status, text) = check(&["--only=urgent_data_in*", "--only=burst"]);
     let lines: Vec<_> = text.lines().collect();
     assert_eq!((status, lines.len()), (Some(0), 3), "{text}");
-    assert!(lines[0].starts_with("ok    burst "), "{text}");
-    let is_warning = lines[1].starts_with("warn  urgent-data-in-a-stream ");
+    assert!(lines[0].starts_with("ok       burst "), "{text}");
+    let is_warning = lines[1].starts_with("warn     urgent-data-in-a-stream ");
     assert!(is_warning, "{text}");
     let summary = "1 of 2 cases passed, 0 failed, 1 strict failed (not counted without --strict)";
     assert_eq!(lines[2], format!("{address}: {summary}"));
 
     let (status, text) = check(&["--only=urgent-data-in*", "--strict"]);
-    assert!(text.starts_with("FAIL  urgent-data-in-a-stream "), "{text}");
+    assert!(
+        text.starts_with("FAIL     urgent-data-in-a-stream "),
+        "{text}"
+    );
     let has_summary = text.ends_with(": 0 of 1 cases passed, 1 failed\n");
     assert!(has_summary && status == Some(1), "{status:?}: {text}");
 }
@@ -91,6 +96,30 @@ fn faults_are_named() {
             });
         }
     });
+}
+
+#[test]
+fn greeting_is_skipped_on_request() {
+    let address = servers::start(Fault::SendsFirst);
+    let (status, report) = report(
+        "check",
+        &address,
+        &["--skip-greeting", "--strict", "--jobs=8"],
+    );
+    assert_eq!(cases_with(&report, "fail"), []);
+    assert_eq!((status, cases_with(&report, "ok").len()), (0, 29));
+}
+
+#[test]
+fn greeting_that_does_not_come_is_an_error() {
+    let address = servers::start(Fault::None);
+    let arguments = ["--skip-greeting", "--only=burst", "--patience=0.5"];
+    let (status, report) = report("check", &address, &arguments);
+    let error = "the greeting was not a line: nothing for 500ms";
+    assert_eq!(
+        (status, cases_with(&report, "fail")),
+        (1, vec![("burst", error)])
+    );
 }
 
 fn recorded_times(report: &Value) -> u64 {

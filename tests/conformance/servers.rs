@@ -35,7 +35,14 @@ faults! {
     /// Stops echoing after a read that filled its buffer.
     StallsAfterABurst "burst": "16,384 of 20,000 bytes came back, then nothing for 5s";
     InterpretsQuit "commands": r#"after "quit\n": 0 of 5 bytes came back, then EOF"#;
-    SendsFirst "never-speaks-first": r#"the server spoke first: "220 ready\r\n""#;
+    /// Answers anything with an error of HTTP.
+    SpeaksHttp
+        "every-byte-value":
+        r#"came back as 0x48; the answer starts with "HTTP/1.1 400 Bad Request", which looks like HTTP/1.1"#
+        "burst": "which looks like HTTP/1.1";
+    SendsFirst
+        "burst": r#"came back as 0x32; the answer starts with "220 ready""#
+        "never-speaks-first": r#"the server spoke first: "220 ready\r\n""#;
     /// Ignores the result of a partial write.
     DropsRestOfPartialWrite "late-reader": "of 12,000,000 was sent as";
     ChangesAByte "bulk": "byte 100,001 of 20,000,000 was sent as";
@@ -129,6 +136,9 @@ fn serve(mut stream: &TcpStream, fault: Fault) -> io::Result<()> {
             (Fault::NeverEnds, 0) => thread::park(),
             (Fault::HasNoLimit, 0) => return stream.write_all(unsent.make_contiguous()),
             (_, 0) => return Ok(()),
+            (Fault::SpeaksHttp, _) => {
+                return stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+            }
             (Fault::InterpretsQuit, _) if bytes.starts_with(b"quit\n") => return Ok(()),
             (Fault::StallsAfterABurst, BUFFER) => {
                 stream.write_all(bytes)?;

@@ -3,7 +3,9 @@
 mod cases;
 mod client;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use std::{iter, ptr};
 
@@ -13,8 +15,8 @@ use glob::Pattern;
 use serde_json::{Value, json};
 
 use self::cases::{CASES, Case, STRICT};
-use self::client::{TestedServer, side_by_side};
-use crate::output::{Exit, FAILURE, print};
+use self::client::TestedServer;
+use crate::output::{Exit, FAILURE, NOT_RUN, print};
 use crate::target::{self, Target};
 use crate::values;
 
@@ -24,7 +26,9 @@ use crate::values;
 #[command(after_help = "\
     Cases are required (a TCP stream comes back complete) or strict (urgent data and backpressure,\n\
     which many servers get wrong). A failed strict case counts only with --strict.\n\
-    Exit status: 0 all passed, 1 a case failed, 2 bad usage, 3 the server cannot be reached.")]
+    Exit status: 0 all passed, 1 a case failed, 2 bad usage, 3 the server cannot be reached,\n\
+    4 a case was not run: this machine has too few descriptors, ports or threads.")]
+#[expect(clippy::struct_excessive_bools, reason = "these options have no value")]
 pub(crate) struct Options {
     #[arg(value_name = "HOST:PORT", help = target::FORMS, required_unless_present = "list")]
     address: Option<Address>,
@@ -47,6 +51,10 @@ pub(crate) struct Options {
     #[arg(value_parser = values::count::<u16>(1..=100))]
     jobs: u16,
 
+    /// Take the first line that the server sends on each connection as a greeting
+    #[arg(long)]
+    skip_greeting: bool,
+
     /// Print one JSON object at the end instead of lines of text
     #[arg(long)]
     json: bool,
@@ -67,7 +75,7 @@ fn parse_glob(text: &str) -> Result<Pattern, String> {
 /// How one case ended.
 struct Outcome {
     case: &'static Case,
-    /// `ok`, `FAIL`, `warn` if a failure does not count, or `skip`.
+    /// `ok`, `FAIL`, `warn` if a failure does not count, `skip`, or `not run` because of this machine.
     status: &'static str,
     seconds: f64,
     error: Option<String>,
@@ -102,12 +110,20 @@ fn run_cases(
     target: &Target,
 ) -> Result<Vec<Outcome>, Exit> {
     let next = AtomicUsize::new(0);
-    let outcomes: Vec<Vec<_>> = side_by_side(options.jobs.into(), |_| {
+    let run = || -> Result<Vec<_>, Exit> {
         let cases = iter::from_fn(|| cases.get(next.fetch_add(1, Relaxed)));
-        let outcomes = cases.map(|case| run_case(case, target, options));
-        outcomes.collect::<Result<_, Exit>>()
-    })?;
-    let mut outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
+        cases.map(|case| run_case(case, target, options)).collect()
+    };
+    let outcomes: Result<Vec<_>, Exit> = thread::scope(|scope| {
+        // Fewer, if the system has no more threads.
+        let spawn = |_| Builder::new().spawn_scoped(scope, run).ok();
+        let threads: Vec<_> = (1..options.jobs).map_while(spawn).collect();
+        let own = iter::once(run());
+        let others = threads.into_iter().map(ScopedJoinHandle::join);
+        own.chain(others.map(|result| result.expect("no panic")))
+            .collect()
+    });
+    let mut outcomes: Vec<_> = outcomes?.into_iter().flatten().collect();
     // Their addresses have the order of the table.
     outcomes.sort_by_key(|outcome: &Outcome| ptr::from_ref(outcome.case));
     Ok(outcomes)
@@ -118,22 +134,24 @@ fn run_case(case: &'static Case, target: &Target, options: &Options) -> Result<O
         address: &target.address,
         patience: options.patience,
         start: Instant::now(),
+        skip_greeting: options.skip_greeting,
+        local_fault: OnceLock::new(),
     };
     let can_run = target.is_tcp() || !case.needs_tcp();
     let result = can_run.then(|| (case.run)(&server));
     let status = match &result {
         None => "skip",
         Some(Ok(())) => "ok",
+        Some(Err(_)) if server.local_fault.get().is_some() => "not run",
         Some(Err(_)) if case.class == STRICT && !options.strict => "warn",
         Some(Err(_)) => "FAIL",
     };
-    let (seconds, error) = (
-        server.start.elapsed().as_secs_f64(),
-        result.and_then(Result::err),
-    );
+    let seconds = server.start.elapsed().as_secs_f64();
+    let failure = result.and_then(Result::err);
+    let error = failure.map(|error| server.local_fault.into_inner().unwrap_or(error));
     if !options.json {
         let (name, error) = (case.name(), error.as_deref().unwrap_or_default());
-        let line = format!("{status:4}  {name:45} {seconds:6.2} s  {error}");
+        let line = format!("{status:7}  {name:45} {seconds:6.2} s  {error}");
         print(format!("{}\n", line.trim_end()))?;
     }
     Ok(Outcome {
@@ -148,7 +166,10 @@ fn run_case(case: &'static Case, target: &Target, options: &Options) -> Result<O
 fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<(), Exit> {
     let statuses = outcomes.iter().map(|outcome| outcome.status);
     let count = |status| statuses.clone().filter(|other| *other == status).count();
-    let [passed, failed, warned, skipped] = ["ok", "FAIL", "warn", "skip"].map(count);
+    let [passed, failed, warned, skipped, not_run] =
+        ["ok", "FAIL", "warn", "skip", "not run"].map(count);
+    let problems = [(failed, FAILURE), (not_run, NOT_RUN)];
+    let problem = problems.iter().find(|(count, _)| *count > 0);
     let text = if options.json {
         let cases = outcomes.iter().map(|outcome| {
             json!({
@@ -162,7 +183,7 @@ fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<()
         let report = json!({
             "target": target.name,
             "strict": options.strict,
-            "passed": failed == 0,
+            "passed": problem.is_none(),
             "cases": cases.collect::<Value>(),
         });
         report.to_string()
@@ -173,10 +194,10 @@ fn report(options: &Options, target: &Target, outcomes: &[Outcome]) -> Result<()
         };
         let warned = note(warned, "strict failed (not counted without --strict)");
         let skipped = note(skipped, "skipped (TCP only)");
+        let skipped = skipped + &note(not_run, "not run, because of this machine");
         let all = outcomes.len();
         format!("{target}: {passed} of {all} cases passed, {failed} failed{warned}{skipped}")
     };
     print(format!("{text}\n"))?;
-    let passed = failed == 0;
-    passed.then_some(()).ok_or(Exit(FAILURE, None))
+    problem.map_or(Ok(()), |(_, status)| Err(Exit(*status, None)))
 }

@@ -10,6 +10,8 @@ pub(crate) const FAILURE: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// No connection to the server can be made.
 pub(crate) const UNREACHABLE: u8 = 3;
+/// This machine has too few descriptors, ports or threads, which says nothing about the server.
+pub(crate) const NOT_RUN: u8 = 4;
 
 /// Why a command ended: its exit status, and an error unless there is none or the output already contains it.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use echoserver::Address;
 use socket2::{SockAddr, Socket, Type};
 
 use crate::error::error_text;
-use crate::output::{Exit, UNREACHABLE};
+use crate::output::{Exit, NOT_RUN, UNREACHABLE};
 use crate::platform;
 
 /// Help text of the argument that names the server.
@@ -53,10 +53,17 @@ impl Target {
             let first = results.next().unwrap_or_else(no_address);
             first.or_else(|error| results.find_map(Result::ok).ok_or(error))
         });
-        let error = |error| format!("cannot connect to {name}: {}", client_error(&error));
         match found {
             Ok((address, connection)) => Ok((Self { name, address }, connection)),
-            Err(cause) => Err(Exit(UNREACHABLE, Some(error(cause)))),
+            Err(cause) => {
+                let error = format!("cannot connect to {name}: {}", client_error(&cause));
+                let status = if is_local(&cause) {
+                    NOT_RUN
+                } else {
+                    UNREACHABLE
+                };
+                Err(Exit(status, Some(error)))
+            }
         }
     }
 
@@ -144,6 +151,20 @@ pub(crate) fn with_cause(error: io::Error, address: &SockAddr) -> io::Error {
         Err(_) => "this machine has no address to connect from",
     };
     io::Error::new(error.kind(), cause)
+}
+
+/// Returns whether the cause of an error is this machine: it has no more descriptors, ports or memory.
+pub(crate) fn is_local(error: &io::Error) -> bool {
+    /// ENFILE and EMFILE; ENOBUFS of Linux, and of the BSDs and macOS; WSAEMFILE and WSAENOBUFS of Windows.
+    const CODES: [i32; 6] = [23, 24, 105, 55, 10024, 10055];
+    let is_kind = matches!(
+        error.kind(),
+        ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory
+    );
+    is_kind
+        || error
+            .raw_os_error()
+            .is_some_and(|code| CODES.contains(&code))
 }
 
 /// Returns what an error of a connection means for a client.

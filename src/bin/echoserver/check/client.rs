@@ -5,7 +5,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::OnceLock;
+use std::thread::{self, Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
@@ -13,7 +14,7 @@ use socket2::{SockAddr, Socket};
 use crate::error::error_text;
 use crate::figures::Count;
 use crate::payload::Payload;
-use crate::target::{self, client_error};
+use crate::target::{self, client_error, is_local};
 
 /// The timeout of a socket's calls, which are repeated while a case may wait.
 const TICK: Duration = Duration::from_millis(100);
@@ -40,6 +41,10 @@ pub(crate) struct TestedServer<'a> {
     pub(crate) patience: Duration,
     /// When the case has begun.
     pub(crate) start: Instant,
+    /// Whether each connection starts with a line from the server, which is no part of the echo.
+    pub(crate) skip_greeting: bool,
+    /// What this machine lacks for the case, whose failure then says nothing about the server.
+    pub(crate) local_fault: OnceLock<String>,
 }
 
 impl TestedServer<'_> {
@@ -66,13 +71,24 @@ impl TestedServer<'_> {
         };
         // The call itself waits, and is not repeated.
         let connected = self.attempt(Duration::ZERO, connect);
-        connected.map_err(|error| {
+        let client = connected.map_err(|error| {
             if is_timeout(&error) {
                 format!("cannot connect: no answer for {patience:?}")
             } else {
                 format!("cannot connect: {error}")
             }
-        })
+        })?;
+        if self.skip_greeting {
+            client.skip_line()?;
+        }
+        Ok(client)
+    }
+
+    /// Returns how many bytes a client can surely send before it reads: this many, or half of what fills all buffers between
+    /// it and the server.
+    pub(crate) fn room(&self, bytes: usize) -> CaseResult<usize> {
+        let sent = self.connect()?.send_until_stuck(&data(0, bytes))?;
+        Ok(if sent == bytes { bytes } else { sent / 2 })
     }
 
     /// Repeats a call while it times out, for `patience` at most. Its error says what the client has seen.
@@ -88,7 +104,11 @@ impl TestedServer<'_> {
             match call() {
                 Ok(value) => return Ok(value),
                 Err(error) if !is_timeout(&error) => {
-                    return Err(io::Error::new(error.kind(), client_error(&error)));
+                    let text = client_error(&error);
+                    if is_local(&error) {
+                        self.local_fault.get_or_init(|| text.clone());
+                    }
+                    return Err(io::Error::new(error.kind(), text));
                 }
                 Err(_) if left > TICK => left -= TICK,
                 Err(error) => {
@@ -100,6 +120,30 @@ impl TestedServer<'_> {
         Err(io::Error::other(format!(
             "the case was not done after {limit:?}"
         )))
+    }
+
+    /// Runs `work` on `count` threads at once, and collects the results.
+    pub(crate) fn side_by_side<T: Send, All: FromIterator<T>>(
+        &self,
+        count: usize,
+        work: impl Fn(usize) -> CaseResult<T> + Sync,
+    ) -> CaseResult<All> {
+        thread::scope(|scope| {
+            let work = &work;
+            let spawn = |index| {
+                let thread = Builder::new().spawn_scoped(scope, move || work(index));
+                thread.map_err(|error| self.cannot_start(&error))
+            };
+            let threads: CaseResult<Vec<_>> = (0..count).map(spawn).collect();
+            let results = threads?.into_iter().map(ScopedJoinHandle::join);
+            results.map(|result| result.expect("no panic")).collect()
+        })
+    }
+
+    /// Notes that a thread cannot be started. Returns the error.
+    fn cannot_start(&self, error: &io::Error) -> String {
+        let text = || format!("cannot start a thread: {}", error_text(error));
+        self.local_fault.get_or_init(text).clone()
     }
 }
 
@@ -168,6 +212,16 @@ impl Client<'_> {
         }
     }
 
+    /// Reads a line, and not a byte further.
+    fn skip_line(&self) -> CaseResult {
+        let mut byte = [0];
+        while byte != *b"\n" {
+            let read = self.read(self.server.patience, &mut byte);
+            read.map_err(|end| format!("the greeting was not a line: {end}"))?;
+        }
+        Ok(())
+    }
+
     /// Reads until `expected` has come back, and not a byte further.
     pub(crate) fn expect(&self, expected: &[u8]) -> CaseResult {
         self.expect_in_pieces(expected, 64 << 10)
@@ -188,13 +242,32 @@ impl Client<'_> {
             let mut pairs = part.iter().zip(rest);
             if let Some(at) = pairs.position(|(got, sent)| got != sent) {
                 let (place, sent, got) = (Count(received + at + 1), rest[at], part[at]);
+                let is_first = received + at == 0;
+                let answer = is_first.then(|| self.describe_answer(part));
+                let answer = answer.unwrap_or_default();
                 return Err(format!(
-                    "byte {place} of {all} was sent as {sent:#04x} and came back as {got:#04x}"
+                    "byte {place} of {all} was sent as {sent:#04x} and came back as {got:#04x}{answer}"
                 ));
             }
             received += part.len();
         }
         Ok(())
+    }
+
+    /// Describes an answer that starts with `bytes`, which are no echo, if it is text of another protocol.
+    fn describe_answer(&self, bytes: &[u8]) -> String {
+        let mut rest = [0; 64];
+        let rest = self.read(STALL, &mut rest).unwrap_or_default();
+        let bytes = [bytes, rest].concat();
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]);
+        let line = text.lines().next().unwrap_or_default();
+        if line.len() < 3 || line.contains(|letter| !matches!(letter, ' '..='~')) {
+            return String::new();
+        }
+        let http = line.split(' ').find(|word| word.starts_with("HTTP/"));
+        let protocol = http.map(|version| format!(", which looks like {version}"));
+        let protocol = protocol.unwrap_or_default();
+        format!("; the answer starts with {line:?}{protocol}")
     }
 
     /// The same, after a sender on another thread has had time to get stuck or to send all.
@@ -243,8 +316,8 @@ impl Client<'_> {
         read: impl FnOnce() -> CaseResult,
     ) -> CaseResult {
         thread::scope(|scope| {
-            let sending = thread::Builder::new().spawn_scoped(scope, send);
-            let sending = sending.map_err(|error| cannot_start_thread(&error))?;
+            let sending = Builder::new().spawn_scoped(scope, send);
+            let sending = sending.map_err(|error| self.server.cannot_start(&error))?;
             // Ends a send that is stuck.
             let received = read().inspect_err(|_| drop(self.socket.shutdown(Shutdown::Both)));
             received.and(sending.join().expect("senders do not panic"))
@@ -269,34 +342,6 @@ pub(crate) fn data(seed: usize, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     Payload::new(seed as u64).fill(0, &mut bytes);
     bytes
-}
-
-/// Runs `work` on `count` threads at once, and collects the results. Returns the first error. If a thread cannot be started,
-/// none works.
-pub(crate) fn side_by_side<T: Send, E: Send + From<String>, All: FromIterator<T>>(
-    count: usize,
-    work: impl Fn(usize) -> Result<T, E> + Sync,
-) -> Result<All, E> {
-    let (start, started) = crossbeam_channel::bounded(count);
-    let run = || started.recv().ok().map(&work);
-    thread::scope(|scope| {
-        let spawn = |_| thread::Builder::new().spawn_scoped(scope, run);
-        let threads: io::Result<Vec<_>> = (0..count).map(spawn).collect();
-        // Dropped here, it ends the threads that have been started.
-        let start = start;
-        let threads = threads.map_err(|error| cannot_start_thread(&error))?;
-        for index in 0..count {
-            start.send(index).expect("each thread takes one");
-        }
-        let results = threads.into_iter().map(ScopedJoinHandle::join);
-        results
-            .map(|result| result.expect("no panic").expect("it was started"))
-            .collect()
-    })
-}
-
-fn cannot_start_thread(error: &io::Error) -> String {
-    format!("cannot start a thread: {}", error_text(error))
 }
 
 pub(crate) fn quoted(bytes: &[u8]) -> String {
