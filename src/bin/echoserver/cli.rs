@@ -20,11 +20,7 @@ const MAX_VALUE: usize = 200;
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
 #[command(mut_args(common_settings))]
-#[command(
-    args_conflicts_with_subcommands = true,
-    disable_help_subcommand = true,
-    propagate_version = true
-)]
+#[command(args_conflicts_with_subcommands = true, propagate_version = true)]
 #[command(after_help = "\
     Times are seconds, or have a unit: 5, 500ms, 1m30s. Sizes may have one: 4096, 64K, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
@@ -70,8 +66,12 @@ impl CommandLine {
 pub(crate) fn parse() -> Result<CommandLine, Exit> {
     let first = env::args_os().nth(1).unwrap_or_default();
     let mut command = CommandLine::command();
-    if command.find_subcommand(first).is_none() {
+    if command.find_subcommand(&first).is_none() && first != "help" {
         command = command.mut_args(read_variable);
+    }
+    if env::var_os("COLUMNS").is_some_and(|columns| columns == "0") {
+        // The width is unknown. Otherwise clap would put each word on a line of its own.
+        command = command.term_width(100);
     }
     let matches = command.try_get_matches();
     let parsed = matches.and_then(|matches| CommandLine::from_arg_matches(&matches)?.check());
@@ -122,14 +122,39 @@ fn one_line(mut error: clap::Error) -> String {
     let paragraph = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
     let lines: Vec<_> = paragraph.lines().map(str::trim).collect();
     let mut line = lines.join(" ");
+    let hint = port_hint(&error);
     let suggestions = text
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("tip: "));
+        .filter_map(|line| line.trim().strip_prefix("tip: "))
+        .filter(|_| hint.is_none());
     let source = variable_of(&error).map(|variable| format!("from {variable}"));
-    for note in suggestions.chain(source.as_deref()) {
+    for note in suggestions.chain(hint.as_deref()).chain(source.as_deref()) {
         line.extend([" (", note, ")"]);
     }
     line
+}
+
+/// Returns how to give a port, if an argument was meant to be one.
+fn port_hint(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let is_option = ["-p", "--port"].contains(&text(ContextKind::InvalidArg));
+    let argument = text(ContextKind::InvalidSubcommand);
+    match error.kind() {
+        ErrorKind::InvalidSubcommand if argument.parse::<Address>().is_ok() => {
+            Some(format!("to listen there: --listen {argument}"))
+        }
+        ErrorKind::UnknownArgument if is_option => {
+            let first = env::args_os().nth(1).unwrap_or_default();
+            Some(match CommandLine::command().find_subcommand(first) {
+                Some(command) => format!("the server is an argument: {command} HOST:PORT"),
+                None => "to listen on a port: --listen PORT".to_owned(),
+            })
+        }
+        _ => None,
+    }
 }
 
 /// Returns the first argument, or the name of the first variable, that is not valid UTF-8.

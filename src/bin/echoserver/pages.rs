@@ -2,7 +2,7 @@
 
 use std::io;
 
-use clap::{Command, ValueEnum};
+use clap::{Arg, Command, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -37,13 +37,44 @@ fn completions(mut command: Command, shell: Shell) -> Vec<u8> {
 }
 
 /// Returns the man page of the server or of a command: its options, then the `sections` written by hand.
-fn man_page(mut command: Command, name: Option<&str>, sections: &str) -> io::Result<Vec<u8>> {
-    command.build();
-    let found = name.and_then(|name| command.find_subcommand(name));
-    let command = found.unwrap_or(&command).clone();
-    let mut page = Vec::new();
+fn man_page(command: Command, name: Option<&str>, sections: &str) -> io::Result<Vec<u8>> {
+    // The command `help` has no page of its own.
+    let mut program = command.disable_help_subcommand(true);
+    program.build();
+    let command = name.and_then(|name| program.find_subcommand(name));
+    let command = command.unwrap_or(&program);
+    let version = command.get_version().unwrap_or_default();
+    let usage = usage(command);
     // The sections contain what stands below the options in the help.
-    Man::new(command.after_help(None::<&str>)).render(&mut page)?;
+    let command = command
+        .clone()
+        .after_help(None::<&str>)
+        .override_usage(usage);
+    let mut page = Vec::new();
+    Man::new(command)
+        // No date. An empty one is not written, so that the source would take its place.
+        .date(" ")
+        .source(format!("{} {version}", program.get_name()))
+        .manual("User Commands")
+        .render(&mut page)?;
     page.extend(sections.bytes());
     Ok(page)
+}
+
+/// Returns the synopsis: all options with their values, then the arguments; and each command of a command.
+fn usage(command: &Command) -> String {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let visible = command.get_arguments().filter(|it| !it.is_hide_set());
+    let (arguments, options): (Vec<_>, Vec<_>) = visible.partition(|it| it.is_positional());
+    let option = |option: &Arg| match option.get_short() {
+        Some(short) => format!(" [-{short}|{option}]"),
+        None if option.is_required_set() => format!(" {option}"),
+        None => format!(" [{option}]"),
+    };
+    let options = options.into_iter().map(option).collect::<String>();
+    let arguments = arguments.into_iter().map(|argument| format!(" {argument}"));
+    let commands = command.get_subcommands();
+    let commands = commands.map(|command| format!("\n{name} {} ...", command.get_name()));
+    let arguments = arguments.chain(commands).collect::<String>();
+    format!("{name}{options}{arguments}")
 }

@@ -48,17 +48,24 @@ fn every_page_has_every_option() {
 #[test]
 fn man_pages_render_without_warnings() {
     let folder = tempdir().unwrap();
-    for (page, title, part) in [
-        ("man", "echoserver", "--drain-timeout <TIME> [default: 5s]"),
+    for (page, title, part, synopsis) in [
+        (
+            "man",
+            "echoserver",
+            "--drain-timeout <TIME> [default: 5s]",
+            "[-l|--listen <ADDR>]",
+        ),
         (
             "man-check",
             "echoserver-check",
             "--patience <TIME> [default: 5s]",
+            "[--only <GLOB>]",
         ),
         (
             "man-load",
             "echoserver-load",
             "--timeout <TIME> [default: 10]",
+            "[--rate <N>]",
         ),
     ] {
         let roff = generate(page);
@@ -77,6 +84,8 @@ fn man_pages_render_without_warnings() {
             );
         }
         assert!(!roff.contains("EXTRA"), "{roff}");
+        let start = roff.split_once(".SH DESCRIPTION").expect("a section").0;
+        assert!(start.replace("\\-", "-").contains(synopsis), "{start}");
         if !installed(&["groff"]) {
             continue;
         }
@@ -87,13 +96,28 @@ fn man_pages_render_without_warnings() {
         let output = check_quiet(command("groff").args(arguments).arg(&file));
         let text = String::from_utf8(output.stdout).unwrap();
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        for part in [&format!("{title}(1)"), part] {
+        let footer = concat!("echoserver ", env!("CARGO_PKG_VERSION"));
+        for part in [
+            &format!("{title}(1) User Commands {title}(1)"),
+            footer,
+            part,
+        ] {
             assert!(text.contains(part), "no {part} in {text}");
         }
         if installed(&["mandoc"]) {
             check_quiet(command("mandoc").args(["-T", "ascii"]).arg(&file));
         }
     }
+}
+
+/// The help mentions it in a line, and does not list it.
+#[test]
+fn man_page_explains_generate() {
+    let page = generate("man");
+    for file in PAGES.map(|page| page.replace('-', "\\-")) {
+        assert!(page.contains(&file), "{file}: {page}");
+    }
+    assert!(page.contains(r"\fB\-\-generate\fR \fI<WHAT>\fR"), "{page}");
 }
 
 #[test]

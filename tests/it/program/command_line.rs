@@ -44,6 +44,36 @@ fn help_fits_a_terminal() {
     }
 }
 
+#[test]
+fn width_of_zero_columns_is_unknown() {
+    for arguments in HELP {
+        let [unset, zero] = [None, Some("0")].map(|columns| {
+            let mut command = program();
+            command.args(arguments).env_remove("COLUMNS");
+            if let Some(columns) = columns {
+                command.env("COLUMNS", columns);
+            }
+            String::from_utf8(run(&mut command).stdout).expect("text")
+        });
+        assert_eq!(zero, unset);
+    }
+}
+
+#[test]
+fn command_help_prints_the_help() {
+    for arguments in HELP {
+        let help = run(program().args(arguments)).stdout;
+        let command = &arguments[..arguments.len() - 1];
+        let mut program = program();
+        // It is not the server, which reads its variables.
+        program
+            .arg("help")
+            .args(command)
+            .env("ECHOSERVER_WORKERS", "abc");
+        run(&mut program).assert().code(0).stderr("").stdout(help);
+    }
+}
+
 /// A value can have 128 KiB on Linux. What the error says about it is complete.
 #[test]
 fn long_value_is_not_repeated_in_an_error() {
