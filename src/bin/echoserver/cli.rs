@@ -11,7 +11,7 @@ use echoserver::Address;
 use crate::error::escape_control;
 use crate::output::{Exit, SUCCESS, USAGE, shorten};
 use crate::pages::GeneratedFile;
-use crate::{check, load, serve};
+use crate::{check, load, plot, serve};
 
 /// The most characters of a value that an error repeats.
 const MAX_VALUE: usize = 200;
@@ -25,7 +25,7 @@ const MAX_VALUE: usize = 200;
     Times are seconds, or have a unit: 5, 500ms, 1m30s. Sizes may have one: 4096, 64K, 1MiB.\n\
     Every option has an environment variable such as ECHOSERVER_MAX_CONNECTIONS.\n\
     Signals: SIGTERM, SIGINT or SIGHUP drains and exits 0; a second one exits at once.\n\
-    Man pages: --generate man, man-check or man-load. Completions: --generate bash, zsh or fish.")]
+    Man pages: --generate man, man-check, man-load or man-plot. Completions: bash, zsh or fish.")]
 pub(crate) struct CommandLine {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -43,6 +43,7 @@ pub(crate) struct CommandLine {
 pub(crate) enum Command {
     Check(check::Options),
     Load(load::Options),
+    Plot(plot::Options),
 }
 
 impl CommandLine {

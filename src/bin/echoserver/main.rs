@@ -10,6 +10,7 @@ mod payload;
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(not(unix), path = "other.rs")]
 mod platform;
+mod plot;
 mod serve;
 mod target;
 mod values;
@@ -47,6 +48,7 @@ fn run(command_line: CommandLine) -> Result<(), Exit> {
     match (command_line.command, command_line.generate) {
         (Some(Command::Check(options)), _) => check::run(&options),
         (Some(Command::Load(options)), _) => load::run(&options),
+        (Some(Command::Plot(options)), _) => plot::run(&options),
         (None, Some(file)) => print(file.text(CommandLine::command())?),
         (None, None) => serve::run(&command_line.serve),
     }

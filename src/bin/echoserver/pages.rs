@@ -11,6 +11,7 @@ pub(crate) enum GeneratedFile {
     Man,
     ManCheck,
     ManLoad,
+    ManPlot,
     Bash,
     Zsh,
     Fish,
@@ -23,6 +24,7 @@ impl GeneratedFile {
             Self::Man => man_page(command, None, include_str!("pages/server.roff")),
             Self::ManCheck => man_page(command, Some("check"), include_str!("pages/check.roff")),
             Self::ManLoad => man_page(command, Some("load"), include_str!("pages/load.roff")),
+            Self::ManPlot => man_page(command, Some("plot"), include_str!("pages/plot.roff")),
             Self::Bash => Ok(completions(command, Shell::Bash)),
             Self::Zsh => Ok(completions(command, Shell::Zsh)),
             Self::Fish => Ok(completions(command, Shell::Fish)),
@@ -66,10 +68,13 @@ fn usage(command: &Command) -> String {
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
     let visible = command.get_arguments().filter(|it| !it.is_hide_set());
     let (arguments, options): (Vec<_>, Vec<_>) = visible.partition(|it| it.is_positional());
-    let option = |option: &Arg| match option.get_short() {
-        Some(short) => format!(" [-{short}|{option}]"),
-        None if option.is_required_set() => format!(" {option}"),
-        None => format!(" [{option}]"),
+    let option = |option: &Arg| {
+        let short = option.get_short().map(|short| format!("-{short}|"));
+        let text = format!("{}{option}", short.unwrap_or_default());
+        match option.is_required_set() {
+            true => format!(" {text}"),
+            false => format!(" [{text}]"),
+        }
     };
     let options = options.into_iter().map(option).collect::<String>();
     let arguments = arguments.into_iter().map(|argument| format!(" {argument}"));

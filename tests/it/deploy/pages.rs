@@ -9,7 +9,15 @@ use tempfile::tempdir;
 use crate::harness::{command, installed, program, run};
 use crate::program::command_line::{HELP, help_options};
 
-const PAGES: [&str; 6] = ["man", "man-check", "man-load", "bash", "zsh", "fish"];
+const PAGES: [&str; 7] = [
+    "man",
+    "man-check",
+    "man-load",
+    "man-plot",
+    "bash",
+    "zsh",
+    "fish",
+];
 
 fn generate(page: &str) -> String {
     let output = check_quiet(program().args(["--generate", page]));
@@ -32,7 +40,7 @@ fn every_page_has_every_option() {
         // A man page escapes hyphens.
         let text = generate(page).replace("\\-", "-");
         let options = match PAGES.iter().position(|known| *known == page) {
-            Some(index @ 0..3) => options[index].clone(),
+            Some(index @ 0..4) => options[index].clone(),
             _ => options.iter().flatten().cloned().collect(),
         };
         for option in options {
@@ -66,6 +74,12 @@ fn man_pages_render_without_warnings() {
             "echoserver-load",
             "--timeout <TIME> [default: 10]",
             "[--rate <N>]",
+        ),
+        (
+            "man-plot",
+            "echoserver-plot",
+            "-o, --output <FILE.svg>",
+            "plot\\fR -o|--output <FILE.svg> [-h|--help]",
         ),
     ] {
         let roff = generate(page);

@@ -7,7 +7,12 @@ use assert_cmd::assert::OutputAssertExt;
 use crate::harness::{Process, error_line, number, program, program_after, run};
 
 /// The command line of the help of the server, and of each command.
-pub(crate) const HELP: [&[&str]; 3] = [&["--help"], &["check", "--help"], &["load", "--help"]];
+pub(crate) const HELP: [&[&str]; 4] = [
+    &["--help"],
+    &["check", "--help"],
+    &["load", "--help"],
+    &["plot", "--help"],
+];
 
 /// Returns the long names of the options that a help lists.
 pub(crate) fn help_options(arguments: &[&str]) -> BTreeSet<String> {

@@ -8,6 +8,7 @@ mod greeting;
 mod listeners;
 mod log;
 mod metrics;
+mod plot;
 #[cfg(target_os = "linux")]
 pub(crate) mod resources;
 #[cfg(target_os = "linux")]

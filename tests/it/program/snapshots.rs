@@ -30,6 +30,10 @@ fn help_matches_its_snapshot() {
         &stdout(&["load", "--help"]),
         file!["snapshots/help-load.txt"],
     );
+    check(
+        &stdout(&["plot", "--help"]),
+        file!["snapshots/help-plot.txt"],
+    );
     check(&stdout(&["check", "--list"]), file!["snapshots/cases.txt"]);
 }
 
@@ -39,6 +43,7 @@ fn man_pages_match_their_snapshots() {
     check(&page("man"), file!["snapshots/man.txt"]);
     check(&page("man-check"), file!["snapshots/man-check.txt"]);
     check(&page("man-load"), file!["snapshots/man-load.txt"]);
+    check(&page("man-plot"), file!["snapshots/man-plot.txt"]);
 }
 
 #[test]
