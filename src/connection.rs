@@ -237,6 +237,11 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             .unwrap_or(NEVER)
     }
 
+    /// Takes what the handler has said about the connection.
+    pub(crate) fn take_note(&self) -> Option<Box<str>> {
+        self.extras.get()?.note.take()
+    }
+
     /// When the connection expires unless it makes progress, or [`NEVER`].
     pub(crate) fn deadline(&self, shared: &Shared) -> Millis {
         let timeouts = &shared.timeouts;

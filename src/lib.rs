@@ -215,6 +215,8 @@
 //!   for input, so a wake-up can be too late for them. **Bound what waits** for a receiver in two ways: a sender returns
 //!   [`Action::Pending`] with a timer while a receiver is far behind, and a receiver is reset if its `output` has not become
 //!   empty for some time. Messages that wait do not show a slow client: its turn may not have come.
+//! * **What an operator should know** about a connection, such as a user or an error, is in the log record of its end:
+//!   [`Context::set_note`].
 //! * **State of a connection** belongs in the fields of its handler. **State shared by connections** is
 //!   passed to each handler by the closure given to [`Server::run`]. If it changes, it needs a lock or an
 //!   atomic, because the workers run in parallel. A handler that panics while it holds a mutex poisons it for all others:

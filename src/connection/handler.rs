@@ -1,6 +1,6 @@
 //! The protocol interface: one [`Handler`] per connection, which works on bytes only.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
@@ -225,6 +225,11 @@ impl Context<'_> {
         waker.get_or_init(new_waker).clone()
     }
 
+    /// Sets a note for the log record of the connection's end, which has it as the field `note`. A new note replaces the old one.
+    pub fn set_note(&self, note: &str) {
+        self.extras().note.replace(Some(note.into()));
+    }
+
     fn extras(&self) -> &Extras {
         self.extras.get_or_init(Box::default)
     }
@@ -236,6 +241,8 @@ pub(crate) struct Extras {
     pub(crate) waker: OnceCell<Waker>,
     /// When the handler's timer expires.
     pub(crate) timer: Cell<Option<Millis>>,
+    /// What the handler says about the connection.
+    pub(crate) note: RefCell<Option<Box<str>>>,
 }
 
 /// The bytes that have arrived and were not consumed, at most the server's

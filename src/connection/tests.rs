@@ -230,6 +230,21 @@ fn a_message_costs_one_read_and_one_write() {
 }
 
 #[test]
+fn last_note_of_a_handler_is_kept() {
+    let mut harness = Harness::new(handler(|event, context| {
+        if event == Event::Input {
+            context.set_note("first");
+            context.set_note("last");
+        }
+        Echo.process(event, context)
+    }));
+    assert_eq!(harness.run(&[]), Status::Idle);
+    assert_eq!(harness.connection.take_note(), None);
+    harness.event(READABLE, &[ReadCall(Ok(b"abc")), WriteCall(b"abc", Ok(3))]);
+    assert_eq!(harness.connection.take_note().as_deref(), Some("last"));
+}
+
+#[test]
 fn without_readiness_no_call_is_made_and_no_buffer_is_held() {
     let mut harness = Harness::new(Echo);
     assert_eq!(harness.run(&[]), Status::Idle);

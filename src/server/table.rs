@@ -598,12 +598,20 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         let buffered = connection.release_buffers(pool);
         counters.buffered.adjust(buffered, 0);
         counters.discarded[reason as usize].add(buffered as u64);
-        log::debug!(
-            target: "echoserver::access",
-            peer:%, worker = self.worker, ms = now.saturating_sub(opened),
-            bytes_in = connection.bytes_in, bytes_out = connection.bytes_out, reason:%;
-            "closed"
-        );
+        macro_rules! log_closed {
+            ($($note:tt)*) => {
+                log::debug!(
+                    target: "echoserver::access",
+                    peer:%, worker = self.worker, ms = now.saturating_sub(opened),
+                    bytes_in = connection.bytes_in, bytes_out = connection.bytes_out, reason:% $($note)*;
+                    "closed"
+                )
+            };
+        }
+        match connection.take_note() {
+            Some(note) => log_closed!(, note:%),
+            None => log_closed!(),
+        }
         // Dropping the handler runs user code. The panic hook has already reported a panic.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(connection))) {
             dispose(panic);
