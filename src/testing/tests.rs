@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use self::faults::{Fault, Faulty, Kind, Pipeline, Plan, Random, When};
 use self::masked::Masked;
 use super::*;
 use crate::connection::handler::{Action, Context, Echo, Event};
@@ -7,6 +8,11 @@ use crate::connection::handler::{Action, Context, Echo, Event};
 #[allow(dead_code)] // it is a program
 #[path = "../../examples/masked.rs"]
 mod masked;
+
+/// The faults of the program.
+#[allow(dead_code)] // the program uses the rest
+#[path = "../bin/echoserver/serve/faults/handler.rs"]
+mod faults;
 
 const SCHEDULES: u64 = 2000;
 
@@ -420,4 +426,123 @@ fn simulation_of_long_messages() {
         schedules: 40,
     };
     simulate_with(|| Echo, |seen| seen.input.to_vec(), options);
+}
+
+/// Misbehaves if the first byte is odd, which its model knows as well.
+struct HalfFaulty<'a> {
+    plan: &'a Plan,
+    inner: Option<Faulty<'a>>,
+}
+
+impl Handler for HalfFaulty<'_> {
+    fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
+        if self.inner.is_none() {
+            let Some(&byte) = context.input.data().first() else {
+                return Action::Continue;
+            };
+            let random = Random::new(0, byte.into());
+            let pipeline = || (self.plan, Pipeline::new(self.plan, random));
+            self.inner = Some(Faulty((byte % 2 == 1).then(pipeline)));
+        }
+        let inner = self.inner.as_mut().expect("it is set");
+        inner.process(event, context)
+    }
+}
+
+/// What a faulty connection answers. A close at a number of bytes answers what was read, so it has no model.
+fn faulty(plan: &Plan, input: &[u8]) -> Vec<u8> {
+    if input.first().is_none_or(|byte| byte % 2 == 0) {
+        return input.to_vec();
+    }
+    let faults = |at: usize| {
+        let when = When::Received(at as u64);
+        let faults = plan.faults.iter().filter(move |it| it.when == when);
+        faults.map(|fault| fault.kind)
+    };
+    let mut output = Vec::new();
+    for (at, &byte) in input.iter().enumerate() {
+        if faults(at).any(|kind| !kind.changes_a_byte()) {
+            break;
+        }
+        match faults(at).next() {
+            Some(Kind::Corrupt) => output.push(byte ^ (1 << (at % 8))),
+            Some(Kind::Repeat) => output.extend([byte, byte]),
+            Some(Kind::Drop) => {}
+            _ => output.push(byte),
+        }
+    }
+    output
+}
+
+fn simulate_faults(plan: &Plan, schedules: u64) {
+    let handler = || HalfFaulty { plan, inner: None };
+    let options = Options {
+        vocabulary: &[],
+        min_buffer_size: Some(1),
+        schedules,
+    };
+    simulate_with(handler, |seen| faulty(plan, seen.input), options);
+    for fault in &plan.faults {
+        let count = plan.counts[fault.kind as usize].load(Ordering::Relaxed);
+        let is_one_schedule = env_number("SIMULATION_SEED").is_some();
+        assert!(count > 0 || is_one_schedule, "{fault:?} never happens");
+    }
+}
+
+fn fault(kind: Kind, when: When) -> Fault {
+    Fault { kind, when }
+}
+
+#[test]
+fn simulation_of_faults_that_change_bytes() {
+    let plan = Plan {
+        faults: vec![
+            fault(Kind::Corrupt, When::Received(2)),
+            fault(Kind::Repeat, When::Received(4)),
+            fault(Kind::Drop, When::Received(5)),
+            fault(Kind::Drop, When::Received(0)),
+        ],
+        ..Plan::default()
+    };
+    simulate_faults(&plan, SCHEDULES / 2);
+}
+
+#[test]
+fn simulation_of_delays_throttles_and_slices() {
+    let plan = Plan {
+        delay: Some(0..=20),
+        throttle: Some(3000),
+        slice: Some((1..=5, 3)),
+        faults: vec![
+            fault(Kind::Repeat, When::Received(1)),
+            fault(Kind::Close, When::Eof),
+        ],
+        ..Plan::default()
+    };
+    simulate_faults(&plan, SCHEDULES / 2);
+}
+
+#[test]
+fn simulation_of_faults_that_end_the_answers() {
+    for kind in [Kind::Cut, Kind::Reset, Kind::Stall, Kind::Blackhole] {
+        for delay in [None, Some(0..=9)] {
+            let plan = Plan {
+                delay,
+                faults: vec![fault(kind, When::Received(6))],
+                hold: 30,
+                ..Plan::default()
+            };
+            simulate_faults(&plan, SCHEDULES / 8);
+        }
+    }
+}
+
+#[test]
+fn simulation_of_resets_after_a_time() {
+    let plan = Plan {
+        throttle: Some(100),
+        faults: vec![fault(Kind::Reset, When::Elapsed(15))],
+        ..Plan::default()
+    };
+    simulate_faults(&plan, SCHEDULES / 2);
 }

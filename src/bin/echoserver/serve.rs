@@ -1,6 +1,7 @@
 //! Runs the library's server as a process: with signals, log, metrics and a service manager.
 
 mod background;
+mod faults;
 mod greeting;
 mod limits;
 pub(crate) mod logging;
@@ -11,14 +12,17 @@ mod service;
 mod signals;
 
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytesize::ByteSize;
-use echoserver::{Address, Config, Echo, NewConnection, Server};
+use echoserver::{Address, Config, Echo, Handle, NewConnection, Server};
 use log::Level;
 
 use self::background::BackgroundThread;
+use self::faults::{Faults, Faulty};
+use self::greeting::GreetingHandler;
 use self::logging::{FINISH_TIMEOUT, Log, TARGET, log_stats};
 use self::metrics::Endpoint;
 pub(crate) use self::options::Options;
@@ -109,55 +113,92 @@ fn bind_when_free(bind: impl Fn() -> io::Result<Server>) -> io::Result<Server> {
     }
 }
 
+/// What starts beside the server.
+struct Startup<'a> {
+    options: &'a Options,
+    config: Config,
+    server: Handle,
+    addresses: Vec<Address>,
+    http_server: Option<Server>,
+    link: SignalLink,
+    log: Log,
+    faults: Option<Arc<Faults>>,
+}
+
+impl Startup<'_> {
+    /// Starts the threads beside those of the server, which run, and reports that it serves.
+    fn start(self) -> io::Result<Vec<BackgroundThread>> {
+        let mut threads = Vec::new();
+        let http_addresses = self.http_server.iter().flat_map(Server::addresses);
+        let http_addresses: Vec<_> = http_addresses.cloned().collect();
+        if let Some(faults) = &self.faults {
+            log::warn!(target: TARGET, "the server misbehaves as requested: {}", faults.text);
+        }
+        if let Some(http_server) = self.http_server {
+            let endpoint = Endpoint {
+                server: self.server.clone(),
+                max_connections: self.config.max_connections,
+                is_stopping: self.link.is_stopping,
+                log: self.log,
+                start: SystemTime::now(),
+                faults: self.faults,
+            };
+            threads.push(metrics::start(http_server, endpoint)?);
+        }
+        if let Some(interval) = self.options.stats_interval {
+            let server = self.server.clone();
+            let report = move || log_stats(Level::Info, "stats", &server.stats());
+            threads.push(BackgroundThread::repeat("reports", interval, report)?);
+        }
+        if let Some(timeout) = service::watchdog_timeout() {
+            threads.push(service::start_watchdog(timeout, self.server.clone())?);
+        }
+        // Every thread runs: what is logged as listening serves.
+        log_config(&self.addresses, &self.config);
+        for address in http_addresses {
+            log::info!("metrics: listening on {address}");
+        }
+        threads.extend(service::notify_ready(&self.addresses)?);
+        // Its receiver has ended if the signals cannot be read.
+        let _sent = self.link.handle_sender.send(self.server);
+        Ok(threads)
+    }
+}
+
 /// Serves until the server is shut down, then checks that the counters balance.
 fn serve(options: &Options, inherited: Vec<Adopt>, link: SignalLink, log: &Log) -> io::Result<()> {
+    let faults = options.faults.faults().map(Arc::new);
     let Bound {
         server,
         config,
         http_server,
     } = bind(options, inherited)?;
-    let (handle, addresses) = (server.handle(), server.addresses().to_vec());
+    let startup = Startup {
+        options,
+        config,
+        server: server.handle(),
+        addresses: server.addresses().to_vec(),
+        http_server,
+        link,
+        log: log.clone(),
+        faults: faults.clone(),
+    };
     // Stopped and joined on drop.
     let mut threads = Vec::new();
-    let start = || {
-        let http_addresses = http_server.iter().flat_map(Server::addresses);
-        let http_addresses: Vec<_> = http_addresses.cloned().collect();
-        if let Some(http_server) = http_server {
-            let endpoint = Endpoint {
-                server: handle.clone(),
-                max_connections: config.max_connections,
-                is_stopping: link.is_stopping,
-                log: log.clone(),
-                start: SystemTime::now(),
-            };
-            threads.push(metrics::start(http_server, endpoint)?);
-        }
-        if let Some(interval) = options.stats_interval {
-            let handle = handle.clone();
-            let report = move || log_stats(Level::Info, "stats", &handle.stats());
-            threads.push(BackgroundThread::repeat("reports", interval, report)?);
-        }
-        if let Some(timeout) = service::watchdog_timeout() {
-            threads.push(service::start_watchdog(timeout, handle.clone())?);
-        }
-        // Every thread runs: what is logged as listening serves.
-        log_config(&addresses, &config);
-        for address in http_addresses {
-            log::info!("metrics: listening on {address}");
-        }
-        threads.extend(service::notify_ready(&addresses)?);
-        // Its receiver has ended if the signals cannot be read.
-        let _sent = link.handle_sender.send(handle);
-        Ok(())
-    };
-    let stats = match &options.greeting {
-        Some(greeting) => server.run_with_start(start, |connection| {
-            log_opened(connection);
-            greeting.handler(connection)
-        }),
-        None => server.run_with_start(start, |connection| {
+    let start = || startup.start().map(|started| threads = started);
+    let stats = match (&options.greeting, &faults) {
+        (None, None) => server.run_with_start(start, |connection| {
             log_opened(connection);
             Echo
+        }),
+        (greeting, faults) => server.run_with_start(start, |connection| {
+            log_opened(connection);
+            let greeting = greeting.as_ref().map(|it| it.text(connection));
+            let inner = faults.as_ref().map(|it| it.handler(connection.number()));
+            GreetingHandler {
+                unsent: greeting.unwrap_or_default(),
+                inner: inner.unwrap_or(Faulty(None)),
+            }
         }),
     }?;
     // The lines about the end are the last.

@@ -65,7 +65,7 @@ mod program {
     use crate::program::resources::{can_trace, with_few_threads};
 
     /// Values that each option must reject.
-    const INVALID: [(&str, &[&str]); 18] = [
+    const INVALID: [(&str, &[&str]); 25] = [
         (
             "listen",
             &[
@@ -108,6 +108,24 @@ mod program {
         ("log-format", &["xml", "1", ""]),
         ("stats-interval", &["abc", "-1s", "5x", "0", "0s"]),
         ("reuse-port", &["abc", "-1", "2"]),
+        ("delay", &["abc", "-1s", "5x", "2s..1s", "1s..", ""]),
+        ("throttle", &["0", "-1", "abc", "2GiB", ""]),
+        ("slice", &["0", "abc", "5..1", "1@0s", "1@", ""]),
+        (
+            "fault",
+            &[
+                "stall",
+                "hang@5s",
+                "stall@5",
+                "drop@eof",
+                "@5s",
+                "reset@2GiB",
+                "",
+            ],
+        ),
+        ("fault-share", &["abc", "-1", "101", "nan", ""]),
+        ("fault-seed", &["abc", "-1", "1.5", ""]),
+        ("fault-hold", &["abc", "-1s", "5x", "0s", ""]),
         ("verbose", &["abc", "-1", "300"]),
         ("quiet", &["abc", "-1", "300"]),
     ];

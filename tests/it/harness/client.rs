@@ -191,12 +191,17 @@ impl Client {
 
     /// Sends `bytes` and half-closes on another thread, while reading them back, and then EOF.
     pub(crate) fn check_echo(self, bytes: &[u8]) {
+        self.check_echo_of(bytes, bytes);
+    }
+
+    /// The same, for a server that answers `answer`.
+    pub(crate) fn check_echo_of(self, bytes: &[u8], answer: &[u8]) {
         thread::scope(|scope| {
             scope.spawn(|| {
                 self.send(bytes);
                 self.shutdown_write();
             });
-            self.expect(bytes);
+            self.expect(answer);
             self.expect_eof();
         });
     }

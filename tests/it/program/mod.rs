@@ -3,6 +3,8 @@
 mod clients;
 pub(crate) mod command_line;
 #[cfg(target_os = "linux")]
+mod faults;
+#[cfg(target_os = "linux")]
 mod greeting;
 #[cfg(target_os = "linux")]
 mod listeners;

@@ -1,10 +1,10 @@
-//! `--greeting`: a text that is sent once when a client connects. After it, the connection is an echo.
+//! `--greeting`: a text that is sent once when a client connects. After it, another handler serves the connection.
 
 use std::io::Write;
 use std::process;
 use std::str::FromStr;
 
-use echoserver::{Action, Context, Echo, Event, Handler, NewConnection};
+use echoserver::{Action, Context, Event, Handler, NewConnection};
 
 /// Limit for a template, in bytes: each connection holds the greeting until it is sent.
 const MAX_LENGTH: usize = 4096;
@@ -71,8 +71,8 @@ fn unknown(text: &str) -> String {
 }
 
 impl Greeting {
-    /// Returns the handler of a connection. Only a greeting that contains the local address asks for it.
-    pub(crate) fn handler(&self, connection: &NewConnection<'_>) -> GreetingHandler {
+    /// Returns the text for a connection. Only a greeting that contains the local address asks for it.
+    pub(crate) fn text(&self, connection: &NewConnection<'_>) -> Vec<u8> {
         let text = |part: &Part| match part {
             Part::Text(text) => text.clone(),
             Part::Peer => connection.peer().to_string(),
@@ -81,18 +81,17 @@ impl Greeting {
                 Err(_) => "unknown".to_owned(),
             },
         };
-        GreetingHandler {
-            unsent: self.0.iter().map(text).collect::<String>().into_bytes(),
-        }
+        self.0.iter().map(text).collect::<String>().into_bytes()
     }
 }
 
-/// Sends a greeting, then echoes.
-pub(crate) struct GreetingHandler {
-    unsent: Vec<u8>,
+/// Sends a greeting, if there is one, then leaves the connection to another handler.
+pub(crate) struct GreetingHandler<H> {
+    pub(crate) unsent: Vec<u8>,
+    pub(crate) inner: H,
 }
 
-impl Handler for GreetingHandler {
+impl<H: Handler> Handler for GreetingHandler<H> {
     fn process(&mut self, event: Event, context: &mut Context<'_>) -> Action {
         if !self.unsent.is_empty() {
             // A write takes what fits and returns no error.
@@ -104,7 +103,7 @@ impl Handler for GreetingHandler {
             // The memory is not needed any more.
             self.unsent = Vec::new();
         }
-        Echo.process(event, context)
+        self.inner.process(event, context)
     }
 }
 

@@ -18,6 +18,7 @@ use httparse::Status;
 use self::exposition::Exposition;
 use crate::error::with_context;
 use crate::serve::background::BackgroundThread;
+use crate::serve::faults::Faults;
 use crate::serve::logging;
 use crate::serve::logging::Log;
 
@@ -123,6 +124,7 @@ pub(crate) struct Endpoint {
     pub(crate) log: Log,
     /// When the process started.
     pub(crate) start: SystemTime,
+    pub(crate) faults: Option<Arc<Faults>>,
 }
 
 impl Endpoint {
@@ -176,6 +178,16 @@ impl Endpoint {
         let help =
             "Lines missing in the log: stderr was not read in time, or could not be written.";
         metrics.value(name, help, self.log.lost_lines());
+        if let Some(faults) = &self.faults {
+            let name = "echoserver_faults_total";
+            metrics.begin(
+                name,
+                "Faults on request; connections with a delay, a throttle or slices.",
+            );
+            for (kind, count) in faults.counts() {
+                metrics.sample(name, &format!("{{kind=\"{kind}\"}}"), count);
+            }
+        }
         let help = "Maximum concurrent connections.";
         metrics.value("echoserver_max_connections", help, self.max_connections);
         let name = "echoserver_build_info";

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args};
 use echoserver::{Address, Config};
 use log::LevelFilter;
 
+use crate::serve::faults;
 use crate::serve::greeting::Greeting;
 use crate::serve::limits;
 use crate::serve::logging::Format;
@@ -108,6 +109,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = "Logging and metrics")]
     #[arg(value_parser = values::time(Duration::from_millis(1)))]
     pub(crate) stats_interval: Option<Duration>,
+
+    #[command(flatten)]
+    pub(crate) faults: faults::Options,
 }
 
 impl Options {
