@@ -1,4 +1,5 @@
-//! The commands `check` and `load`, tried on a plain server that is right, and on faulty ones; and `load` on this server.
+//! The commands `check` and `load`, tried on a plain server that is right, and on faulty ones; and `load` on this server,
+//! also with its faults on request.
 //!
 //! This server passes every case of `check`: see the contract's module `byte_exact`.
 
@@ -10,6 +11,7 @@ mod harness;
 #[cfg(target_os = "linux")]
 mod limits;
 mod load;
+mod matrix;
 mod servers;
 
 use std::io::{Read, Write};
@@ -19,7 +21,7 @@ use std::thread;
 use harness::{DEADLINE, Process, cases_with, program, report, run};
 use rustix::process::Signal;
 use serde_json::Value;
-use servers::{DETECTED, Fault, listen};
+use servers::{DETECTED, Fault, WRONG_PLACE, listen};
 use socket2::SockRef;
 
 #[test]
@@ -165,28 +167,31 @@ fn load_verifies_every_byte_in_every_mode() {
 #[test]
 fn load_detects_wrong_bytes() {
     let faults = [
-        Fault::FlipsABit,
         Fault::SwapsTwoReads,
         Fault::RepeatsARead,
         Fault::MixesConnections,
     ];
+    let plain = faults.map(|fault| (format!("{fault:?}"), servers::start(fault)));
+    let flip = format!("--fault=corrupt@{WRONG_PLACE}B");
+    let server = Process::serve(&[&flip]);
+    let this = (flip, server.address().to_string());
     thread::scope(|scope| {
-        for fault in faults {
+        for (fault, address) in plain.into_iter().chain([this]) {
             scope.spawn(move || {
-                let address = servers::start(fault);
                 let arguments = ["--flood", "-n=1600", "-c=2"];
                 let (status, report) = report("load", &address, &arguments);
                 let errors = report["errors"].as_object().expect("an object");
                 let failed = &report["failed"];
-                assert_eq!((status, failed), (1, &2.into()), "{fault:?}: {errors:?}");
+                assert_eq!((status, failed), (1, &2.into()), "{fault}: {errors:?}");
                 // The fault is in the read that reaches 29,9xx,xxx, and shows there or in the one after it.
                 let places = ["wrong byte: byte 29,9", "wrong byte: byte 30,0"];
                 let is_wrong_byte =
                     |error: &String| places.iter().any(|place| error.starts_with(place));
-                assert!(errors.keys().all(is_wrong_byte), "{fault:?}: {errors:?}");
+                assert!(errors.keys().all(is_wrong_byte), "{fault}: {errors:?}");
             });
         }
     });
+    server.terminate();
 }
 
 #[test]

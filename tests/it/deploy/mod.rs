@@ -7,6 +7,7 @@ mod kubernetes;
 #[cfg(target_os = "linux")]
 mod packet_filter;
 mod pages;
+mod recipes;
 mod systemd;
 mod unix_sockets;
 

@@ -58,12 +58,37 @@ fn read_all(client: &Client) -> (Vec<u8>, End) {
     }
 }
 
+/// Sends `bytes` on another thread, which fails when the connection ends, while `read` reads; returns what it has read and how
+/// the connection has ended. A reset is one error of the socket, and either a write or a read gets it.
+fn read_while_sending(
+    client: &Client,
+    bytes: &[u8],
+    read: impl FnOnce() -> (Vec<u8>, End),
+) -> (Vec<u8>, End) {
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| client.try_send(bytes));
+        let (found, end) = read();
+        let sent = sender.join().expect("it does not panic");
+        let is_reset = sent.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+        (found, if is_reset { End::Reset } else { end })
+    })
+}
+
+fn is_unix(client: &Client) -> bool {
+    client
+        .0
+        .domain()
+        .is_ok_and(|domain| domain == socket2::Domain::UNIX)
+}
+
 /// Checks what is left to read, and how it ends. A Unix-domain socket has no reset.
 fn expect_end(client: &Client, bytes: &[u8], end: End) {
-    let is_tcp = client.0.peer_addr().is_ok_and(|peer| !peer.is_unix());
     let (found, ended) = read_all(client);
     assert!(found == bytes, "{} bytes, not {}", found.len(), bytes.len());
-    assert!(ended == end || (!is_tcp && end == End::Reset), "{ended:?}");
+    assert!(
+        ended == end || (is_unix(client) && end == End::Reset),
+        "{ended:?}"
+    );
 }
 
 /// Returns `sent` as the faults that change a byte leave it.
@@ -141,20 +166,17 @@ fn slow_reader_gets_what_was_answered_before_the_fault() {
         let server = Server::start(&[&format!("--fault={kind}@{at}B"), "--fault-hold=1s"]);
         for client in server.clients() {
             let position = client.send_until_stuck(&sent);
-            thread::scope(|scope| {
-                // It fails when the connection ends.
-                scope.spawn(|| client.try_send(&sent[position..]));
-                if kind == "reset" {
-                    // It discards what the kernel has not delivered.
-                    let (bytes, ended) = read_all(&client);
-                    assert!(bytes.len() <= at && sent.starts_with(&bytes));
-                    let is_unix = client.0.peer_addr().is_ok_and(|peer| peer.is_unix());
-                    assert!(ended == end || is_unix, "{ended:?}");
-                } else {
-                    client.expect(&sent[..at]);
-                    expect_end(&client, &[], end);
-                }
-            });
+            let (bytes, ended) =
+                read_while_sending(&client, &sent[position..], || read_all(&client));
+            // A reset discards what the kernel has not delivered; a silence begins when all is.
+            let is_complete = bytes.len() == at || (kind == "reset" && bytes.len() < at);
+            assert!(
+                is_complete && sent.starts_with(&bytes),
+                "{kind}: {}",
+                bytes.len()
+            );
+            let has_no_reset = is_unix(&client) && end == End::Reset;
+            assert!(ended == end || has_no_reset, "{kind}: {ended:?}");
         }
         server.process.terminate();
     }
@@ -167,12 +189,13 @@ fn close_gives_a_slow_reader_whole_answers() {
     let server = Server::start(&["--fault=close@5000000B"]);
     for client in server.clients() {
         let position = client.send_until_stuck(&sent);
-        thread::scope(|scope| {
-            scope.spawn(|| client.try_send(&sent[position..]));
-            let (bytes, end) = read_all(&client);
-            assert!(bytes.len() >= 5_000_000 && sent.starts_with(&bytes));
-            assert_eq!(end, End::Eof);
-        });
+        let (bytes, end) = read_while_sending(&client, &sent[position..], || read_all(&client));
+        assert!(
+            bytes.len() >= 5_000_000 && sent.starts_with(&bytes),
+            "{}",
+            bytes.len()
+        );
+        assert_eq!(end, End::Eof);
     }
     server.process.terminate();
 }
@@ -267,16 +290,16 @@ fn silence_ends_when_its_time_is_over() {
         let server = Server::start(&[&format!("--fault={fault}"), "--fault-hold=200ms"]);
         let client = Client::connect(server.process.address());
         let bytes = random_bytes(7, sent);
-        thread::scope(|scope| {
-            scope.spawn(|| client.try_send(&bytes));
+        let (found, end) = read_while_sending(&client, &bytes, || {
             if fault == "stall@eof" {
                 client.expect(&bytes);
                 client.shutdown_write();
-            } else {
-                client.expect(&bytes[..1]);
+                return read_all(&client);
             }
-            expect_end(&client, &[], End::Reset);
+            client.expect(&bytes[..1]);
+            read_all(&client)
         });
+        assert!(found.is_empty() && end == End::Reset, "{fault}: {end:?}");
         let log = server.process.terminate();
         assert!(log.contains("B,hold\n"), "{fault}: {log}");
     }
