@@ -36,8 +36,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE[..SIZE][@TIME]", value_parser = given(slice))]
     slice: Option<Given<Pieces>>,
 
-    /// Repeat the option for several. KIND is close, cut (close without the rest), reset, stall,
-    /// blackhole (read, but never answer), corrupt (a bit), repeat or drop (a byte). WHEN is bytes
+    /// What goes wrong, and when; repeatable. KIND: close, cut (close without the rest), reset,
+    /// stall, blackhole (read, never answer), corrupt (a bit), repeat or drop (a byte). WHEN: bytes
     /// received (64KiB), time since the connect (5s), connect or eof
     #[arg(long, value_name = "KIND@WHEN", value_delimiter = ',')]
     #[arg(value_parser = given(str::parse::<Fault>))]

@@ -195,7 +195,8 @@ impl Pipeline {
             None => self.due += new,
             Some(delay) => {
                 let step = delay.end().div_ceil(MAX_STEPS).max(1);
-                let at = (now + self.random.within(delay)).next_multiple_of(step);
+                // The time of a tick is rounded down; so a delay is never shorter by that.
+                let at = (now + 1 + self.random.within(delay)).next_multiple_of(step);
                 match self.delayed.back_mut() {
                     // The order is kept.
                     Some((last, count)) if *last >= at => *count += new,
