@@ -184,7 +184,6 @@ fn restart_refuses_no_connection() {
 
 /// Another server may be using the socket: the options are not restored at the end.
 #[test]
-#[cfg(target_os = "linux")]
 fn inherited_socket_keeps_its_options() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = tcp.local_addr().unwrap();
