@@ -54,7 +54,8 @@ fn case_without_descriptors_is_not_run() {
 /// A failure counts for more than a case that was not run.
 #[test]
 fn failure_beside_a_case_that_is_not_run_is_reported() {
-    let address = servers::start(Fault::ResetsOnClose);
+    let server = Process::serve(&["--fault", "reset@eof"]);
+    let address = server.address().to_string();
     let arguments = ["--only=crowd", "--only=half-close-at-once"];
     let (status, report) = check(&mut program_after("ulimit -n 60"), &address, &arguments);
     let ended = ["fail", "not run"].map(|status| cases_with(&report, status).len());
