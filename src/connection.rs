@@ -61,9 +61,11 @@ pub(crate) enum Status {
     /// The connection can make progress without an event: the [budget](Shared::budget) or the rounds of the turn are used, its
     /// handler has yielded, or more has arrived in a shutdown.
     Runnable,
-    /// `Runnable` or `Idle`, and the connection has kept a pair of buffers: the pool is empty, and must be
-    /// [refilled](Pool::refill) before another connection is driven.
-    Kept { is_runnable: bool },
+    /// `Idle`, and the connection has kept the buffers of the pool, which must be [refilled](Pool::refill) before another
+    /// connection is driven.
+    IdleAndKept,
+    /// The same for `Runnable`.
+    RunnableAndKept,
     /// The connection has ended and can be dropped.
     Closed(CloseReason),
 }
@@ -352,11 +354,10 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(status) => {
                 shared.counters.buffered.adjust(0, buffers.len());
                 self.buffers = Some(buffers);
-                let is_runnable = status == Status::Runnable;
-                return if pool.is_empty() {
-                    Status::Kept { is_runnable }
-                } else {
-                    status
+                return match status {
+                    Status::Idle if pool.is_empty() => Status::IdleAndKept,
+                    Status::Runnable if pool.is_empty() => Status::RunnableAndKept,
+                    status => status,
                 };
             }
             Err(reason) => reason,

@@ -369,16 +369,11 @@ impl Pool {
     #[inline(always)]
     pub(crate) fn give_back(&mut self, buffers: Box<Buffers>) {
         if let Some(before) = self.next.replace(buffers) {
-            self.keep_or_free(before);
-        }
-    }
-
-    #[inline(never)]
-    fn keep_or_free(&mut self, buffers: Box<Buffers>) {
-        if self.spare.len() < self.max_spare {
-            self.spare.push(buffers);
-        } else {
-            self.pairs -= 1;
+            if self.spare.len() < self.max_spare {
+                self.spare.push(before);
+            } else {
+                self.pairs -= 1;
+            }
         }
     }
 }

@@ -30,17 +30,13 @@ impl Resources {
 
     /// Refills the pool if a connection has kept its pair, as a table does; returns the status without that.
     fn refill(&mut self, status: Status) -> Status {
-        match status {
-            Status::Kept { is_runnable } => {
-                self.pool.refill().expect("memory for a test");
-                if is_runnable {
-                    Status::Runnable
-                } else {
-                    Status::Idle
-                }
-            }
-            status => status,
-        }
+        let plain = match status {
+            Status::IdleAndKept => Status::Idle,
+            Status::RunnableAndKept => Status::Runnable,
+            status => return status,
+        };
+        self.pool.refill().expect("memory for a test");
+        plain
     }
 }
 

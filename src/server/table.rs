@@ -382,21 +382,18 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
     /// Acts on the status of a connection that was driven, and on a change of its deadline.
     #[inline(never)]
     fn after_drive(&mut self, token: usize, status: Status) {
-        let is_runnable = match status {
-            Status::Idle => false,
-            Status::Runnable => true,
-            Status::Kept { is_runnable } => {
-                self.list_holder(token);
-                self.clean_holders();
-                self.refill_pool(token);
-                if !self.entries.contains(token) {
-                    return;
-                }
-                is_runnable
+        if let Status::Closed(reason) = status {
+            return self.close(token, reason);
+        }
+        if matches!(status, Status::IdleAndKept | Status::RunnableAndKept) {
+            self.list_holder(token);
+            self.clean_holders();
+            self.refill_pool(token);
+            if !self.entries.contains(token) {
+                return;
             }
-            Status::Closed(reason) => return self.close(token, reason),
-        };
-        if is_runnable {
+        }
+        if matches!(status, Status::Runnable | Status::RunnableAndKept) {
             self.entries[token].set_bulk(true, &self.resources.shared.counters);
             self.enqueue(token);
         }

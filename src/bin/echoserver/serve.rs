@@ -86,6 +86,9 @@ fn bind(options: &Options, inherited: Vec<Adopt>) -> io::Result<Bound> {
     let mut config = options.config(!inherited.is_empty());
     let (requested, has_metrics) = (options.max_connections, options.metrics.is_some());
     config.max_connections = limits::max_connections(&config, requested, has_metrics)?;
+    let available = memory::available();
+    let default_limit = || memory::default_limit(&config, available);
+    config.buffer_memory = options.buffer_memory.or_else(default_limit);
     let mut server = bind_when_free(|| Server::bind(config.clone()))?;
     for adopt in inherited {
         adopt(&mut server)?;
@@ -93,6 +96,7 @@ fn bind(options: &Options, inherited: Vec<Adopt>) -> io::Result<Bound> {
     let bind_metrics =
         |address: &Address| bind_when_free(|| metrics::bind(address.clone(), &config));
     let http_server = options.metrics.as_ref().map(bind_metrics).transpose()?;
+    memory::warn_if_insufficient(&config, available);
     Ok(Bound {
         server,
         config,
@@ -138,6 +142,7 @@ impl Startup<'_> {
             let endpoint = Endpoint {
                 server: self.server.clone(),
                 max_connections: self.config.max_connections,
+                max_buffer_memory: self.config.max_memory(),
                 is_stopping: self.link.is_stopping,
                 log: self.log,
                 start: SystemTime::now(),
@@ -241,17 +246,14 @@ fn log_config(addresses: &[Address], config: &Config) {
         spare_buffer_bytes = spare;
         "configuration"
     );
-    let of_connection = max_memory.saturating_sub(spare) / config.max_connections as u64;
-    log::info!(
+    log::info!(target: TARGET, "buffer memory: at most {}", ByteSize(max_memory));
+    log::debug!(
         target: TARGET,
-        "buffer memory: at most {} ({} connections x {}, plus {} spare); \
+        "two buffers of {} for each connection that holds bytes, and at most {} spare; \
          the kernel's socket buffers are not included{SOCKET_BUFFERS}",
-        ByteSize(max_memory),
-        config.max_connections,
-        ByteSize(of_connection),
+        ByteSize(config.buffer_size as u64),
         ByteSize(spare),
     );
-    memory::warn_if_insufficient(config);
 }
 
 /// Logs a new connection with its local address, which costs a system call only if the line is logged.

@@ -18,6 +18,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 
 const MAX_MODE: u32 = 0o777;
 
+/// More than any machine has.
+const MAX_MEMORY: u64 = 1 << 50;
+
 /// The bounds of a rate, in messages per second.
 const RATE: RangeInclusive<f64> = 1e-6..=1e7;
 
@@ -55,15 +58,26 @@ pub(crate) fn addresses(text: &str) -> Result<Addresses, String> {
     parts.map(parse).collect::<Result<_, _>>().map(Addresses)
 }
 
-/// Parses a number of bytes, or a number with a unit. A lone letter means a power of 1024, as in other servers.
+/// Parses the size of a buffer or a message.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let size = size_up_to(text, Config::MAX_BUFFER_SIZE as u64);
+    let size = size.and_then(|size| usize::try_from(size).ok());
+    size.ok_or_else(|| "expected a size from 1B to 1GiB, such as 4096, 64K or 1MiB".to_owned())
+}
+
+/// Parses the size of a memory.
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
+    size_up_to(text, MAX_MEMORY)
+        .ok_or_else(|| "expected a size from 1B to 1PiB, such as 512M or 2GiB".to_owned())
+}
+
+/// Parses a number of bytes, or a number with a unit. A lone letter means a power of 1024, as in other servers.
+fn size_up_to(text: &str, max: u64) -> Option<u64> {
     // `ByteSize` takes a lone letter for a power of 1000.
-    let has_letter = text.ends_with(|letter: char| "kmgKMG".contains(letter));
+    let has_letter = text.ends_with(|letter: char| "kmgtKMGT".contains(letter));
     let unit = if has_letter { "iB" } else { "" };
-    let size = format!("{text}{unit}").parse().ok();
-    size.and_then(|size: ByteSize| usize::try_from(size.as_u64()).ok())
-        .filter(|size| (1..=Config::MAX_BUFFER_SIZE).contains(size))
-        .ok_or_else(|| "expected a size from 1B to 1GiB, such as 4096, 64K or 1MiB".to_owned())
+    let size: ByteSize = format!("{text}{unit}").parse().ok()?;
+    Some(size.as_u64()).filter(|size| (1..=max).contains(size))
 }
 
 /// Returns a parser of times of at least `min`: a number of seconds, or numbers with units.

@@ -46,9 +46,12 @@ mod program {
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::process::{self, Command};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use crate::harness::{
-        Client, Process, READY, error_line, program, program_after, random_bytes, total, wait_until,
+        Client, Process, READY, error_line, possible_connections, program, program_after,
+        random_bytes, total, wait_until,
     };
 
     /// Limits the address space, in KiB.
@@ -113,29 +116,47 @@ mod program {
         command.args(["--max-connections=1000", "--buffer-size=5000"]);
         let (log, line) = log_with(&mut command, READY);
         let line = line.expect("it serves");
-        // Buffers are whole pages.
-        let buffers = "(1000 connections x 16.0 KiB, plus ";
+        // 1000 x 2 buffers, and 129 spare pairs; buffers are whole pages.
+        assert!(line.ends_with("buffer memory: at most 17.6 MiB"), "{log}");
+        let mut command = program();
+        command.args(["--buffer-memory=2M", "-v"]);
+        let (log, line) = log_with(&mut command, "two buffers of 64.0 KiB for each");
         let kernel = "; the kernel's socket buffers are not included: \
             tcp_rmem and tcp_wmem bound them, and at most 128 KiB plus one send are unsent";
-        assert!(line.contains(buffers) && line.ends_with(kernel), "{log}");
+        assert!(line.is_some_and(|line| line.ends_with(kernel)), "{log}");
+        assert!(log.contains("buffer memory: at most 2.0 MiB\n"), "{log}");
+    }
+
+    #[test]
+    fn buffer_memory_below_what_the_workers_need_prevents_the_start() {
+        let mut command = program();
+        command.args([
+            "--listen=127.0.0.1:0",
+            "--workers=3",
+            "--buffer-memory=700K",
+        ]);
+        let error = error_line(&mut command, 1);
+        let problem = "buffer memory of 716800 bytes is less than 786432: ";
+        assert!(error.starts_with(problem), "{error}");
     }
 
     #[test]
     fn memory_bound_beyond_the_physical_memory_is_logged() {
         let mut command = program();
         let (log, line) = log_with(
-            command.args(["--max-connections=1000", "--buffer-size=1GiB"]),
+            command.args([
+                "--max-connections=1000",
+                "--buffer-size=1GiB",
+                "--buffer-memory=1TiB",
+            ]),
             WARNING,
         );
         let line = line.unwrap_or_else(|| panic!("{log}"));
         assert!(line.contains(" WARN "), "{line}");
-        assert!(
-            line.contains("at most 2.0 TiB for 1000 connections, "),
-            "{line}"
-        );
+        assert!(line.contains("at most 1.0 TiB, "), "{line}");
         assert!(line.ends_with(" available (physical memory)") || line.contains("cgroup"));
 
-        let (_, line) = log_with(program().arg("--max-connections=10"), WARNING);
+        let (_, line) = log_with(program().arg("--max-connections=1000000"), WARNING);
         assert_eq!(line, None);
     }
 
@@ -168,23 +189,65 @@ mod program {
     }
 
     #[test]
-    fn memory_bound_beyond_the_limit_of_the_cgroup_is_logged() {
+    fn memory_bound_depends_on_the_limit_of_the_cgroup() {
         let Some(group) = MemoryCgroup::new("67108864") else {
             return;
         };
         let setup = format!("echo $$ > {}/cgroup.procs", group.0.display());
         let mut program = program_after(&setup);
-        let (log, line) = log_with(program.arg("--max-connections=1000"), WARNING);
-        let limit = "for 1000 connections, 64.0 MiB available (memory limit of the cgroup)";
+        let (log, line) = log_with(program.arg("--buffer-memory=65MiB"), WARNING);
+        let limit = "at most 65.0 MiB, 64.0 MiB available (memory limit of the cgroup)";
         assert!(line.is_some_and(|line| line.ends_with(limit)), "{log}");
         let mut program = program_after(&setup);
-        let (_, line) = log_with(program.arg("--max-connections=100"), WARNING);
+        let (log, line) = log_with(&mut program, WARNING);
         assert_eq!(line, None);
+        assert!(log.contains("buffer memory: at most 32.0 MiB\n"), "{log}");
     }
 
     /// In bytes.
     fn resident_memory(server: &Process) -> u64 {
         server.procfs().stat().expect("it runs").rss * procfs::page_size()
+    }
+
+    /// Sends messages one after the other, and reads each back.
+    fn send_messages(client: Client, count: usize, length: usize) {
+        let bytes = random_bytes(4, length);
+        (0..count).for_each(|_| client.ping(&bytes));
+        client.close();
+    }
+
+    /// Peaks of clients that never read, and then clients that do, beside those that are stuck.
+    #[test]
+    fn clients_that_never_read_take_no_memory_from_others() {
+        const LIMIT: u64 = 32 << 20;
+        const OTHER_MEMORY: u64 = 20_000_000;
+        /// More than it takes to count as stuck.
+        const STUCK: Duration = Duration::from_millis(300);
+        let server = Process::serve(&["--workers=2", "--buffer-memory=32MiB"]);
+        let bytes = random_bytes(5, 20 << 20);
+        for _ in 0..3 {
+            let stuck = never_readers(&server, possible_connections(2000));
+            let last = Instant::now();
+            wait_until("the clients are stuck", || last.elapsed() > STUCK);
+            thread::scope(|scope| {
+                for _ in 0..5 {
+                    for (count, length) in [(100, 64), (5, 1 << 20)] {
+                        let client = Client::connect(server.address());
+                        scope.spawn(move || send_messages(client, count, length));
+                    }
+                    let client = Client::connect(server.address());
+                    scope.spawn(|| client.check_echo(&bytes));
+                }
+            });
+            drop(stuck);
+        }
+        let status = server.procfs().status().expect("it runs");
+        let peak = status.vmhwm.expect("it has memory") * 1024;
+        assert!(peak < LIMIT + OTHER_MEMORY, "{peak}");
+        let log = server.terminate();
+        assert_eq!(total(&log, "closed_peer_closed"), 3 * 15, "{log}");
+        assert!(total(&log, "closed_buffer_memory") > 0, "{log}");
+        assert_eq!(total(&log, "buffer_memory"), 0, "{log}");
     }
 
     /// The second peak matters: an allocator may keep what it has learnt in the first.

@@ -147,10 +147,6 @@ fn max_connections_is_clamped_to_the_descriptor_limit() {
             .len(),
         1
     );
-    assert_eq!(
-        server.lines_with(&format!("({limit} connections x ")).len(),
-        1
-    );
     server.terminate();
 }
 
@@ -170,6 +166,7 @@ fn configuration_in_effect_is_logged() {
         ("--drain-timeout=1500ms", "drain_timeout_ms", 1_500),
         ("--busy-poll=50us", "busy_poll_us", 50),
         ("--buffer-size=8K", "buffer_size", 8_192),
+        ("--buffer-memory=32M", "max_buffer_bytes", 32 << 20),
         ("--workers=3", "workers", 3),
         ("--backlog=77", "backlog", 77),
     ] {

@@ -8,11 +8,22 @@ use bytesize::ByteSize;
 use echoserver::Config;
 
 /// A limit of the memory that the process can have, in bytes, and its name.
-type MemoryLimit = (u64, &'static str);
+pub(crate) type MemoryLimit = (u64, &'static str);
+
+/// Returns the lowest memory limit: of the machine, or of a control group that contains the process.
+pub(crate) fn available() -> Option<MemoryLimit> {
+    memory_limit(|path| fs::read_to_string(path))
+}
+
+/// Returns the default limit for the memory of all buffers: half of the available memory, but at least what the workers keep as
+/// spare buffers.
+pub(crate) fn default_limit(config: &Config, available: Option<MemoryLimit>) -> Option<u64> {
+    available.map(|(bytes, _)| (bytes / 2).max(config.max_spare_memory()))
+}
 
 /// Logs a warning if the buffers of a server with this configuration may exceed the available memory.
-pub(crate) fn warn_if_insufficient(config: &Config) {
-    if let Some(warning) = warning(config, memory_limit(|path| fs::read_to_string(path))) {
+pub(crate) fn warn_if_insufficient(config: &Config, available: Option<MemoryLimit>) {
+    if let Some(warning) = warning(config, available) {
         log::warn!("{warning}");
     }
 }
@@ -21,16 +32,13 @@ fn warning(config: &Config, limit: Option<MemoryLimit>) -> Option<String> {
     let needed = config.max_memory();
     let (available, name) = limit.filter(|(bytes, _)| *bytes < needed)?;
     Some(format!(
-        "buffer memory may exceed the available memory: at most {} for {} connections, {} available ({name})",
+        "buffer memory may exceed the available memory: at most {}, {} available ({name})",
         ByteSize(needed),
-        config.max_connections,
         ByteSize(available),
     ))
 }
 
-/// Returns the lowest memory limit: of the machine, or of a control group that contains the process.
-///
-/// `read` reads a file. On a system other than Linux the files do not exist, and the limit is unknown.
+/// Returns what [`available`] does. `read` reads a file. On a system other than Linux the files do not exist, and the limit is unknown.
 fn memory_limit(read: impl Fn(&Path) -> io::Result<String>) -> Option<MemoryLimit> {
     let text = |path: &str| read(Path::new(path)).unwrap_or_default();
     let physical = total_memory(&text("/proc/meminfo")).map(|bytes| (bytes, "physical memory"));

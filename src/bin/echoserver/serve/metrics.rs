@@ -119,6 +119,7 @@ impl Handler for HttpHandler<'_> {
 pub(crate) struct Endpoint {
     pub(crate) server: Handle,
     pub(crate) max_connections: usize,
+    pub(crate) max_buffer_memory: u64,
     /// A signal has requested a shutdown; the drain may not have begun.
     pub(crate) is_stopping: Arc<AtomicBool>,
     pub(crate) log: Log,
@@ -190,6 +191,9 @@ impl Endpoint {
         }
         let help = "Maximum concurrent connections.";
         metrics.value("echoserver_max_connections", help, self.max_connections);
+        let help = "Maximum memory of all buffers, in bytes.";
+        let name = "echoserver_max_buffer_memory_bytes";
+        metrics.value(name, help, self.max_buffer_memory);
         let name = "echoserver_build_info";
         metrics.begin(name, "The version of the program.");
         let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");

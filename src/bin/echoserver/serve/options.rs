@@ -59,6 +59,11 @@ pub(crate) struct Options {
     #[arg(default_value = "64KiB", value_parser = values::size)]
     buffer_size: usize,
 
+    /// Limit for the memory of all buffers; at the limit, the connections that have been stuck longest
+    /// are reset [default: half of the memory of the machine or the control group]
+    #[arg(long, value_name = "SIZE", help_heading = "Resources", value_parser = values::memory)]
+    pub(crate) buffer_memory: Option<u64>,
+
     /// How long a worker polls before it sleeps, for example 50us; lowers latency at the cost of up
     /// to one CPU per worker [default: off]
     #[arg(long, value_name = "TIME", help_heading = "Resources", value_parser = values::any_time)]

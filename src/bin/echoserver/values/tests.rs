@@ -93,6 +93,10 @@ fn size_has_a_unit_or_none_and_a_lone_letter_is_a_power_of_1024() {
         let expected = "expected a size from 1B to 1GiB, such as 4096, 64K or 1MiB";
         assert_eq!(size(text), Err(expected.to_owned()), "{text}");
     }
+    assert_eq!(memory("1t"), Ok(1 << 40));
+    assert_eq!(memory("1PiB"), Ok(1 << 50));
+    let expected = "expected a size from 1B to 1PiB, such as 512M or 2GiB";
+    assert_eq!(memory("1025TiB"), Err(expected.to_owned()));
 }
 
 #[test]

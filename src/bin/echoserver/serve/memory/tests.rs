@@ -73,6 +73,16 @@ fn limit_files_stay_below_the_root() {
 }
 
 #[test]
+fn default_limit_is_half_of_the_memory() {
+    let config = Config::default();
+    let limit = |bytes| default_limit(&config, Some((bytes, "physical memory")));
+    assert_eq!(limit(1 << 40), Some(1 << 39));
+    assert_eq!(limit(1), Some(config.max_spare_memory()));
+    assert!(config.max_spare_memory() >= config.min_buffer_memory());
+    assert_eq!(default_limit(&config, None), None);
+}
+
+#[test]
 fn warning_names_both_amounts() {
     let config = Config {
         max_connections: 8192,
@@ -83,7 +93,7 @@ fn warning_names_both_amounts() {
     assert_eq!(
         warning(&config, limit(GIB / 2)).as_deref(),
         Some(
-            "buffer memory may exceed the available memory: at most 1.0 GiB for 8192 connections, \
+            "buffer memory may exceed the available memory: at most 1.0 GiB, \
              512.0 MiB available (memory limit of the cgroup)"
         )
     );
