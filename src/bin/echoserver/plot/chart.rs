@@ -39,7 +39,7 @@ fn draw_on(area: &Area, runs: &[Run], legend: i32) -> Drawn {
     let areas = area.split_by_breakpoints([0; 0], [legend, legend + 380, legend + 600]);
     let lines = |panel: fn(&Run) -> &Lines| runs.iter().map(panel).collect::<Vec<_>>();
 
-    let title = "Round-trip time by percentile: 99 % of the messages took this time or less";
+    let title = "Round-trip time by percentile; at 99 %: what 99 of 100 messages took at most";
     let times = lines(|run| &run.times);
     let (end, y) = extent(&times);
     let (x, y) = ((1.0..end.max(10.0)).log_scale(), decades(&y).log_scale());
@@ -102,7 +102,7 @@ where
         .y_label_formatter(&y_label)
         .draw()?;
     for (index, lines) in runs.iter().enumerate() {
-        let style = color(index).stroke_width(2);
+        let style = color(index).mix(0.8).stroke_width(2);
         let paths = lines
             .iter()
             .map(|line| PathElement::new(line.clone(), style));
