@@ -55,10 +55,11 @@ enum State {
 }
 
 /// A socket.
+#[allow(clippy::struct_excessive_bools, reason = "independent flags")]
 #[derive(Debug)]
 pub(crate) struct Link {
     stream: TcpStream,
-    token: Token,
+    is_registered: bool,
     payload: Payload,
     pub(crate) opened: Instant,
     state: State,
@@ -73,7 +74,7 @@ pub(crate) fn cannot_connect(error: &io::Error) -> String {
 }
 
 impl Connection {
-    /// Takes a socket, which may still connect, with a token that no other socket has: the one before may be ending.
+    /// Takes a socket, which may still connect.
     pub(crate) fn add(
         &mut self,
         index: usize,
@@ -82,18 +83,15 @@ impl Connection {
         opened: Instant,
         registry: &Registry,
     ) -> io::Result<()> {
-        let first = Token(2 * index);
-        let is_taken = matches!(&self.ending, Some(link) if link.token == first);
-        let token = if is_taken {
-            Token(2 * index + 1)
-        } else {
-            first
-        };
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        registry.register(
+            &mut stream,
+            Token(2 * index),
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
         (self.has_failed, self.idle_sweeps) = (false, 0);
         self.link = Some(Link {
             stream,
-            token,
+            is_registered: true,
             payload,
             opened,
             state: State::Opening,
@@ -104,10 +102,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Notes what an event says about one of the sockets.
+    /// Notes what an event says about one of the sockets. That of the one that is ending has an odd token.
     pub(crate) fn note(&mut self, event: &Event) {
-        let mut links = [&mut self.link, &mut self.ending].into_iter().flatten();
-        if let Some(link) = links.find(|link| link.token == event.token()) {
+        let is_ending = event.token().0 % 2 == 1;
+        let link = if is_ending {
+            &mut self.ending
+        } else {
+            &mut self.link
+        };
+        if let Some(link) = link {
             link.readable |= event.is_readable() || event.is_error();
             link.writable |= event.is_writable() || event.is_error();
             link.read_closed |= event.is_read_closed() || event.is_error();
@@ -194,14 +197,27 @@ impl Connection {
         Ok(())
     }
 
-    /// Half-closes the socket. One that is still ending is closed.
-    pub(crate) fn half_close(&mut self) {
+    /// Half-closes the socket. One that is still ending is closed. Until [`watch_ending`](Self::watch_ending), no event wakes
+    /// the thread for its EOF: the next connection does not wait for that.
+    pub(crate) fn half_close(&mut self, registry: &Registry) {
         let link = self.link.take();
         self.ending = link.filter(|link| !matches!(link.state, State::Opening));
-        if let Some(link) = &self.ending {
+        if let Some(link) = &mut self.ending {
             // It fails if the server has reset the connection.
             let _reset = link.stream.shutdown(Shutdown::Write);
+            let _never = registry.deregister(&mut link.stream);
+            // The EOF may have arrived when it is asked for.
+            (link.is_registered, link.readable) = (false, true);
         }
+    }
+
+    /// Has an event tell that the socket that is ending can be read.
+    pub(crate) fn watch_ending(&mut self, index: usize, registry: &Registry) -> io::Result<()> {
+        let Some(link) = self.ending.as_mut().filter(|link| !link.is_registered) else {
+            return Ok(());
+        };
+        link.is_registered = true;
+        registry.register(&mut link.stream, Token(2 * index + 1), Interest::READABLE)
     }
 
     /// Reads the EOF of the socket that is ending, and closes it. A byte is an error.

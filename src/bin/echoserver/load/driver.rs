@@ -247,11 +247,12 @@ impl<'a> Driver<'a> {
             self.grant_due(start, MAX_GRANTS);
             let is_last = !has_schedule || self.due == self.messages;
             for index in 0..self.connections.len() {
-                let connection = &mut self.connections[index];
+                let (connection, registry) = (&mut self.connections[index], self.poll.registry());
                 if is_last && connection.link.is_some() && connection.flow.is_complete() {
-                    connection.half_close();
-                    self.make_runnable(index);
+                    connection.half_close(registry);
                 }
+                connection.watch_ending(index, registry)?;
+                self.read_eof(index);
             }
             if self.connections.iter().all(Connection::is_closed) {
                 break;
@@ -330,13 +331,7 @@ impl<'a> Driver<'a> {
 
     fn turn(&mut self, index: usize) {
         let is_single = self.plan.options.connect;
-        let mut tally = self.tally();
         let connection = &mut self.connections[index];
-        if let Err(error) = connection.read_eof(&mut self.buffer, &mut tally) {
-            tally.failed += 1;
-            count(&mut tally.errors, &error, 1);
-        }
-        drop(tally);
         if connection.has_failed {
             if self.plan.options.messages.is_some() {
                 self.remaining -= connection.flow.abandon();
@@ -357,13 +352,25 @@ impl<'a> Driver<'a> {
         match result {
             Err(error) => self.fail(index, &error),
             Ok(()) if is_single && completed > 0 => {
-                connection.half_close();
+                self.read_eof(index);
+                let connection = &mut self.connections[index];
+                connection.half_close(self.poll.registry());
                 connection.flow.restart();
                 self.make_runnable(index);
             }
             Ok(()) if connection.can_proceed() => self.make_runnable(index),
             Ok(()) if self.plan.is_unix && connection.is_opening() => self.queued.push(index),
             Ok(()) => {}
+        }
+    }
+
+    /// Reads the EOF of the connection before, if it has arrived.
+    fn read_eof(&mut self, index: usize) {
+        let mut tally = self.tally();
+        let ended = self.connections[index].read_eof(&mut self.buffer, &mut tally);
+        if let Err(error) = ended {
+            tally.failed += 1;
+            count(&mut tally.errors, &error, 1);
         }
     }
 
