@@ -744,7 +744,7 @@ fn lack_of_an_address_and_lack_of_a_port_are_told_apart() {
         let Some(mut command) = program_in_namespace(setup) else {
             return;
         };
-        let error = error_line(command.args(["load", target, "-n=1"]), 3);
+        let error = error_line(command.args(["load", target, "-n=1"]), 4);
         assert_eq!(error, format!("cannot connect to {target}: {cause}"));
     }
 }

@@ -60,8 +60,8 @@ mod program {
 
     /// Clients that send more than fits into the server's buffers and the kernel's, and never read. It is not much
     /// more: the kernel has one limit for the memory of all TCP connections, those of other tests included.
-    fn never_readers(server: &Process, count: usize) -> Vec<Client> {
-        let bytes = random_bytes(3, 600_000);
+    fn never_readers(server: &Process, count: usize, length: usize) -> Vec<Client> {
+        let bytes = random_bytes(3, length);
         let connect = |_| Client::connect_with_receive_buffer(server.address(), 4096);
         let clients: Vec<_> = (0..count).map(connect).collect();
         for _ in 0..2 {
@@ -83,7 +83,7 @@ mod program {
         ]));
         let other = Client::connect(server.address());
         other.ping(b"before");
-        let clients = never_readers(&server, 200);
+        let clients = never_readers(&server, 200, 600_000);
         other.ping(b"after");
         drop(clients);
         other.close();
@@ -226,7 +226,7 @@ mod program {
         let server = Process::serve(&["--workers=2", "--buffer-memory=32MiB"]);
         let bytes = random_bytes(5, 20 << 20);
         for _ in 0..3 {
-            let stuck = never_readers(&server, possible_connections(2000));
+            let stuck = never_readers(&server, possible_connections(2000), 300_000);
             let last = Instant::now();
             wait_until("the clients are stuck", || last.elapsed() > STUCK);
             thread::scope(|scope| {
@@ -257,7 +257,7 @@ mod program {
         let server = Process::serve(&["--workers=2"]);
         let start = resident_memory(&server);
         for _ in 0..3 {
-            let clients = never_readers(&server, 500);
+            let clients = never_readers(&server, 500, 600_000);
             wait_until("buffers are in use", || {
                 resident_memory(&server) > start + 2 * MAX_GROWTH
             });

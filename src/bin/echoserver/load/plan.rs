@@ -36,7 +36,8 @@ const RESERVED: usize = 8;
     A message is unanswered if it has not come back 1 s after the end, or after --timeout if that is\n\
     less; its age is then its RTT, a lower bound.\n\
     Exit status: 0 success, 1 a wrong byte, a failed connection, an unanswered message or fewer\n\
-    messages than wanted, 2 bad usage, 3 the server cannot be reached.")]
+    messages than wanted, 2 bad usage, 3 the server cannot be reached, 4 this\n\
+    machine lacks descriptors, ports or memory.")]
 #[allow(clippy::struct_excessive_bools, reason = "independent flags")]
 pub(crate) struct Options {
     #[arg(value_name = "HOST:PORT", help = target::FORMS)]
