@@ -7,14 +7,13 @@ use std::process::Output;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{SockAddr, SockRef, Socket, Type};
 
 use crate::harness::{
-    DEADLINE, Process, error_line, installed, program, program_after, report, run, wait_until,
+    DEADLINE, Process, error_line, installed, program, program_after, report, run,
 };
 use crate::servers::listen;
 
@@ -184,7 +183,12 @@ fn one_silent_connection_of_fifty_is_counted_and_named() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 fn what_falls_due_while_the_load_is_stopped_counts() {
+    use std::time::{Duration, Instant};
+
+    use crate::harness::wait_until;
+
     let (first, received) = mpsc::channel();
     let (address, _) = start(move |_, stream| {
         answer_while(&stream, || {
