@@ -234,7 +234,7 @@
 //!
 //! # What the library promises
 //!
-//! The README has a contract with numbers. The library keeps it for every handler, with these limits:
+//! `docs/contract.md` has twelve promises with numbers. The library keeps them for every handler, with these limits:
 //!
 //! * *Complete* (2): a connection that is closed for any reason but its handler's [`Action::Close`] is reset if its buffers
 //!   still hold bytes or an answer is still to come. A handler that closes by itself ends the stream with a clean EOF, and

@@ -1,4 +1,4 @@
-//! The contract: each promise of the README has the module that tests it.
+//! The contract: each promise of `docs/contract.md` has the module that tests it.
 //!
 //! | promise | module | tested by |
 //! | --- | --- | --- |
@@ -32,31 +32,39 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Returns the module names of the promises: the bold names that begin the items of the README's numbered list.
-fn promises() -> BTreeSet<String> {
+/// Returns the promises, such as "2. Complete": the headings below that of the document.
+fn promises() -> Vec<&'static str> {
+    let contract = include_str!("../../../docs/contract.md");
+    let headings = contract.lines().filter_map(|line| line.strip_prefix("## "));
+    headings.collect()
+}
+
+/// Returns the name of the module that tests a promise.
+fn module(promise: &str) -> String {
+    let (_number, name) = promise.split_once(". ").expect("a number");
+    name.to_lowercase().replace([' ', '-'], "_")
+}
+
+#[test]
+fn readme_links_to_every_promise() {
     let readme = include_str!("../../../README.md");
-    let is_contract = |section: &&str| {
-        let heading = section.lines().next().unwrap_or_default();
-        heading.to_lowercase().contains("contract")
-    };
-    let section = readme.split("\n## ").find(is_contract);
-    let items = section.expect("a heading").lines().filter_map(|line| {
-        let (number, rest) = line.split_once(". **")?;
-        number.parse::<u32>().ok()?;
-        rest.split_once("**")
-    });
-    let module = |(name, _): (&str, &str)| {
-        let name = name.trim_end_matches('.').to_lowercase();
-        name.replace([' ', '-'], "_")
-    };
-    items.map(module).collect()
+    let promises = promises();
+    for (number, promise) in (1..).zip(&promises) {
+        let name = promise.strip_prefix(&format!("{number}. "));
+        let name = name.unwrap_or_else(|| panic!("{promise} is not number {number}"));
+        let anchor = promise.to_lowercase().replace(". ", "-").replace(' ', "-");
+        let item = format!("\n{number}. [{name}](docs/contract.md#{anchor})");
+        assert!(readme.contains(&item), "README.md has no {item}");
+    }
+    let links = readme.matches("](docs/contract.md#").count();
+    assert_eq!(links, promises.len(), "links to promises");
 }
 
 #[test]
 fn every_promise_has_its_module() {
     let this = include_str!("mod.rs");
-    let promises = promises();
-    assert!(promises.len() >= 11, "{promises:?}");
+    let promises: BTreeSet<_> = promises().into_iter().map(module).collect();
+    assert!(promises.len() >= 12, "{promises:?}");
     for name in &promises {
         assert!(
             this.contains(&format!("\nmod {name};\n")),
