@@ -1,23 +1,8 @@
-//! A TCP echo server with memcached's thread-pool design, and the small library it is made of.
+//! A thread-pool TCP server in memcached's design for a protocol of your own, and the echo server that is made of it.
 //!
-//! The program is for testing whatever uses TCP: every byte that a client sends comes back. The library
-//! serves other protocols in the same way. You write a [`Handler`], which turns received bytes into
-//! bytes to send; a [`Server`] provides many connections on few threads, bounded memory, backpressure,
-//! fairness and a graceful shutdown. The crate contains no async runtime and no `unsafe`, and it is
-//! written to be read.
-//!
-//! 1. [Writing a server](#writing-a-server)
-//! 2. [What the library promises](#what-the-library-promises)
-//! 3. [Limits of a handler](#limits-of-a-handler)
-//! 4. [The map](#the-map)
-//! 5. [The rules of the event loop](#the-rules-of-the-event-loop)
-//! 6. [Portability](#portability)
-//!
-//! # Writing a server
-//!
-//! **Echo.** A [`Handler`] is one value per connection. It is called for each [`Event`], takes bytes from the front of
-//! [`input`](Context::input), appends bytes to [`output`](Context::output), and returns an [`Action`]: what the
-//! server does next.
+//! You write a [`Handler`], which turns received bytes into bytes to send; a [`Server`] provides many connections on few
+//! threads, bounded memory, backpressure, fairness and a graceful shutdown. The crate contains no async runtime and no
+//! `unsafe`, and it is written to be read. This server returns every byte:
 //!
 //! ```no_run
 //! use echoserver::{Action, Config, Context, Event, Handler, Server};
@@ -37,6 +22,69 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! 1. [The map](#the-map)
+//! 2. [Writing a server](#writing-a-server)
+//! 3. [What the library promises](#what-the-library-promises)
+//! 4. [Limits of a handler](#limits-of-a-handler)
+//! 5. [The rules of the event loop](#the-rules-of-the-event-loop)
+//! 6. [Portability](#portability)
+//!
+//! # The map
+//!
+//! ```text
+//!            the thread that calls run                 worker-0, worker-1, ...
+//!           +--------------------------+           +---------------------------+
+//!  client --|--> listener -> acceptor -|-- queue --|-> worker -> table --------|--> closed
+//!           +--------------------------+  + wake-up+-----------------|---------+
+//!                                                                    | drive
+//!           +--------------------------------------------------------v---------+
+//!  socket --|--> recv -> input -> Handler::process -> output -> send ----------|--> socket
+//!           +------------------------------------------------------------------+
+//! ```
+//!
+//! A connection stays with its worker, and so do its bytes. If the socket accepts the output at once, one function call
+//! receives, processes and sends, without an allocation. An echo swaps the storage of the two buffers and copies
+//! nothing.
+//!
+//! A module imports only modules below it in this table.
+//!
+//! | module | contains |
+//! | --- | --- |
+//! | `bin/echoserver` | the program: command line, log, signals, metrics, and the commands `check`, `load` and `plot` |
+//! | `testing` | a simulated operating system, for the tests of this crate and of handlers |
+//! | `server` | [`Config`], [`Server`], [`Handle`]: binding, ownership of every thread, shutdown |
+//! | `server::worker` | the event loop of one thread: sleep in the poll, read the clock, handle the events |
+//! | `server::table` | the connections of a worker: table, run queue, deadlines, and how long the worker may sleep |
+//! | `server::timers` | when to look at a deadline |
+//! | `server::acceptor` | accepts in batches; pauses at a limit and after errors; the backlog at shutdown |
+//! | `server::dispatcher` | one bounded queue per worker, filled round-robin, and its notification |
+//! | `server::control` | what the threads share: the places for connections, and the request to shut down |
+//! | `server::new_connection` | [`NewConnection`], from which a handler is made |
+//! | `net` | addresses, listeners, streams and polls of the operating system |
+//! | `work_queue` | [`WorkQueue`]: threads that share jobs |
+//! | `connection` | one connection as a state machine: stream, buffers, handler |
+//! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] |
+//! | `connection::shared` | what a connection sees of its worker: counters, time, timeouts, the shutdown |
+//! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups |
+//! | `connection::buffer` | [`Buffer`], a byte queue of fixed capacity, and the pool of pairs of them |
+//! | `notify` | the flag that coalesces notifications |
+//! | `stats` | counters with one writer each |
+//! | `system` | what the server asks of the operating system; `net` and `testing` answer |
+//! | `peer` | [`Peer`], the client of a connection |
+//! | `error` | the text of errors |
+//!
+//! `connection` and its modules, `server::table` and `server::timers` do not poll and read no clock: streams, readiness
+//! and time are arguments. A simulated kernel therefore drives exactly the code that serves sockets.
+//!
+//! Tests are in `tests.rs` beside a module, and in `tests/`, whose README describes their layers. `benches/` and
+//! `packaging/` have a README as well.
+//!
+//! # Writing a server
+//!
+//! **Echo**, as above. A [`Handler`] is one value per connection. It is called for each [`Event`], takes bytes from the front of
+//! [`input`](Context::input), appends bytes to [`output`](Context::output), and returns an [`Action`]: what the
+//! server does next.
 //!
 //! **Lines.** A message arrives in pieces, and several can arrive at once. A handler therefore loops over the
 //! complete messages and leaves an unfinished one in `input`; the next call sees it again with more bytes
@@ -262,52 +310,7 @@
 //! * **A panic closes only its own connection**; data that it shares must tolerate that. (With
 //!   `panic = "abort"` a panic ends the process.)
 //!
-//! # The map
-//!
-//! ```text
-//!            the thread that calls run                 worker-0, worker-1, ...
-//!           +--------------------------+           +---------------------------+
-//!  client --|--> listener -> acceptor -|-- queue --|-> worker -> table --------|--> closed
-//!           +--------------------------+  + wake-up+-----------------|---------+
-//!                                                                    | drive
-//!           +--------------------------------------------------------v---------+
-//!  socket --|--> recv -> input -> Handler::process -> output -> send ----------|--> socket
-//!           +------------------------------------------------------------------+
-//! ```
-//!
-//! A connection stays with its worker, and so do its bytes. If the socket accepts the output at once, one function call
-//! receives, processes and sends, without an allocation. An echo swaps the storage of the two buffers and copies
-//! nothing.
-//!
-//! A module imports only modules below it in this table.
-//!
-//! | module | contains |
-//! | --- | --- |
-//! | `bin/echoserver` | the program: command line, log, signals, metrics, and the commands `check` and `load` |
-//! | `testing` | a simulated operating system, for the tests of this crate and of handlers |
-//! | `server` | [`Config`], [`Server`], [`Handle`]: binding, ownership of every thread, shutdown |
-//! | `server::worker` | the event loop of one thread: sleep in the poll, read the clock, handle the events |
-//! | `server::table` | the connections of a worker: table, run queue, deadlines, and how long the worker may sleep |
-//! | `server::timers` | when to look at a deadline |
-//! | `server::acceptor` | accepts in batches; pauses at a limit and after errors; the backlog at shutdown |
-//! | `server::dispatcher` | one bounded queue per worker, filled round-robin, and its notification |
-//! | `server::control` | what the threads share: the places for connections, and the request to shut down |
-//! | `server::new_connection` | [`NewConnection`], from which a handler is made |
-//! | `net` | addresses, listeners, streams and polls of the operating system |
-//! | `work_queue` | [`WorkQueue`]: threads that share jobs |
-//! | `connection` | one connection as a state machine: stream, buffers, handler |
-//! | `connection::handler` | [`Handler`], [`Event`], [`Action`], [`Context`], [`Echo`] |
-//! | `connection::shared` | what a connection sees of its worker: counters, time, timeouts, the shutdown |
-//! | `connection::waker` | [`Waker`], and a worker's queue of wake-ups |
-//! | `connection::buffer` | [`Buffer`], a byte queue of fixed capacity, and the pool of pairs of them |
-//! | `notify` | the flag that coalesces notifications |
-//! | `stats` | counters with one writer each |
-//! | `system` | what the server asks of the operating system; `net` and `testing` answer |
-//! | `peer` | [`Peer`], the client of a connection |
-//! | `error` | the text of errors |
-//!
-//! `connection` and its modules, `server::table` and `server::timers` do not poll and read no clock: streams, readiness
-//! and time are arguments. A simulated kernel therefore drives exactly the code that serves sockets.
+//! # The rules of the event loop
 //!
 //! A *reactor* waits for many event sources in one place and calls the code that handles each event. This server has one
 //! for accepting and one per worker, each a thread with a poll of its own, as in memcached. Round-robin needs no
@@ -318,13 +321,8 @@
 //! In one tick, a worker drives the connections with an event, then those that were woken, at most 128 and until they have
 //! sent 256 KiB, then new ones, and closes those that have expired. A connection whose last turn has moved 32 KiB or more, or was
 //! ended by [`Action::Yield`], is *bulk*: what happens to it only marks it, and a few of those that are marked get a turn at the
-//! end of each tick. So a small message does not wait for the floods. A turn ends *idle* (wait for an event), *runnable* (the budget is used, and the next poll does not sleep) or
-//! *closed*, with a [`CloseReason`] that is counted.
-//!
-//! Tests are in `tests.rs` beside a module, and in `tests/`, whose README describes their layers. `benches/` and
-//! `packaging/` have a README as well.
-//!
-//! # The rules of the event loop
+//! end of each tick. So a small message does not wait for the floods. A turn ends *idle* (wait for an event), *runnable* (the
+//! budget is used, and the next poll does not sleep) or *closed*, with a [`CloseReason`] that is counted.
 //!
 //! Each rule comes from a real bug. A test that fails without a rule names it.
 //!
