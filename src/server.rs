@@ -128,7 +128,7 @@ impl Config {
     /// not included.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
-        let connection = Buffers::max_bytes(self.buffer_size) as u64;
+        let connection = Buffers::max_bytes(self.buffer_size);
         let connections = (self.max_connections as u64).saturating_mul(connection);
         let all = connections.saturating_add(self.max_spare_memory());
         self.buffer_memory.map_or(all, |limit| limit.min(all))
@@ -138,7 +138,7 @@ impl Config {
     /// connection can keep.
     #[must_use]
     pub fn min_buffer_memory(&self) -> u64 {
-        2 * self.workers as u64 * Buffers::max_bytes(self.buffer_size) as u64
+        2 * self.workers as u64 * Buffers::max_bytes(self.buffer_size)
     }
 
     /// Returns how many pairs of buffers a worker can have.
@@ -146,13 +146,13 @@ impl Config {
         let share = self
             .buffer_memory
             .map_or(u64::MAX, |limit| limit / self.workers as u64);
-        (share / Buffers::max_bytes(self.buffer_size) as u64) as usize
+        usize::try_from(share / Buffers::max_bytes(self.buffer_size)).unwrap_or(usize::MAX)
     }
 
     /// Returns how much memory the workers keep as spare buffers, within [`max_memory`](Self::max_memory).
     #[must_use]
     pub fn max_spare_memory(&self) -> u64 {
-        (self.workers as u64).saturating_mul(Pool::max_bytes(self.buffer_size) as u64)
+        (self.workers as u64).saturating_mul(Pool::max_bytes(self.buffer_size))
     }
 
     fn validate(&self) -> io::Result<()> {

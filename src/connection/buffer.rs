@@ -259,10 +259,9 @@ impl Buffers {
         }))
     }
 
-    /// Returns the memory that two full buffers of `capacity` bytes use: whole pages, of 4 KiB.
-    pub(crate) fn max_bytes(capacity: usize) -> usize {
-        const PAGE: usize = 4096;
-        2 * capacity.next_multiple_of(PAGE)
+    /// Returns the memory that two full buffers of `capacity` bytes use: whole pages.
+    pub(crate) fn max_bytes(capacity: usize) -> u64 {
+        2 * (capacity as u64).next_multiple_of(page_size())
     }
 
     /// Returns the number of bytes in both buffers.
@@ -291,7 +290,7 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Limit for the spare buffers; others are returned to the system.
-    const MAX_SPARE_BYTES: usize = 2 << 20;
+    const MAX_SPARE_BYTES: u64 = 2 << 20;
 
     /// Creates a pool of buffers of `capacity` bytes each.
     ///
@@ -310,13 +309,13 @@ impl Pool {
     }
 
     /// Returns the largest number of bytes that a pool of buffers of `capacity` bytes holds.
-    pub(crate) fn max_bytes(capacity: usize) -> usize {
-        (Self::max_spare(capacity) + 1) * Buffers::max_bytes(capacity)
+    pub(crate) fn max_bytes(capacity: usize) -> u64 {
+        (Self::max_spare(capacity) as u64 + 1) * Buffers::max_bytes(capacity)
     }
 
     /// Returns how many pairs of spare buffers are kept at most.
     fn max_spare(capacity: usize) -> usize {
-        (Self::MAX_SPARE_BYTES / Buffers::max_bytes(capacity).max(1)).clamp(1, 256)
+        (Self::MAX_SPARE_BYTES / Buffers::max_bytes(capacity).max(1)).clamp(1, 256) as usize
     }
 
     /// Returns how many pairs connections hold.
@@ -326,7 +325,7 @@ impl Pool {
 
     /// Returns how many bytes these are.
     pub(crate) fn held_bytes(&self) -> u64 {
-        (self.held() * Buffers::max_bytes(self.capacity)) as u64
+        self.held() as u64 * Buffers::max_bytes(self.capacity)
     }
 
     /// Whether a pair was taken, and neither given back nor replaced.
@@ -376,6 +375,15 @@ impl Pool {
             }
         }
     }
+}
+
+/// Returns the size of a page of memory.
+fn page_size() -> u64 {
+    #[cfg(target_os = "linux")]
+    return rustix::param::page_size() as u64;
+    // Of macOS on Apple's processors; others have less.
+    #[cfg(not(target_os = "linux"))]
+    return 16 << 10;
 }
 
 #[cfg(test)]

@@ -218,8 +218,8 @@ fn pool_is_refilled_only_if_it_is_empty() {
 
 #[test]
 fn pool_keeps_a_bounded_number() {
-    let capacity = Pool::MAX_SPARE_BYTES / 8;
-    assert_eq!(Pool::max_bytes(capacity), 5 * 2 * capacity);
+    let capacity = 256 << 10;
+    assert_eq!(Pool::max_bytes(capacity), 5 * 2 * (256 << 10));
     let mut pool = Pool::new(capacity).unwrap();
     let mut take = || {
         let taken = pool.take();
@@ -249,4 +249,11 @@ fn pool_has_no_more_pairs_than_its_limit() {
     assert_eq!((pool.held(), pool.pairs), (0, 2));
     let _spare = pool.take();
     pool.refill().unwrap();
+}
+
+/// Also on a processor of 32 bits.
+#[test]
+fn memory_of_the_largest_buffers_is_known() {
+    assert_eq!(Buffers::max_bytes(1 << 30), 2 << 30);
+    assert_eq!(Buffers::max_bytes(1), 2 * page_size());
 }
