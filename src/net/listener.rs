@@ -306,11 +306,7 @@ fn set_options(socket: &RawSocket, options: ListenOptions) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     set_common_options(socket)?;
     if let Some(idle) = options.keepalive {
-        let keepalive = TcpKeepalive::new()
-            .with_time(idle)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES);
-        let set = socket.set_tcp_keepalive(&keepalive);
+        let set = set_keepalive(socket, idle);
         set.map_err(|error| {
             with_context(&error, &format!("cannot set TCP keepalive to {idle:?}"))
         })?;
@@ -319,6 +315,22 @@ fn set_options(socket: &RawSocket, options: ListenOptions) -> io::Result<()> {
         socket.set_keepalive(false)?;
     }
     platform::limit_unsent(socket)
+}
+
+/// Sets TCP keepalive, with the probes of the system if it has no option for their number and interval.
+fn set_keepalive(socket: &RawSocket, idle: Duration) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new().with_time(idle);
+    let with_probes = (keepalive.clone())
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&with_probes).or_else(|error| {
+        socket.set_tcp_keepalive(&keepalive)?;
+        let error = error_text(&error);
+        log::warn!(
+            "TCP keepalive has the number and the interval of probes of the system: {error}"
+        );
+        Ok(())
+    })
 }
 
 /// Small answers are sent without delay, and urgent bytes stay in the stream.
