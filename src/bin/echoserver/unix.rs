@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
+use socket2::Socket;
 
 use crate::error::with_context;
 
@@ -189,4 +190,18 @@ pub(crate) fn is_ignored_at_start(signal: i32) -> bool {
         .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
     let is_ignored = ignored.map_or(signal == SIGHUP, |set| set >> (signal - 1) & 1 != 0);
     is_ignored && !(signal == SIGINT && io::stdin().is_terminal())
+}
+
+/// Sets the timeout of a socket's calls.
+pub(crate) fn set_timeouts(socket: &Socket, timeout: Duration) -> io::Result<()> {
+    socket.set_read_timeout(Some(timeout))?;
+    socket.set_write_timeout(Some(timeout))
+}
+
+/// Calls once: the socket has a timeout.
+pub(crate) fn call_with_timeout<T>(
+    _timeout: Duration,
+    call: &mut impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    call()
 }

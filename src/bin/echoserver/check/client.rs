@@ -14,6 +14,7 @@ use socket2::{SockAddr, Socket};
 use crate::error::error_text;
 use crate::figures::Count;
 use crate::payload::Payload;
+use crate::platform;
 use crate::target::{self, client_error, is_local};
 
 /// The timeout of a socket's calls, which are repeated while a case may wait.
@@ -62,8 +63,7 @@ impl TestedServer<'_> {
             let socket = target::connect(self.address, patience, |socket| {
                 window.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
             })?;
-            socket.set_read_timeout(Some(TICK))?;
-            socket.set_write_timeout(Some(TICK))?;
+            platform::set_timeouts(&socket, TICK)?;
             Ok(Client {
                 socket,
                 server: self,
@@ -101,7 +101,7 @@ impl TestedServer<'_> {
         let mut left = patience;
         let limit = self.patience * LIMIT_FACTOR;
         while self.start.elapsed() < limit {
-            match call() {
+            match platform::call_with_timeout(TICK, &mut call) {
                 Ok(value) => return Ok(value),
                 Err(error) if !is_timeout(&error) => {
                     let text = client_error(&error);
