@@ -303,7 +303,7 @@ counters! {
     /// Bytes sent.
     bytes_out: u64 = "sent_bytes_total",
     /// Bytes sent or to be sent that were not received, such as greetings, less those that were consumed.
-    bytes_generated: i64 = "generated_bytes_total",
+    bytes_generated: i64 = "generated_bytes",
     /// Bytes in the buffers of open connections.
     buffered: u64 = "buffered_bytes",
     /// Open connections that have sent everything and wait for the client's EOF, at most 1 s.

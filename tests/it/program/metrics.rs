@@ -99,7 +99,7 @@ fn metrics_match_the_traffic() {
             3,
         ),
         ("echoserver_received_bytes_total", "", 3500),
-        ("echoserver_generated_bytes_total", "", 0),
+        ("echoserver_generated_bytes", "", 0),
         ("echoserver_buffered_bytes", "", 0),
         ("echoserver_discarded_bytes_total", "reason", 0),
         ("echoserver_accept_errors_total", "", 0),
@@ -144,7 +144,7 @@ fn bytes_balance_while_some_are_buffered_and_after_some_are_discarded() {
         wait_until("received + generated = sent + buffered + discarded", || {
             metrics = get(address, "/metrics").body;
             let produced =
-                bytes(&metrics, "received_bytes_total") + bytes(&metrics, "generated_bytes_total");
+                bytes(&metrics, "received_bytes_total") + bytes(&metrics, "generated_bytes");
             let accounted = bytes(&metrics, "sent_bytes_total")
                 + bytes(&metrics, "buffered_bytes")
                 + bytes(&metrics, "discarded_bytes_total");
@@ -162,6 +162,23 @@ fn bytes_balance_while_some_are_buffered_and_after_some_are_discarded() {
             "reason=\"reset\"",
         ) > 0
     });
+    server.terminate();
+}
+
+/// A counter must not fall below 0.
+#[test]
+fn generated_bytes_are_a_gauge_that_swallowed_bytes_lower() {
+    let mut server = Process::serve(&["--metrics=127.0.0.1:0", "--fault=blackhole@connect"]);
+    let address = server.metrics_address();
+    let client = Client::connect(server.address());
+    client.send(&[7; 100]);
+    let mut metrics = String::new();
+    wait_until("the bytes are swallowed", || {
+        metrics = get(address, "/metrics").body;
+        values::<i64>(&metrics, "echoserver_generated_bytes", "") == [-100]
+    });
+    let kind = "# TYPE echoserver_generated_bytes gauge\n";
+    assert!(metrics.contains(kind), "{metrics}");
     server.terminate();
 }
 
