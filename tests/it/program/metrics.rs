@@ -292,8 +292,8 @@ fn alert_rules_pass_promtool() {
 
 #[test]
 fn documentation_and_alert_rules_name_the_metrics_that_exist() {
-    let (server, address) = serve_metrics();
-    let metrics = get(address, "/metrics").body;
+    let mut server = Process::serve(&["--metrics=127.0.0.1:0", "--delay=1ms"]);
+    let metrics = get(server.metrics_address(), "/metrics").body;
     let exported = names(&metrics);
     for file in ["README.md", "prometheus/echoserver.rules.yml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -181,10 +181,9 @@ impl Endpoint {
         metrics.value(name, help, self.log.lost_lines());
         if let Some(faults) = &self.faults {
             let name = "echoserver_faults_total";
-            metrics.begin(
-                name,
-                "Faults on request; connections with a delay, a throttle or slices.",
-            );
+            let help = "Faults that happened on request, by kind; for delay, throttle and slice, \
+                        connections.";
+            metrics.begin(name, help);
             for (kind, count) in faults.counts() {
                 metrics.sample(name, &format!("{{kind=\"{kind}\"}}"), count);
             }
