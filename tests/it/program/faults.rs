@@ -152,6 +152,23 @@ fn byte_is_changed_once() {
     }
 }
 
+#[test]
+fn note_lists_all_faults_of_a_connection() {
+    let faults = "--fault=drop@20B,corrupt@10B,stall@50B";
+    let server = Server::start(&[faults]);
+    let sent = random_bytes(9, 100);
+    let dropped = changed("drop", &sent[..50], 20);
+    for client in server.clients() {
+        client.send(&sent);
+        client.expect(&changed("corrupt", &dropped, 10));
+        client.shutdown_write();
+        expect_end(&client, &[], End::Reset);
+    }
+    let log = server.process.terminate();
+    let note = " note=corrupt@10B,drop@20B,stall@50B,eof\n";
+    assert_eq!(log.matches(note).count(), 2, "{log}");
+}
+
 /// The reader starts when the server is stuck.
 #[test]
 fn slow_reader_gets_what_was_answered_before_the_fault() {

@@ -138,8 +138,10 @@ pub(crate) struct Pipeline {
     /// The size of the next piece, 0 if it is not chosen, and when it may be sent.
     piece: u64,
     piece_at: u64,
-    /// Nothing is answered any more: the fault, the bytes received before, and until when.
-    silence: Option<(Fault, u64, u64)>,
+    /// Nothing is answered any more: the fault, and until when.
+    silence: Option<(Fault, u64)>,
+    /// The faults that have happened, for the log.
+    note: String,
     /// When the handler must be called next, or later than any time.
     wake: u64,
 }
@@ -214,12 +216,12 @@ impl Pipeline {
             }
             if let Some(fault) = self.take_end(now, opened, context.output.is_empty()) {
                 let offset = received(&fault).min(self.received);
-                record(plan, fault.kind, offset, context);
+                self.record(plan, fault.kind, offset, context);
                 match fault.kind {
                     Kind::Close => self.last = Some(self.received),
                     Kind::Cut => return Action::Close,
                     Kind::Reset => return Action::Reset,
-                    _ => self.silence = Some((fault, offset, now + plan.hold)),
+                    _ => self.silence = Some((fault, now + plan.hold)),
                 }
             } else if !context.output.is_empty() {
                 // Nothing is appended to it, so that pieces stay apart.
@@ -239,7 +241,7 @@ impl Pipeline {
 
     /// After a stall or as a black hole, answers nothing until the client ends its half, or the time is over.
     fn keep_silent(&mut self, now: u64, context: &mut Context<'_>) -> Option<Action> {
-        let (fault, offset, until) = self.silence?;
+        let (fault, until) = self.silence?;
         if fault.kind == Kind::Blackhole {
             context.input.consume(context.input.len());
             self.answered = self.received;
@@ -250,7 +252,7 @@ impl Pipeline {
             return Some(Action::Pending);
         }
         let end = if is_over { ",hold" } else { ",eof" };
-        note(fault.kind, offset, end, context);
+        context.set_note(&format!("{}{end}", self.note));
         Some(Action::Reset)
     }
 
@@ -349,7 +351,7 @@ impl Pipeline {
                 Kind::Repeat => _ = context.output.push_some(&context.input.data()[..1]),
                 _ => self.advance(1, context),
             }
-            record(plan, kind, at, context);
+            self.record(plan, kind, at, context);
         }
     }
 
@@ -359,6 +361,15 @@ impl Pipeline {
         self.answered += count as u64;
         self.due -= count as u64;
     }
+
+    /// Counts a fault, and notes it and its byte for the line of the connection in the log.
+    fn record(&mut self, plan: &Plan, kind: Kind, offset: u64, context: &Context<'_>) {
+        let (_, name) = KINDS[kind as usize];
+        plan.counts[kind as usize].fetch_add(1, Relaxed);
+        let comma = if self.note.is_empty() { "" } else { "," };
+        self.note += &format!("{comma}{name}@{offset}B");
+        context.set_note(&self.note);
+    }
 }
 
 /// Returns the number of bytes after which a fault happens, or more than any.
@@ -367,16 +378,4 @@ fn received(fault: &Fault) -> u64 {
         When::Received(count) => count,
         _ => u64::MAX,
     }
-}
-
-/// Counts a fault, and notes it for the log.
-fn record(plan: &Plan, kind: Kind, offset: u64, context: &Context<'_>) {
-    plan.counts[kind as usize].fetch_add(1, Relaxed);
-    note(kind, offset, "", context);
-}
-
-/// Notes the last fault, its byte and what has ended it for the line of the connection in the log.
-fn note(kind: Kind, offset: u64, end: &str, context: &Context<'_>) {
-    let (_, name) = KINDS[kind as usize];
-    context.set_note(&format!("{name}@{offset}B{end}"));
 }
