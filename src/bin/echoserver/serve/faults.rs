@@ -38,7 +38,7 @@ pub(crate) struct Options {
 
     /// What goes wrong, and when; repeatable. KIND: close, cut (close without the rest), reset,
     /// stall, blackhole (read, never answer), corrupt (a bit), repeat or drop (a byte). WHEN: bytes
-    /// received (64KiB), time since the connect (5s), connect or eof
+    /// received with a unit (100B, 64KiB), time since the connect (5s), connect or eof
     #[arg(long, value_name = "KIND@WHEN", value_delimiter = ',')]
     #[arg(value_parser = given(str::parse::<Fault>))]
     fault: Vec<Given<Fault>>,
@@ -143,7 +143,10 @@ impl FromStr for When {
             "eof" => Ok(Self::Eof),
             _ if is_size => values::size(text).map(|size| Self::Received(size as u64)),
             _ if has_unit => millis(Duration::ZERO, text).map(Self::Elapsed),
-            _ => Err("expected bytes or a time with a unit, connect or eof".to_owned()),
+            _ => Err(match text.parse::<u64>() {
+                Ok(number) => format!("{number} needs a unit: {number}B or {number}s"),
+                Err(_) => "expected bytes or a time with a unit, connect or eof".to_owned(),
+            }),
         }
     }
 }

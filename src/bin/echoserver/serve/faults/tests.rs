@@ -26,7 +26,8 @@ fn faults_have_a_kind_and_a_time() {
         ),
         ("hang@5s", &format!("{kinds} \"hang\"")),
         ("delay@5s", &format!("{kinds} \"delay\"")),
-        ("stall@5", unit),
+        ("stall@5", "5 needs a unit: 5B or 5s"),
+        ("stall@1.5", unit),
         ("stall@", unit),
         ("repeat@eof", "there is no byte to repeat at eof"),
         (
