@@ -24,7 +24,8 @@ const OF_FAULT: &[(Kind, &str)] = KINDS.split_at(8).0;
 #[command(next_help_heading = "Faults, for tests of clients")]
 #[group(id = "faults")]
 pub(crate) struct Options {
-    /// Send each byte back this long after it was received: 50ms, or 50ms..100ms
+    /// Send each byte back this long after it was received: 50ms, or 50ms..100ms; at most --buffer-size
+    /// bytes wait on a connection, so --buffer-size per delay bounds its throughput
     #[arg(long, value_name = "TIME[..TIME]", value_parser = given(delay))]
     delay: Option<Given<RangeInclusive<u64>>>,
 
