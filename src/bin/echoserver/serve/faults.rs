@@ -37,14 +37,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE[..SIZE][@TIME]", value_parser = given(slice))]
     slice: Option<Given<Pieces>>,
 
-    /// What goes wrong, and when; repeatable. KIND: close, cut (close without the rest), reset,
-    /// stall, blackhole (read, never answer), corrupt (a bit), repeat or drop (a byte). WHEN: bytes
-    /// received with a unit (100B, 64KiB), time since the connect (5s), connect or eof
+    /// What goes wrong, and when; repeatable. KIND: close (after echoing what has arrived), cut (close
+    /// without the rest), reset, stall, blackhole (read, never answer), corrupt (a bit), repeat or drop
+    /// (a byte). WHEN: bytes received with a unit (100B, 64KiB), time since the connect (5s), connect
+    /// or eof
     #[arg(long, value_name = "KIND@WHEN", value_delimiter = ',')]
     #[arg(value_parser = given(str::parse::<Fault>))]
     fault: Vec<Given<Fault>>,
 
-    /// Part of the connections that misbehave, in percent
+    /// Chance that a connection misbehaves, in percent
     #[arg(long, value_name = "PERCENT", visible_alias = "toxicity")]
     #[arg(default_value = "100", value_parser = share)]
     fault_share: f64,
@@ -53,7 +54,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = values::count::<u64>(0..=usize::MAX))]
     fault_seed: Option<u64>,
 
-    /// Reset a connection that has stalled or is a blackhole after this time
+    /// Reset a stall or blackhole after this time; also when the client ends its half, unless the
+    /// buffer is full
     #[arg(long, value_name = "TIME", default_value = "60s")]
     #[arg(value_parser = values::time(Duration::from_millis(1)))]
     fault_hold: Duration,
@@ -187,7 +189,7 @@ impl Options {
 #[derive(Debug)]
 pub(crate) struct Faults {
     plan: Plan,
-    /// The part of the connections, in percent.
+    /// The chance that a connection misbehaves, in percent.
     share: f64,
     seed: u64,
     /// The options in effect.
