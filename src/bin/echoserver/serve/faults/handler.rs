@@ -140,8 +140,8 @@ pub(crate) struct Pipeline {
     piece_at: u64,
     /// Nothing is answered any more: the fault, and until when.
     silence: Option<(Fault, u64)>,
-    /// The faults that have happened, for the log.
-    note: String,
+    /// The faults that have happened, and what has ended a silence, for the log.
+    notes: Vec<String>,
     /// When the handler must be called next, or later than any time.
     wake: u64,
 }
@@ -251,8 +251,7 @@ impl Pipeline {
             self.wake = until;
             return Some(Action::Pending);
         }
-        let end = if is_over { ",hold" } else { ",eof" };
-        context.set_note(&format!("{}{end}", self.note));
+        self.note(if is_over { "hold" } else { "eof" }.to_owned(), context);
         Some(Action::Reset)
     }
 
@@ -362,13 +361,17 @@ impl Pipeline {
         self.due -= count as u64;
     }
 
-    /// Counts a fault, and notes it and its byte for the line of the connection in the log.
+    /// Counts a fault, and notes it and its byte.
     fn record(&mut self, plan: &Plan, kind: Kind, offset: u64, context: &Context<'_>) {
         let (_, name) = KINDS[kind as usize];
         plan.counts[kind as usize].fetch_add(1, Relaxed);
-        let comma = if self.note.is_empty() { "" } else { "," };
-        self.note += &format!("{comma}{name}@{offset}B");
-        context.set_note(&self.note);
+        self.note(format!("{name}@{offset}B"), context);
+    }
+
+    /// Adds to the note in the log record of the connection.
+    fn note(&mut self, note: String, context: &Context<'_>) {
+        self.notes.push(note);
+        context.set_note(&self.notes.join(","));
     }
 }
 
