@@ -146,5 +146,14 @@ pub(crate) trait Poller<S> {
     fn register(&mut self, source: &mut S, token: usize) -> io::Result<()>;
 }
 
+/// Returns the size of a page of memory.
+pub(crate) fn page_size() -> u64 {
+    #[cfg(target_os = "linux")]
+    return rustix::param::page_size() as u64;
+    // Of macOS on Apple's processors; others have less.
+    #[cfg(not(target_os = "linux"))]
+    return 16 << 10;
+}
+
 #[cfg(test)]
 mod tests;

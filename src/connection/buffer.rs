@@ -17,6 +17,8 @@ use std::mem;
 
 use memmap2::MmapMut;
 
+use crate::system::page_size;
+
 use crate::stats::CloseReason;
 
 /// A queue of bytes with a fixed capacity: they are appended at the end and consumed from the front, and are always contiguous.
@@ -375,15 +377,6 @@ impl Pool {
             }
         }
     }
-}
-
-/// Returns the size of a page of memory.
-fn page_size() -> u64 {
-    #[cfg(target_os = "linux")]
-    return rustix::param::page_size() as u64;
-    // Of macOS on Apple's processors; others have less.
-    #[cfg(not(target_os = "linux"))]
-    return 16 << 10;
 }
 
 #[cfg(test)]
