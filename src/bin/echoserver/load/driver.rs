@@ -266,7 +266,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Counts the messages that have waited for an answer for too long, up to now.
+    /// Counts the messages that have no answer now. After a signal, only those that have waited for long enough.
     fn count_unanswered(&mut self, end: Option<Instant>) {
         let now = Instant::now();
         // What fell due while the process was stopped counts as well.
@@ -277,6 +277,7 @@ impl<'a> Driver<'a> {
                 let age = now.saturating_duration_since(start);
                 if age >= self.plan.grace || !self.plan.is_stopped() {
                     tally.unanswered += 1;
+                    tally.least_age = tally.least_age.into_iter().chain([age]).min();
                     tally.rtt.record(age);
                 }
             }

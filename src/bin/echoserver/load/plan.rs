@@ -19,7 +19,7 @@ const FLOOD_MESSAGE: usize = 64 << 10;
 const DURATION: Duration = Duration::from_secs(10);
 const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-/// How long answers may take after the end.
+/// After the end: how long nothing comes back until the load stops waiting.
 const MAX_GRACE: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(1);
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -33,8 +33,9 @@ const RESERVED: usize = 8;
     Times are seconds, or have a unit: 5, 0.5, 500ms, 1m30s. RTT is the round-trip time of a message,\n\
     from its first byte sent to its last byte received; with --rate, from when it was due.\n\
     Ctrl-C ends the run with the summary.\n\
-    A message is unanswered if it has not come back 1 s after the end, or after --timeout if that is\n\
-    less; its age is then its RTT, a lower bound.\n\
+    After the end, load waits until nothing has come back for 1 s, but at most for --timeout, and with\n\
+    --rate at most for 1 s. A message without an answer by then is unanswered; its age counts as its\n\
+    RTT, a lower bound.\n\
     Exit status: 0 success, 1 a wrong byte, a failed connection, an unanswered message or fewer\n\
     messages than wanted, 2 bad usage, 3 the server cannot be reached, 4 this\n\
     machine lacks descriptors, ports or memory.")]
@@ -211,7 +212,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) min_length: Duration,
     /// How often a thread looks for connections to open again or to give up, and whether it is to stop.
     pub(crate) sweep_interval: Duration,
-    /// How long a message may be without an answer after the end.
+    /// How long nothing comes back after the end until the load stops waiting. At a rate, it waits no longer in all.
     pub(crate) grace: Duration,
     /// Set by a signal: every phase ends at once.
     pub(crate) stop: Arc<AtomicBool>,

@@ -92,8 +92,9 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
         let addresses = total.never_answered.join(", ");
         lines.push(format!("no answer     to {addresses}"));
     }
-    let grace = plan.grace;
-    let late = format!("for at least {grace:?}: their age counts as RTT, a lower bound");
+    let age = total.least_age.unwrap_or_default().as_millis();
+    let age = Duration::from_millis(age as u64);
+    let late = format!("for at least {age:?}: their age counts as RTT, a lower bound");
     for (name, count, what) in [
         ("lost", total.lost, "in flight on failed connections"),
         ("unanswered", total.unanswered, &late),
@@ -172,6 +173,7 @@ pub(crate) fn json(target: &Target, plan: &Plan, measured: &Measured) -> String 
         "failed": total.failed,
         "lost": total.lost,
         "unanswered": total.unanswered,
+        "least_age_ns": total.least_age.map(|age| age.as_nanos() as u64),
         "never_answered": total.never_answered,
         "greetings": total.greetings,
         "errors": total.errors,

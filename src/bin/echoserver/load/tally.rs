@@ -46,6 +46,8 @@ pub(crate) struct Tally {
     pub(crate) lost: u64,
     /// Messages without an answer at the end. Their age is one of the times in `rtt`.
     pub(crate) unanswered: u64,
+    /// The least of these ages.
+    pub(crate) least_age: Option<Duration>,
     pub(crate) rtt: Times<3>,
     pub(crate) connect: Times<2>,
     /// How late this thread itself was with each message of a schedule.
@@ -68,6 +70,8 @@ impl Tally {
         self.failed += other.failed;
         self.lost += other.lost;
         self.unanswered += other.unanswered;
+        let ages = [self.least_age, other.least_age];
+        self.least_age = ages.into_iter().flatten().min();
         self.rtt.0 += &other.rtt.0;
         self.connect.0 += &other.connect.0;
         self.lateness.0 += &other.lateness.0;
