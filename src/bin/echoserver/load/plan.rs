@@ -33,6 +33,7 @@ const RESERVED: usize = 8;
     Times are seconds, or have a unit: 5, 0.5, 500ms, 1m30s. RTT is the round-trip time of a message,\n\
     from its first byte sent to its last byte received; with --rate, from when it was due.\n\
     Ctrl-C ends the run with the summary.\n\
+    A failed connection is opened again after about 1 s, except with --messages.\n\
     After the end, load waits until nothing has come back for 1 s, but at most for --timeout, and with\n\
     --rate at most for 1 s. A message without an answer by then is unanswered; its age counts as its\n\
     RTT, a lower bound.\n\
