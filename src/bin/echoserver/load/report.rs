@@ -134,7 +134,7 @@ fn own_fault(plan: &Plan, measured: &Measured) -> Option<String> {
         let times = [&total.lateness.0, &total.rtt.0];
         let p99 = times.map(|times| times.value_at_quantile(0.99));
         let [late, rtt] = p99.map(time);
-        return (p99[0] > p99[1] / 2)
+        return (p99[0] > p99[1] / 4)
             .then(|| format!("the load was late: p99 {late}, p99 of the RTT {rtt}"));
     }
     let seconds = measured.elapsed.as_secs_f64() * plan.threads as f64;

@@ -40,7 +40,7 @@ fn saturated_cpu_is_the_fault_of_a_load_in_a_closed_loop() {
 #[test]
 fn lateness_is_the_fault_of_a_load_at_a_rate() {
     let fault = |lateness| fault("--rate=1", 10 * SECOND, lateness, 100 * MICRO);
-    assert_eq!(fault(40 * MICRO), None);
-    let text = fault(80 * MICRO).expect("a fault");
-    assert!(text.starts_with("the load was late: p99 8"), "{text}");
+    assert_eq!(fault(20 * MICRO), None);
+    let text = fault(30 * MICRO).expect("a fault");
+    assert!(text.starts_with("the load was late: p99 3"), "{text}");
 }
