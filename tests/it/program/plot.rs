@@ -15,6 +15,7 @@ fn record() -> Value {
         "target": "localhost:7",
         "options": { "connections": 50, "size": 64, "rate": 2.5 },
         "messages_per_second": 1.0,
+        "least_age_ns": 2_000_000,
         "rtt_ns": {
             "p50": 50_000, "p99": 2_000_000, "p99.9": 2_000_000, "max": 2_000_000,
             "histogram": [[50_000, 2], [2_000_000, 1]],
@@ -86,7 +87,7 @@ fn runs_are_drawn_over_each_other() {
     let first = files.write("before.json", &record().to_string());
     let mut faster = record();
     faster["rtt_ns"]["histogram"] = json!([[40_000, 3]]);
-    faster["failure"] = Value::Null;
+    (faster["failure"], faster["least_age_ns"]) = (Value::Null, Value::Null);
     // Only the last record of a file counts.
     let both = format!("{{\"end\":1.0}}\n{}\n{faster}\n", record());
     let second = files.write("after.json", &both);
@@ -95,7 +96,9 @@ fn runs_are_drawn_over_each_other() {
         "before.json",
         "after.json",
         "load localhost:7 --connections 50 --size 64 --rate 2.5",
+        "1.00 messages/s; RTT p50 50.0µs, p99 ≥ 2.0ms, p99.9 ≥ 2.0ms, max ≥ 2.0ms",
         "1.00 messages/s; RTT p50 50.0µs, p99 2.0ms, p99.9 2.0ms, max 2.0ms",
+        "p99 of the messages that came back in each interval",
         "1 message &lt;unanswered&gt;",
         "90 %",
         "100µs",
@@ -110,6 +113,27 @@ fn runs_are_drawn_over_each_other() {
     assert_eq!(lengths(&blue), [4, 6, 2, 2], "{blue:?}");
     assert_eq!(lengths(&red), [2, 6, 2, 2], "{red:?}");
     assert_eq!(blue[1..], red[1..]);
+}
+
+#[test]
+fn logarithmic_axes_have_whole_decades() {
+    let files = Files::new();
+    for (times, labels) in [
+        ([20_000, 210_000], vec!["10µs", "100µs", "1ms"]),
+        ([200_000, 300_000], vec!["100µs", "1ms"]),
+        ([100_000, 100_000], vec!["100µs", "1ms"]),
+    ] {
+        let mut run = record();
+        run["rtt_ns"]["histogram"] = json!([[times[0], 1], [times[1], 1]]);
+        for (index, time) in [0, 2, 3].into_iter().zip(times.into_iter().cycle()) {
+            run["series"][index]["p99_ns"] = json!(time);
+        }
+        let chart = files.plot(&[&files.write("run.json", &run.to_string())]);
+        // Both by percentile and over time.
+        for label in labels {
+            assert_eq!(chart.matches(&format!("\n{label}\n")).count(), 2, "{label}");
+        }
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn draw_on(area: &Area, runs: &[Run], legend: i32) -> Drawn {
     let y = 0.0..y.end * 1.1;
     draw_panel(&areas[2], title, &rates, (0.0..end, number), (y, number))?;
 
-    let title = "p99 of the round-trip time, over time in seconds; a gap: nothing came back";
+    let title = "p99 of the messages that came back in each interval, over time in seconds; a gap: none did";
     let p99s = lines(|run| &run.p99s);
     let y = decades(&extent(&p99s).1).log_scale();
     draw_panel(&areas[3], title, &p99s, (0.0..end, number), (y, time))
@@ -119,13 +119,12 @@ fn extent(runs: &[&Lines]) -> (f64, Range<f64>) {
     })
 }
 
-/// Widens the range of a logarithmic axis, so that it has two labels or more.
+/// Widens the range of a logarithmic axis to whole decades, so that both of its ends have a label.
 fn decades(range: &Range<f64>) -> Range<f64> {
-    if range.end > range.start * 10.0 {
-        return range.start * 0.8..range.end * 1.25;
-    }
-    let power = range.end.log10().floor();
-    10_f64.powf(range.start.log10().floor().min(power))..10_f64.powf(power + 1.0)
+    // Without a point, the range ends before it starts.
+    let start = range.start.min(range.end).max(1.0).log10().floor();
+    let end = range.end.log10().ceil().max(start + 1.0);
+    10_f64.powf(start)..10_f64.powf(end)
 }
 
 /// Returns the percentile that all messages but one of so many reach.

@@ -96,9 +96,12 @@ fn notes(name: &str, record: &Value) -> Vec<String> {
     let options = ["connections", "size", "rate"].map(option);
     let options = options.into_iter().flatten().collect::<String>();
     let load = format!("load {}{options}", text("target").unwrap_or_default());
+    // From the least age of an unanswered message on, a time is a lower bound.
+    let bound = record["least_age_ns"].as_u64().unwrap_or(u64::MAX);
     let times = ["p50", "p99", "p99.9", "max"].map(|name| {
-        let time = record["rtt_ns"][name].as_u64().map(Duration::from_nanos);
-        format!(" {name} {:.1?}", time.unwrap_or_default())
+        let time = record["rtt_ns"][name].as_u64().unwrap_or_default();
+        let sign = if time >= bound { "≥ " } else { "" };
+        format!(" {name} {sign}{:.1?}", Duration::from_nanos(time))
     });
     let rate = match record["messages_per_second"].as_f64().unwrap_or_default() {
         few @ ..100.0 => format!("{few:.2}"),
