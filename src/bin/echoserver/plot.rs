@@ -18,7 +18,10 @@ use clap::Args;
 
 use self::record::Run;
 use crate::error::{error_text, escape_control};
-use crate::output::{Exit, FAILURE};
+use crate::output::{Exit, FAILURE, USAGE};
+
+/// So many colors can be told apart.
+const MAX_RUNS: usize = 7;
 
 /// Draw runs of load over each other: latency by percentile, and rate and p99 over time
 #[derive(Debug, Args)]
@@ -28,7 +31,7 @@ use crate::output::{Exit, FAILURE};
     Exit status: 0 success, 1 a file is no such run, or cannot be read or written, 2 bad usage.")]
 pub(crate) struct Options {
     /// Files with a run each, at most 7
-    #[arg(value_name = "RUN.json", required = true, num_args = 1..=7)]
+    #[arg(value_name = "RUN.json", required = true)]
     runs: Vec<PathBuf>,
 
     /// File to write; its name ends with .svg
@@ -45,6 +48,11 @@ fn parse_output(text: &str) -> Result<PathBuf, String> {
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<(), Exit> {
+    let count = options.runs.len();
+    if count > MAX_RUNS {
+        let error = format!("{count} files: at most {MAX_RUNS} runs can be drawn");
+        return Err(Exit(USAGE, Some(error)));
+    }
     let runs: Result<Vec<_>, _> = options.runs.iter().map(|path| read(path)).collect();
     let written = fs::write(&options.output, chart::draw(&runs?));
     written.map_err(|error| failure("cannot write ", &options.output, &error_text(&error)))

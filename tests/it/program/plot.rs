@@ -140,7 +140,9 @@ fn logarithmic_axes_have_whole_decades() {
 fn file_that_is_no_run_is_one_line() {
     let files = Files::new();
     let no_record = "it has no record of 'echoserver load --json'";
+    let cut = "not a complete record of 'echoserver load --json'";
     let record = record();
+    let (whole, pretty) = (record.to_string(), format!("{record:#}"));
     let mut other = record.clone();
     other["schema"] = json!(2);
     let mut no_series = record.clone();
@@ -153,7 +155,10 @@ fn file_that_is_no_run_is_one_line() {
         (String::new(), no_record),
         ("not JSON".to_owned(), no_record),
         ("{\"messages\":1}".to_owned(), no_record),
-        (record.to_string()[1..].to_owned(), no_record),
+        (whole[1..].to_owned(), no_record),
+        (whole[..whole.len() - 1].to_owned(), cut),
+        (format!("{{\"end\":1.0}}\n{}", &whole[..1]), cut),
+        (pretty[..pretty.len() / 2].to_owned(), cut),
         (other.to_string(), "its record has schema 2, not 1"),
         (no_series.to_string(), "its record has no series to draw"),
         (

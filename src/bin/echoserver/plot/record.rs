@@ -32,7 +32,7 @@ impl Run {
             record.filter(|record| !record["schema"].is_null())
         };
         let record = text.lines().rev().find_map(parse).or_else(|| parse(text));
-        let record = record.ok_or("it has no record of 'echoserver load --json'")?;
+        let record = record.ok_or_else(|| no_record(text))?;
         if record["schema"] != SCHEMA {
             let schema = excerpt(&record["schema"].to_string());
             return Err(format!("its record has schema {schema}, not {SCHEMA}"));
@@ -47,6 +47,18 @@ impl Run {
             p99s,
         })
     }
+}
+
+/// Returns why a text without a record has none: its last line, or a record of many lines, may end too early.
+fn no_record(text: &str) -> String {
+    let parts = text.lines().last().into_iter().chain([text]);
+    let mut parts = parts.filter(|part| !part.trim().is_empty());
+    let is_cut = |text| serde_json::from_str::<Value>(text).is_err_and(|error| error.is_eof());
+    let what = match parts.any(is_cut) {
+        true => "not a complete record",
+        false => "it has no record",
+    };
+    format!("{what} of 'echoserver load --json'")
 }
 
 fn number(value: &Value) -> Option<f64> {
