@@ -19,7 +19,7 @@ const MAX_VALUE: usize = 200;
 /// A TCP echo server that returns every byte, from a pool of event-loop threads.
 #[derive(Debug, Parser)]
 #[command(name = "echoserver", version, max_term_width = 100)]
-#[command(mut_args(common_settings))]
+#[command(mut_args(common_settings), mut_subcommands(|it| it.mut_args(common_settings)))]
 #[command(args_conflicts_with_subcommands = true, propagate_version = true)]
 #[command(after_help = "\
     Times are seconds, or have a unit: 5, 500ms, 1m30s. Sizes may have one: 4096, 64K, 1MiB.\n\
@@ -99,8 +99,8 @@ fn read_variable(option: Arg) -> Arg {
 /// Settings of every option.
 fn common_settings(argument: Arg) -> Arg {
     // A value that starts with a hyphen is then reported as an invalid value of its option.
-    let takes_values = argument.get_action().takes_values();
-    argument.hide_env(true).allow_hyphen_values(takes_values)
+    let is_option = argument.get_action().takes_values() && !argument.is_positional();
+    argument.hide_env(true).allow_hyphen_values(is_option)
 }
 
 /// Formats an error of the command line as one line, with clap's suggestions. The line names the environment

@@ -119,6 +119,7 @@ fn errors_match_their_snapshot() {
         "echoserver load 127.0.0.1:1 --size=0",
         "echoserver load 127.0.0.1:1 --duration=long",
         "echoserver load 127.0.0.1:1 --connections=0",
+        "echoserver load -d -1 127.0.0.1:1",
         "echoserver load 127.0.0.1:1 --flood --rate=1",
         "echoserver load 127.0.0.1:1 -n 1 --warm-up=1",
         "echoserver plot 1 2 3 4 5 6 7 8 -o chart.svg",
