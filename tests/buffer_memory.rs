@@ -2,7 +2,7 @@
 //!
 //! The kernel has one limit for the memory of all TCP connections. This test comes near it, so other tests cannot run beside it.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "cli"))]
 
 #[allow(dead_code, unused_imports, reason = "only a part is needed")]
 #[path = "it/harness/mod.rs"]
