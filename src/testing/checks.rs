@@ -110,7 +110,9 @@ impl Kernel<'_> {
         self.check(buffered <= bound, || {
             format!("{buffered} bytes are buffered for {open} connections, more than {bound}")
         });
-        let holders = self.holders(thread).filter(|holder| !holder.has_panicked);
+        let holders = self
+            .holders(thread)
+            .filter(|holder| !holder.has_panicked && holder.held() > 0);
         let (holders, max) = (holders.count(), self.parameters.max_pairs);
         self.check(holders < max, || {
             format!("{holders} connections hold bytes, and the worker has {max} pairs of buffers")
@@ -554,7 +556,7 @@ impl Kernel<'_> {
             connection.registered.is_some_and(|(of, _)| of == thread) && connection.is_open()
         };
         let open = self.connections.iter().filter(here);
-        open.filter(|connection| connection.has_panicked || connection.held() > 0)
+        open.filter(|connection| connection.may_hold())
     }
 
     /// Returns whether a connection is the one to be closed where buffers are lacking: the one that has been stuck longest, or
@@ -562,7 +564,9 @@ impl Kernel<'_> {
     pub(super) fn check_victim(&self, thread: usize, id: usize) -> Result<(), &'static str> {
         let poller = &self.pollers[thread];
         let stuck_at = |holder: &SimConnection| holder.quiet_since + self.parameters.timeouts.stuck;
-        let certain = self.holders(thread).filter(|holder| !holder.has_panicked);
+        let certain = self
+            .holders(thread)
+            .filter(|holder| !holder.has_panicked && holder.held() > 0);
         let first = certain.map(stuck_at).min().unwrap_or(NEVER);
         let own = stuck_at(&self.connections[id]);
         let is_in_need = poller.turn.is_some_and(|turn| turn.id == id);

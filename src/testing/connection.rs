@@ -344,6 +344,12 @@ impl SimConnection {
         }
     }
 
+    /// Whether its buffers may hold bytes: a message that the client has not finished can stay until the connection closes.
+    pub(super) fn may_hold(&self) -> bool {
+        let is_over = self.refusal.is_some() || self.write_shutdown.is_some();
+        self.has_panicked || self.held() > 0 || !is_over && self.read > self.consumed
+    }
+
     /// Whether all output is written and the handler has announced more.
     pub(super) fn is_waiting(&self) -> bool {
         (self.is_pending() || self.is_yielding()) && self.written == self.appended
