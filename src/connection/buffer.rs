@@ -17,9 +17,8 @@ use std::mem;
 
 use memmap2::MmapMut;
 
-use crate::system::page_size;
-
 use crate::stats::CloseReason;
+use crate::system::page_size;
 
 /// A queue of bytes with a fixed capacity: they are appended at the end and consumed from the front, and are always contiguous.
 ///
@@ -284,6 +283,8 @@ pub(crate) struct Pool {
     spare: Vec<Box<Buffers>>,
     max_spare: usize,
     capacity: usize,
+    /// What [`Buffers::max_bytes`] says, which each tick needs.
+    pair_bytes: u64,
     /// The pairs of the pool, and those that connections hold.
     pairs: usize,
     /// Limit for all of them, at least 2. Unlimited unless it is set.
@@ -305,6 +306,7 @@ impl Pool {
             spare: Vec::new(),
             max_spare: Self::max_spare(capacity),
             capacity,
+            pair_bytes: Buffers::max_bytes(capacity),
             pairs: 1,
             max_pairs: usize::MAX,
         })
@@ -327,7 +329,7 @@ impl Pool {
 
     /// Returns how many bytes these are.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.held() as u64 * Buffers::max_bytes(self.capacity)
+        self.held() as u64 * self.pair_bytes
     }
 
     /// Whether a pair was taken, and neither given back nor replaced.
