@@ -11,22 +11,9 @@ mod harness;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{Client, Process, possible_connections, random_bytes, total, wait_until};
-
-/// Clients that send more than fits into the server's buffers and the kernel's, and never read. It is not much
-/// more, for the sake of the kernel's limit.
-fn never_readers(server: &Process, count: usize, length: usize) -> Vec<Client> {
-    let bytes = random_bytes(3, length);
-    let connect = |_| Client::connect_with_receive_buffer(server.address(), 4096);
-    let clients: Vec<_> = (0..count).map(connect).collect();
-    for _ in 0..2 {
-        for client in &clients {
-            // A server without memory resets it.
-            let _reset = client.try_fill(&bytes, 0);
-        }
-    }
-    clients
-}
+use harness::{
+    Client, Process, never_readers, possible_connections, random_bytes, total, wait_until,
+};
 
 /// Sends messages one after the other, and reads each back.
 fn send_messages(client: Client, count: usize, length: usize) {
@@ -45,7 +32,7 @@ fn clients_that_never_read_take_no_memory_from_others() {
     let server = Process::serve(&["--workers=2", "--buffer-memory=32MiB"]);
     let bytes = random_bytes(5, 20 << 20);
     for _ in 0..3 {
-        let stuck = never_readers(&server, possible_connections(2000), 300_000);
+        let stuck = never_readers(server.address(), possible_connections(2000), 300_000);
         let last = Instant::now();
         wait_until("the clients are stuck", || last.elapsed() > STUCK);
         thread::scope(|scope| {

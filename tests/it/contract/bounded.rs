@@ -48,27 +48,13 @@ mod program {
     use std::process::{self, Command};
 
     use crate::harness::{
-        Client, Process, READY, error_line, program, program_after, random_bytes, total, wait_until,
+        Client, Process, READY, error_line, never_readers, program, program_after, total,
+        wait_until,
     };
 
     /// Limits the address space, in KiB.
     const LIMIT_MEMORY: &str = "ulimit -v 300000";
     const WARNING: &str = "buffer memory may exceed the available memory: at most ";
-
-    /// Clients that send more than fits into the server's buffers and the kernel's, and never read. It is not much
-    /// more: the kernel has one limit for the memory of all TCP connections, those of other tests included.
-    fn never_readers(server: &Process, count: usize) -> Vec<Client> {
-        let bytes = random_bytes(3, 600_000);
-        let connect = |_| Client::connect_with_receive_buffer(server.address(), 4096);
-        let clients: Vec<_> = (0..count).map(connect).collect();
-        for _ in 0..2 {
-            for client in &clients {
-                // A server without memory resets it.
-                let _reset = client.try_fill(&bytes, 0);
-            }
-        }
-        clients
-    }
 
     #[test]
     fn out_of_memory_closes_only_the_connection_that_needs_it() {
@@ -80,7 +66,7 @@ mod program {
         ]));
         let other = Client::connect(server.address());
         other.ping(b"before");
-        let clients = never_readers(&server, 200);
+        let clients = never_readers(server.address(), 200, 600_000);
         other.ping(b"after");
         drop(clients);
         other.close();
@@ -213,7 +199,7 @@ mod program {
         let server = Process::serve(&["--workers=2"]);
         let start = resident_memory(&server);
         for _ in 0..3 {
-            let clients = never_readers(&server, 500);
+            let clients = never_readers(server.address(), 500, 600_000);
             wait_until("buffers are in use", || {
                 resident_memory(&server) > start + 2 * MAX_GROWTH
             });

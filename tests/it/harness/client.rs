@@ -261,3 +261,19 @@ pub(crate) fn wait_until_received(clients: &[Client]) {
 /// Does nothing: other systems do not report it, and loopback delivers at once.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn wait_until_received(_clients: &[Client]) {}
+
+/// Connects clients that send `length` bytes, more than fits into the server's buffers and the kernel's, and never read. It
+/// should not be much more: the kernel has one limit for the memory of all TCP connections, those of other tests included.
+#[cfg(all(target_os = "linux", feature = "cli"))]
+pub(crate) fn never_readers(server: SocketAddr, count: usize, length: usize) -> Vec<Client> {
+    let bytes = super::random_bytes(3, length);
+    let connect = |_| Client::connect_with_receive_buffer(server, 4096);
+    let clients: Vec<_> = (0..count).map(connect).collect();
+    for _ in 0..2 {
+        for client in &clients {
+            // A server without memory resets it.
+            let _reset = client.try_fill(&bytes, 0);
+        }
+    }
+    clients
+}

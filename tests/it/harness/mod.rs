@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+#[cfg(all(target_os = "linux", feature = "cli"))]
+pub(crate) use client::never_readers;
 pub(crate) use client::{Client, expect_all, ping_all, send_all, wait_until_received};
 #[cfg(feature = "cli")]
 pub(crate) use process::{
