@@ -165,6 +165,9 @@ impl Kernel<'_> {
         let connection = &mut self.connections[id];
         connection.is_bulk = inspection.is_bulk;
         connection.is_queued = inspection.is_queued;
+        if !connection.is_queued {
+            connection.waits_behind.clear();
+        }
         let had_turn = connection.bulk_turn_tick == tick;
         let is_lost = connection.is_unserved && !connection.is_queued;
         let is_passed_over = connection.is_queued && !had_turn && has_share;

@@ -538,6 +538,7 @@ impl<'a> Kernel<'a> {
         let poller = &mut self.pollers[self.current];
         poller.must_serve.retain(|served| *served != id);
         let is_bulk_turn = bulk_turns > poller.bulk_turns;
+        let is_after_unseen = bulk_turns > poller.bulk_turns + 1;
         let is_new = is_bulk_turn || poller.turn.is_none_or(|turn| turn.id != id);
         poller.bulk_turns = bulk_turns;
         if !is_new {
@@ -557,7 +558,7 @@ impl<'a> Kernel<'a> {
         self.connections[id].is_queued = false;
         if is_bulk_turn {
             poller.tick_phase = TickPhase::RunQueue;
-            self.note_bulk_turn(id, tick);
+            self.note_bulk_turn(id, tick, is_after_unseen);
         }
         let connection = &mut self.connections[id];
         let was_driven = connection.last_turn_tick == tick;
@@ -574,8 +575,9 @@ impl<'a> Kernel<'a> {
         });
     }
 
-    /// Checks that each bulk connection gets a turn after at most one of each other.
-    fn note_bulk_turn(&mut self, id: usize, tick: u64) {
+    /// Checks that each bulk connection gets a turn after at most one of each other. After a turn without a call, where output
+    /// is stuck or a handler has announced an answer, it is not known whose it was, and the count starts again.
+    fn note_bulk_turn(&mut self, id: usize, tick: u64, is_after_unseen: bool) {
         let is_second = self.connections[id].bulk_turn_tick == tick;
         self.check(!is_second, || {
             format!("connection {id} has two turns in the run queue")
@@ -585,10 +587,11 @@ impl<'a> Kernel<'a> {
         for waiting in 0..self.connections.len() {
             let connection = &mut self.connections[waiting];
             let is_here = connection.registered.is_some_and(|(of, _)| of == thread);
-            // A handler that has announced an answer can have a turn without a call.
-            let can_be_seen = connection.is_queued && !connection.is_pending();
-            if !is_here || !connection.is_open() || !can_be_seen {
+            if !is_here || !connection.is_open() || !connection.is_queued {
                 continue;
+            }
+            if is_after_unseen {
+                connection.waits_behind.clear();
             }
             let is_overtaken = connection.waits_behind.contains(&id);
             connection.waits_behind.push(id);

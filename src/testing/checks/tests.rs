@@ -573,6 +573,22 @@ fn turns_in_the_wrong_order_are_reported() {
     });
 }
 
+/// A turn without a call can be that of any connection that waits for one.
+#[test]
+fn turn_that_makes_no_call_ends_the_wait_for_a_turn() {
+    let mut kernel = kernel_at_rest();
+    kernel.current = WORKER;
+    kernel.connect(b"abc");
+    kernel.connections[1].registered = Some((WORKER, 1));
+    for turns in [1, 2] {
+        kernel.connections[1].is_queued = true;
+        kernel.counters.workers[0].bulk_turns.add(turns);
+        kernel.account(0, 1, 0);
+        kernel.pollers[WORKER].ticks += 1;
+    }
+    assert_eq!(kernel.failure, None);
+}
+
 /// A connection whose timer expires has a turn at once, and no longer waits for one in the run queue.
 #[test]
 fn turn_at_a_timer_ends_the_wait_for_a_turn() {
