@@ -122,7 +122,7 @@ impl Handler for Guest<'_> {
                 let _fits = context.output.push(b"* the chat ends\n");
                 Action::Close
             }
-            Event::Eof => Action::Continue,
+            _ => Action::Continue,
         };
         if action == Action::Close {
             // The connection can take some seconds to close. A reset drops the handler at once.

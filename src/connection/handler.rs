@@ -56,8 +56,10 @@ impl<H: Handler + ?Sized> Handler for Box<H> {
     }
 }
 
-/// Why a handler is called.
+/// Why a handler is called. A handler returns [`Action::Continue`] for an event that it does not know, and one that contains
+/// another handler passes it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// The connection has opened. This is the first call. Both buffers are empty; a greeting is appended now.
     Open,
@@ -89,7 +91,8 @@ pub enum Event {
     Resumed,
 }
 
-/// What the server does after [`Handler::process`].
+/// What the server does after [`Handler::process`]. One that contains another handler must know them all, so a further one
+/// comes with a new major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send `output`, and wait for the next event. What is left in `input` is an unfinished message: the handler is not called

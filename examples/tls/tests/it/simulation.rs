@@ -279,7 +279,7 @@ impl<H: Handler> Handler for Checked<H> {
             Event::Sent => self.last == Some(Action::Flush),
             Event::Resumed => self.last == Some(Action::Yield),
             Event::Eof => matches!(self.last, Some(Action::Continue | Action::Pending)),
-            Event::Timer | Event::Wake | Event::Shutdown => self.last.is_some(),
+            _ => self.last.is_some(),
         };
         let comes_between = matches!(event, Event::Timer | Event::Wake | Event::Shutdown);
         let is_open = !matches!(self.last, Some(Action::Close | Action::Reset));
