@@ -121,11 +121,29 @@ fn messages_that_are_not_reached_are_a_failure() {
     for answers in [0, 1, 3] {
         let address = answer_then_hang(answers);
         let (status, report) = report("load", &address, &["-n=10", "--timeout=0.3"]);
-        let counts = ["messages", "failed", "lost"].map(|name| number(&report, name));
+        let counts = ["messages", "failed", "unanswered"].map(|name| number(&report, name));
         assert_eq!((status, counts), (1, [answers as u64, 1, 1]), "{report}");
         let reached = format!("; {answers} of 10 messages were complete");
         assert!(failure(&report).ends_with(&reached), "{report}");
     }
+}
+
+/// Also when the connection is given up during the run, and the next one answers.
+#[test]
+fn stall_that_fails_a_connection_is_in_the_percentiles() {
+    let serve = |number, stream: TcpStream| answer_while(&stream, || number > 0);
+    let (address, _) = start(serve);
+    let arguments = ["--rate=100", "-d=3", "--timeout=1"];
+    let (status, report) = report("load", &address, &arguments);
+    let counts = ["failed", "lost", "unanswered"].map(|name| number(&report, name));
+    assert_eq!((status, counts[0]), (1, 1), "{report}");
+    // Those that were sent in the first moments have waited for a second, the others not.
+    assert!(counts[1] > 0 && counts[2] > 0, "{report}");
+    let [least, most] = [&report["least_age_ns"], &report["rtt_ns"]["max"]].map(Value::as_u64);
+    assert!(least >= Some(1_000_000_000) && most >= least, "{report}");
+    let times = crate::recorded_times(&report);
+    let answered = number(&report, "messages") + number(&report, "after_end");
+    assert_eq!(times, answered + counts[2], "{report}");
 }
 
 #[test]

@@ -276,9 +276,7 @@ impl<'a> Driver<'a> {
             for start in connection.flow.outstanding() {
                 let age = now.saturating_duration_since(start);
                 if age >= self.plan.grace || !self.plan.is_stopped() {
-                    tally.unanswered += 1;
-                    tally.least_age = tally.least_age.into_iter().chain([age]).min();
-                    tally.rtt.record(age);
+                    tally.add_unanswered(age);
                 }
             }
             tally.never_answered.extend(connection.unanswered_address());
@@ -394,8 +392,10 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Closes a connection. With a limited number of messages it is not opened again, so that the run ends.
+    /// Closes a connection. With a limited number of messages it is not opened again, so that the run ends. What was in flight
+    /// for long enough is unanswered: otherwise a long stall would be missing from the round-trip times.
     fn fail(&mut self, index: usize, error: &str) {
+        let now = Instant::now();
         let connection = &mut self.connections[index];
         connection.link = None;
         connection.has_failed = true;
@@ -403,11 +403,16 @@ impl<'a> Driver<'a> {
         let lost = connection.flow.restart();
         let mut tally = self.tally();
         tally.failed += 1;
-        tally.lost += lost;
         count(&mut tally.errors, error, 1);
+        for start in &lost {
+            match now.saturating_duration_since(*start) {
+                age if age >= self.plan.grace => tally.add_unanswered(age),
+                _ => tally.lost += 1,
+            }
+        }
         drop(tally);
         if self.plan.options.messages.is_some() {
-            self.remaining -= lost;
+            self.remaining -= lost.len() as u64;
             self.make_runnable(index);
         }
     }

@@ -131,10 +131,11 @@ impl Flow {
         self.granted = self.granted.min(self.earlier + begun);
     }
 
-    /// Starts a new stream. Returns how many messages were in flight and are lost.
-    pub(crate) fn restart(&mut self) -> u64 {
+    /// Starts a new stream. Returns when each message that was in flight, and is lost, began or was due.
+    pub(crate) fn restart(&mut self) -> Vec<Instant> {
         let begun = self.begun();
-        let lost = begun - self.completed;
+        let in_flight = (begun - self.completed) as usize;
+        let lost = self.outstanding().take(in_flight).collect();
         self.earlier += begun;
         (self.completed, self.sent, self.received) = (0, 0, 0);
         self.send_times.clear();

@@ -35,8 +35,8 @@ const RESERVED: usize = 8;
     Ctrl-C ends the run with the summary.\n\
     A failed connection is opened again after about 1 s, except with --messages.\n\
     After the end, load waits until nothing has come back for 1 s, but at most for --timeout, and with\n\
-    --rate at most for 1 s. A message without an answer by then is unanswered; its age counts as its\n\
-    RTT, a lower bound.\n\
+    --rate at most for 1 s. A message without an answer by then is unanswered, and so is one that has\n\
+    waited for 1 s when its connection fails; its age counts as its RTT, a lower bound.\n\
     Exit status: 0 success, 1 a wrong byte, a failed connection, an unanswered message or fewer\n\
     messages than wanted, 2 bad usage, 3 the server cannot be reached, 4 this\n\
     machine lacks descriptors, ports or memory.")]

@@ -42,9 +42,9 @@ pub(crate) struct Tally {
     pub(crate) answered: u64,
     /// Connections that failed, or could not be opened.
     pub(crate) failed: u64,
-    /// Messages in flight when their connection failed.
+    /// Messages in flight when their connection failed, too young to be unanswered.
     pub(crate) lost: u64,
-    /// Messages without an answer at the end. Their age is one of the times in `rtt`.
+    /// Messages without an answer at the end, or when their connection failed. Their age is one of the times in `rtt`.
     pub(crate) unanswered: u64,
     /// The least of these ages.
     pub(crate) least_age: Option<Duration>,
@@ -61,6 +61,13 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Adds a message without an answer, whose age is a lower bound of its round-trip time.
+    pub(crate) fn add_unanswered(&mut self, age: Duration) {
+        self.unanswered += 1;
+        self.least_age = self.least_age.into_iter().chain([age]).min();
+        self.rtt.record(age);
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.messages += other.messages;
         self.bytes += other.bytes;
