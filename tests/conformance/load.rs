@@ -704,8 +704,12 @@ fn greetings_are_skipped_and_counted() {
         (0, &5.into()),
         "{greeted}"
     );
-    let (status, _) = report("load", &address, &["-n=100", "-c=5"]);
-    assert_eq!(status, 1);
+    let (status, wrong) = report("load", &address, &["-n=100", "-c=1"]);
+    let errors = wrong["errors"].to_string();
+    assert!(
+        status == 1 && errors.contains("use --skip-greeting"),
+        "{errors}"
+    );
     server.terminate();
 }
 

@@ -308,9 +308,14 @@ impl Link {
     fn verify(&self, flow: &Flow, bytes: &mut [u8]) -> Result<(), String> {
         let offset = flow.received;
         if let Some((at, expected)) = self.payload.find_difference(offset, bytes) {
-            let (place, got) = (Count(offset + at as u64 + 1), bytes[at]);
+            let (index, got) = (offset + at as u64, bytes[at]);
+            let place = Count(index + 1);
+            let hint = match index {
+                0 => "; if the server greets, use --skip-greeting",
+                _ => "",
+            };
             return Err(format!(
-                "wrong byte: byte {place} of a stream was sent as {expected:#04x} and came back as {got:#04x}"
+                "wrong byte: byte {place} of a stream was sent as {expected:#04x} and came back as {got:#04x}{hint}"
             ));
         }
         if offset + bytes.len() as u64 > flow.sent {
