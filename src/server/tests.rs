@@ -1,5 +1,5 @@
 use super::*;
-use crate::system::Poller;
+use crate::system::{Poller, page_size};
 
 fn config() -> Config {
     Config {
@@ -127,7 +127,7 @@ fn stated_memory_counts_pages_and_saturates() {
         ..config()
     };
     let connections = one_byte.max_memory() - one_byte.max_spare_memory();
-    assert_eq!(connections, 10 * 2 * 4096);
+    assert_eq!(connections, 10 * 2 * page_size());
     let two_workers = Config {
         workers: 2,
         ..config()

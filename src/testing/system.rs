@@ -368,21 +368,19 @@ impl<'a> Listen for SimListener<'a> {
     type Stream = SimStream<'a>;
 
     fn accept(&self) -> io::Result<(SimStream<'a>, Peer)> {
-        const EMFILE: i32 = 24;
-        const EPERM: i32 = 1;
         let mut kernel = self.machine.enter();
         kernel.pollers[ACCEPTOR].new_connections += 1;
         // Linux takes a descriptor before it looks for a client.
         if !kernel.has_descriptor() {
             kernel.record(|| "accept: no descriptors".to_owned());
-            return Err(io::Error::from_raw_os_error(EMFILE));
+            return Err(io::Error::other("too many open files"));
         }
         let denied = kernel.accepts_denied;
         let aborted = kernel.parameters.has_errors && kernel.rng.one_in(8);
         let waiting = &mut kernel.listeners[self.index].waiting;
         if denied && !waiting.is_empty() {
             kernel.record(|| "accept: denied".to_owned());
-            return Err(io::Error::from_raw_os_error(EPERM));
+            return Err(ErrorKind::PermissionDenied.into());
         }
         let Some(id) = waiting.pop_front() else {
             kernel.record(|| "accept would block".to_owned());

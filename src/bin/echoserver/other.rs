@@ -27,6 +27,11 @@ pub(crate) fn cpu_time() -> Option<Duration> {
     None
 }
 
+/// WSAEMFILE and WSAENOBUFS.
+pub(crate) fn is_lack_of_sockets(code: i32) -> bool {
+    code == 10024 || code == 10055
+}
+
 pub(crate) fn raise_descriptor_limit() -> io::Result<Option<u64>> {
     Ok(None)
 }

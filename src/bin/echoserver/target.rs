@@ -155,16 +155,9 @@ pub(crate) fn with_cause(error: io::Error, address: &SockAddr) -> io::Error {
 
 /// Returns whether the cause of an error is this machine: it has no more descriptors, ports or memory.
 pub(crate) fn is_local(error: &io::Error) -> bool {
-    /// ENFILE and EMFILE; ENOBUFS of Linux, and of the BSDs and macOS; WSAEMFILE and WSAENOBUFS of Windows.
-    const CODES: [i32; 6] = [23, 24, 105, 55, 10024, 10055];
-    let is_kind = matches!(
-        error.kind(),
-        ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory
-    );
-    is_kind
-        || error
-            .raw_os_error()
-            .is_some_and(|code| CODES.contains(&code))
+    let kinds = [ErrorKind::AddrNotAvailable, ErrorKind::OutOfMemory];
+    let code = error.raw_os_error();
+    kinds.contains(&error.kind()) || code.is_some_and(platform::is_lack_of_sockets)
 }
 
 /// Returns what an error of a connection means for a client.

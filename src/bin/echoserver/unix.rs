@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use echoserver::Server;
 use listenfd::ListenFd;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::SigSet;
@@ -68,6 +69,14 @@ pub(crate) fn cpu_time() -> Option<Duration> {
 }
 
 // Descriptors.
+
+/// Returns whether an error means that this machine has no descriptor or memory for another socket.
+pub(crate) fn is_lack_of_sockets(code: i32) -> bool {
+    matches!(
+        Errno::from_raw(code),
+        Errno::ENFILE | Errno::EMFILE | Errno::ENOBUFS
+    )
+}
 
 /// Raises the descriptor limit to its maximum, and returns it. On other systems there is none.
 pub(crate) fn raise_descriptor_limit() -> io::Result<Option<u64>> {

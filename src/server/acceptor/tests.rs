@@ -7,8 +7,12 @@ use crate::server::dispatcher::{CountingWaker, Receiver};
 use crate::stats::{CloseReason, Stats};
 use crate::system::Readiness;
 
-const EMFILE: i32 = 24;
 const BACKLOG: u32 = 300;
+
+/// An error that is not of one client: it has no kind of its own.
+fn no_descriptor() -> io::Error {
+    io::Error::other("too many open files")
+}
 
 /// A client's number, and the numbers of all clients whose connection was reset.
 #[derive(Debug)]
@@ -65,8 +69,8 @@ impl Scripted {
         self
     }
 
-    fn then_error(&self, code: i32) -> &Self {
-        self.then(Err(io::Error::from_raw_os_error(code)))
+    fn then_error(&self, error: impl Into<io::Error>) -> &Self {
+        self.then(Err(error.into()))
     }
 
     fn then_clients(&self, clients: impl IntoIterator<Item = u32>) -> &Self {
@@ -228,7 +232,9 @@ fn accepts_until_a_listener_would_block_then_waits_for_an_edge() {
 #[test]
 fn connections_are_numbered_in_the_order_of_accepts() {
     let mut harness = Harness::new(2, 10, 10);
-    harness.listeners[0].then_clients([1]).then_error(EMFILE);
+    harness.listeners[0]
+        .then_clients([1])
+        .then_error(no_descriptor());
     harness.listeners[1].then_clients([2]);
     harness.ready_tick(0);
     harness.ready_tick(1000);
@@ -258,8 +264,8 @@ fn capacity_that_appears_while_a_pause_begins_is_used() {
 fn accept_pauses_without_descriptors_and_backs_off() {
     let mut harness = Harness::new(1, 10, 10);
     let listener = harness.listeners[0].clone();
-    listener.then_clients([1]).then_error(EMFILE);
-    listener.then_error(EMFILE).then_clients([2]);
+    listener.then_clients([1]).then_error(no_descriptor());
+    listener.then_error(no_descriptor()).then_clients([2]);
     assert_eq!(harness.ready_tick(0), Some(100));
     assert_eq!(harness.dispatched(), [1], "the worker is notified");
 
@@ -273,7 +279,7 @@ fn accept_pauses_without_descriptors_and_backs_off() {
     assert_eq!((stats.accept_errors, stats.accept_pauses), (2, 2));
     assert_eq!(stats.accept_paused.as_millis(), 300);
 
-    listener.then_error(EMFILE).then_clients([3]);
+    listener.then_error(no_descriptor()).then_clients([3]);
     assert_eq!(harness.ready_tick(300), Some(100), "an accept resets it");
 }
 
@@ -282,7 +288,9 @@ fn backoff_is_bounded() {
     let mut harness = Harness::new(1, 10, 10);
     let (mut now, mut waits) = (0, Vec::new());
     for _ in 0..6 {
-        harness.listeners[0].then_error(EMFILE).then_clients([1]);
+        harness.listeners[0]
+            .then_error(no_descriptor())
+            .then_clients([1]);
         let wait = harness.ready_tick(now).unwrap();
         harness.listeners[0].accepts.borrow_mut().clear();
         waits.push(wait);
@@ -294,7 +302,9 @@ fn backoff_is_bounded() {
 #[test]
 fn error_without_a_waiting_client_is_no_pause() {
     let mut harness = Harness::new(1, 10, 10);
-    harness.listeners[0].then_clients([1]).then_error(EMFILE);
+    harness.listeners[0]
+        .then_clients([1])
+        .then_error(no_descriptor());
     assert_eq!(harness.ready_tick(0), None);
     let stats = harness.stats();
     assert_eq!((stats.accept_errors, stats.accept_pauses), (1, 0));
@@ -310,7 +320,7 @@ fn closed_connection_ends_the_pause_at_once() {
     let listener = harness.listeners[0].clone();
     listener
         .then_clients([1])
-        .then_error(EMFILE)
+        .then_error(no_descriptor())
         .then_clients([2]);
     harness.ready_tick(0);
     assert_eq!(harness.waker.count(), 0);
@@ -326,7 +336,7 @@ fn closed_connection_ends_the_pause_at_once() {
 fn unknown_errors_back_off() {
     for error in [io::Error::other("unknown"), io::Error::from_raw_os_error(9)] {
         let mut harness = Harness::new(1, 10, 10);
-        harness.listeners[0].then(Err(error)).then_clients([1]);
+        harness.listeners[0].then_error(error).then_clients([1]);
         assert_eq!(harness.ready_tick(0), Some(MIN_BACKOFF));
         assert_eq!(harness.tick(MIN_BACKOFF), None);
         assert_eq!(harness.dispatched(), [1]);
@@ -337,13 +347,28 @@ fn unknown_errors_back_off() {
 #[test]
 #[cfg(target_os = "linux")]
 fn transient_errors_are_retried_at_once() {
-    // EINTR, EPERM, EPROTO, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP,
-    // ENETUNREACH, ECONNABORTED, ECONNRESET, ETIMEDOUT.
-    for code in [4, 1, 71, 100, 92, 112, 64, 113, 95, 101, 103, 104, 110] {
+    use rustix::io::Errno;
+
+    let accepted = [
+        Errno::INTR,
+        Errno::PERM,
+        Errno::PROTO,
+        Errno::NETDOWN,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::OPNOTSUPP,
+        Errno::NETUNREACH,
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::TIMEDOUT,
+    ];
+    for error in accepted {
         let mut harness = Harness::new(1, 10, 10);
-        harness.listeners[0].then_error(code).then_clients([1]);
-        assert_eq!(harness.ready_tick(0), None, "errno {code}");
-        assert_eq!(harness.dispatched(), [1], "errno {code}");
+        harness.listeners[0].then_error(error).then_clients([1]);
+        assert_eq!(harness.ready_tick(0), None, "{error}");
+        assert_eq!(harness.dispatched(), [1], "{error}");
         let stats = harness.stats();
         assert_eq!((stats.accept_errors, stats.accept_pauses), (1, 0));
     }
@@ -354,9 +379,7 @@ fn transient_errors_are_retried_at_once() {
 fn aborted_connections_of_other_systems_are_retried_at_once() {
     for kind in [ErrorKind::NotConnected, ErrorKind::InvalidInput] {
         let mut harness = Harness::new(1, 10, 10);
-        harness.listeners[0]
-            .then(Err(kind.into()))
-            .then_clients([1]);
+        harness.listeners[0].then_error(kind).then_clients([1]);
         assert_eq!(harness.ready_tick(0), None, "{kind}");
         assert_eq!(harness.dispatched(), [1], "{kind}");
     }
@@ -364,10 +387,9 @@ fn aborted_connections_of_other_systems_are_retried_at_once() {
 
 #[test]
 fn persistent_transient_error_backs_off() {
-    const EPERM: i32 = 1;
     let mut harness = Harness::new(1, 10, 10);
     for _ in 0..1000 {
-        harness.listeners[0].then_error(EPERM);
+        harness.listeners[0].then_error(ErrorKind::PermissionDenied);
     }
     let mut now = 0;
     for _ in 0..10 {
@@ -462,10 +484,11 @@ fn listeners_are_served_round_robin() {
 
 #[test]
 fn shutdown_accepts_the_backlog_and_wakes_the_workers() {
-    const EINTR: i32 = 4;
     let mut harness = Harness::new(2, 1000, 1000);
     harness.listeners[0].then_clients(0..200);
-    harness.listeners[1].then_error(EINTR).then_clients([1000]);
+    harness.listeners[1]
+        .then_error(ErrorKind::Interrupted)
+        .then_clients([1000]);
     harness.shut_down(5000);
     assert_eq!(harness.waker.count(), 1);
     harness.tick(0);
@@ -541,7 +564,9 @@ fn shutdown_accepts_no_more_than_the_backlog() {
 fn shutdown_ends_a_pause_and_keeps_clients_beyond_the_limit_waiting() {
     let mut harness = Harness::new(1, 2, 10);
     let listener = harness.listeners[0].clone();
-    listener.then_error(EMFILE).then_clients([1, 2, 3, 4]);
+    listener
+        .then_error(no_descriptor())
+        .then_clients([1, 2, 3, 4]);
     harness.ready_tick(0);
     harness.shut_down(5000);
     assert_eq!(harness.tick(7), Some(4993));
@@ -566,7 +591,7 @@ fn shutdown_waits_for_free_descriptors() {
     let listener = harness.listeners[0].clone();
     listener
         .then_clients([1])
-        .then_error(EMFILE)
+        .then_error(no_descriptor())
         .then_clients([2]);
     harness.shut_down(5000);
     assert_eq!(harness.tick(0), Some(MIN_BACKOFF));
@@ -596,7 +621,9 @@ fn deadline_that_moves_wakes_the_workers_again() {
 fn pauses_are_logged_at_most_once_a_second() {
     let mut harness = Harness::new(1, 10, 10);
     let warning = |harness: &mut Harness, now| {
-        harness.listeners[0].then_error(EMFILE).then_clients([1]);
+        harness.listeners[0]
+            .then_error(no_descriptor())
+            .then_clients([1]);
         harness.ready_tick(now);
         harness.listeners[0].accepts.borrow_mut().clear();
         harness.acceptor.control.free(0);

@@ -14,6 +14,7 @@ use crate::connection::shared::Timeouts;
 use crate::connection::waker::WakeQueue;
 use crate::stats::Counters;
 use crate::stats::WorkerCounters;
+use crate::system::page_size;
 
 const TIMEOUTS: Timeouts = Timeouts {
     idle: None,
@@ -630,12 +631,12 @@ fn longest_stuck_connection_is_reset_at_the_limit() {
     let mut harness = stuck_clients(3, "abcd");
     harness.tick(0, &[1]);
     harness.tick(1, &[0]);
-    assert_eq!(harness.table.held_memory(), 2 * 2 * 4096);
+    assert_eq!(harness.table.held_memory(), 2 * 2 * page_size());
     harness.tick(TIMEOUTS.stuck, &[2]);
     assert_eq!(harness.calls("abort"), ['b']);
     harness.tick(TIMEOUTS.stuck, &[3]);
     assert_eq!(harness.calls("abort"), ['b', 'd'], "none is stuck");
-    assert_eq!(harness.table.held_memory(), 2 * 2 * 4096);
+    assert_eq!(harness.table.held_memory(), 2 * 2 * page_size());
     assert_eq!(harness.closed(CloseReason::BufferMemory), 2);
     let stats = harness.counters.snapshot();
     assert_eq!(stats.total().discarded.get(CloseReason::BufferMemory), 20);
