@@ -3,8 +3,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 cargo build --release --locked
-mkdir -p target/pages
-for page in man man-check man-load man-plot bash zsh fish; do
-  target/release/echoserver --generate "$page" >"target/pages/$page"
-done
+packaging/pages.sh target/release/echoserver
 cargo deb --no-build --quiet --output target/debian/echoserver.deb
