@@ -66,18 +66,25 @@ fn container_serves_in_an_empty_root() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
-/// A host name needs the files of a resolver; addresses do not.
+/// A host name needs the files of a resolver, which container engines add; addresses do not.
 #[test]
-fn container_reports_a_host_name_in_one_line() {
+fn container_looks_host_names_up_in_the_files_of_a_resolver() {
     let root = tempdir().unwrap();
     let Some(mut command) = contained(&root) else {
         return;
     };
-    let (status, log) = Process::launch(command.arg("--listen=localhost:0")).wait();
+    let command = command.arg("--listen=pod:0");
+    let (status, log) = Process::launch(command).wait();
     assert_eq!(status.code(), Some(1), "{log}");
-    let start = "echoserver: cannot listen on localhost:0: ";
+    let start = "echoserver: cannot listen on pod:0: ";
     assert!(log.starts_with(start), "{log}");
     assert_eq!(log.lines().count(), 1, "{log}");
+
+    fs::create_dir(root.path().join("etc")).unwrap();
+    fs::write(root.path().join("etc/hosts"), "127.0.0.1 pod\n").unwrap();
+    let server = Process::start(command);
+    Client::connect(server.address()).check_echo(b"by name");
+    server.terminate();
 }
 
 #[test]
