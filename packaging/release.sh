@@ -28,23 +28,23 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$folder"
 
-# Builds for a target and packs its files: release TARGET ARCHITECTURE.
+# Builds for a target and packs its files: release TARGET ARCHITECTURE DEBIAN_ARCHITECTURE.
 release() {
   local name=echoserver-$version-$2-linux binary=target/$1/release/echoserver
   cargo auditable build --release --locked --bin echoserver --target "$1"
   # The first program is one that runs here.
   [ -d target/pages ] || packaging/pages.sh "$binary"
   mkdir "$work/$name"
-  cp -r "$binary" LICENSE.txt README.md CHANGELOG.md docs target/pages/* "$work/$name"
+  cp -r "$binary" LICENSE.txt README.md CHANGELOG.md docs packaging target/pages/* "$work/$name"
   tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw --mtime="@$SOURCE_DATE_EPOCH" \
     -c "$name" | gzip -n -9 >"$folder/$name.tar.gz"
-  cargo deb --quiet --no-build --no-strip --target "$1" --output "$folder/echoserver-$version-$2.deb"
+  cargo deb --quiet --no-build --no-strip --target "$1" --output "$folder/echoserver_${version}_$3.deb" >/dev/null
 }
 
 rm -rf target/pages
-release x86_64-unknown-linux-gnu x86_64
+release x86_64-unknown-linux-gnu x86_64 amd64
 if prepare_targets aarch64-unknown-linux-gnu; then
   if [ "$cross_from" = debian ]; then export RUSTC=$cross_dir/rustc; fi
-  release aarch64-unknown-linux-gnu aarch64
+  release aarch64-unknown-linux-gnu aarch64 arm64
 fi
 (cd "$folder" && sha256sum -- *.tar.gz *.deb >SHA256SUMS)
