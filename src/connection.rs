@@ -61,11 +61,6 @@ pub(crate) enum Status {
     /// The connection can make progress without an event: the [budget](Shared::budget) or the rounds of the turn are used, its
     /// handler has yielded, or more has arrived in a shutdown.
     Runnable,
-    /// `Idle`, and the connection has kept the buffers of the pool, which must be [refilled](Pool::refill) before another
-    /// connection is driven.
-    IdleAndKept,
-    /// The same for `Runnable`.
-    RunnableAndKept,
     /// The connection has ended and can be dropped.
     Closed(CloseReason),
 }
@@ -318,7 +313,8 @@ impl<S: Stream, H: Handler> Connection<S, H> {
 
     /// Transfers bytes until a call would block or the [budget](Shared::budget) is used.
     ///
-    /// A connection without buffers of its own uses a pair of the pool, and keeps it if bytes are left.
+    /// A connection without buffers of its own uses a pair of the pool, and keeps it if bytes are left. Then the pool can be
+    /// [empty](Pool::is_empty), and must be [refilled](Pool::refill) before another connection is driven.
     //
     // The path of a message is inlined into one function. To remove the attribute here or from any one of `advance`,
     // `next_step`, `flush`, `receive`, `process` and the table's `on_ready` adds 15 to 50 user instructions to each message.
@@ -354,11 +350,7 @@ impl<S: Stream, H: Handler> Connection<S, H> {
             Ok(status) => {
                 shared.counters.buffered.adjust(0, buffers.len());
                 self.buffers = Some(buffers);
-                return match status {
-                    Status::Idle if pool.is_empty() => Status::IdleAndKept,
-                    Status::Runnable if pool.is_empty() => Status::RunnableAndKept,
-                    status => status,
-                };
+                return status;
             }
             Err(reason) => reason,
         };

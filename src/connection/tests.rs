@@ -28,15 +28,9 @@ impl Resources {
         Self { pool, shared }
     }
 
-    /// Refills the pool if a connection has kept its pair, as a table does; returns the status without that.
-    fn refill(&mut self, status: Status) -> Status {
-        let plain = match status {
-            Status::IdleAndKept => Status::Idle,
-            Status::RunnableAndKept => Status::Runnable,
-            status => return status,
-        };
+    /// Refills the pool, as a table does.
+    fn refill(&mut self) {
         self.pool.refill().expect("memory for a test");
-        plain
     }
 }
 
@@ -160,7 +154,7 @@ impl<H: Handler> Harness<H> {
     fn run(&mut self, calls: &[Call]) -> Status {
         self.script.0.borrow_mut().extend(calls);
         let status = self.connection.drive(&mut self.resources);
-        let status = self.resources.refill(status);
+        self.resources.refill();
         let left = self.script.0.take();
         assert!(left.is_empty(), "calls not made: {left:?}");
         status
@@ -486,7 +480,8 @@ fn budget_limits_reads_and_sends_for_any_buffer_size() {
         let mut resources = Resources::for_tests(buffer_size);
         for turn in 1..=3 {
             let status = connection.drive(&mut resources);
-            assert_eq!(resources.refill(status), Status::Runnable, "{buffer_size}");
+            assert_eq!(status, Status::Runnable, "{buffer_size}");
+            resources.refill();
             assert!(
                 connection.bytes_in <= turn * Turns::DEFAULT.interactive_budget,
                 "{buffer_size}"
@@ -512,7 +507,8 @@ fn budget_limits_the_sends_of_a_handler_without_input() {
     let mut resources = Resources::for_tests(16 << 20);
     for turn in 1..=3 {
         let status = connection.drive(&mut resources);
-        assert_eq!(resources.refill(status), Status::Runnable);
+        assert_eq!(status, Status::Runnable);
+        resources.refill();
         assert_eq!(
             connection.bytes_out,
             turn * Turns::DEFAULT.interactive_budget

@@ -80,7 +80,7 @@ impl<S: Stream, H: Handler> Entry<S, H> {
         let needs_no_timer = resources.shared.timeouts.idle.is_none() || self.armed != NEVER;
         let stays_plain = was_plain && self.connection.is_plain();
         let needs_nothing = status == Status::Idle && stays_plain && needs_no_timer;
-        (!needs_nothing).then_some(status)
+        (!needs_nothing || resources.pool.is_empty()).then_some(status)
     }
 
     #[cold]
@@ -385,7 +385,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
         if let Status::Closed(reason) = status {
             return self.close(token, reason);
         }
-        if matches!(status, Status::IdleAndKept | Status::RunnableAndKept) {
+        if self.resources.pool.is_empty() {
             self.list_holder(token);
             self.clean_holders();
             self.refill_pool(token);
@@ -393,7 +393,7 @@ impl<S: Stream, H: Handler> ConnectionTable<S, H> {
                 return;
             }
         }
-        if matches!(status, Status::Runnable | Status::RunnableAndKept) {
+        if status == Status::Runnable {
             self.entries[token].set_bulk(true, &self.resources.shared.counters);
             self.enqueue(token);
         }
