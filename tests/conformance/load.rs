@@ -264,6 +264,23 @@ fn bytes_after_the_last_answer_are_an_error() {
     }
 }
 
+/// A message at the border of two intervals would be in the one or the other.
+#[test]
+fn each_interval_has_the_messages_of_its_rate() {
+    let (address, _) = start(|_, stream| answer_while(&stream, || true));
+    for (rate, messages) in [
+        ("--rate=1", " 1.00 messages/s"),
+        ("--rate=2", " 2.00 messages/s"),
+    ] {
+        let output = run(program().args(["load", &address, "--interval=1", "-d=3", rate]));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let is_interval = |line: &&str| line.starts_with(' ') && line.contains(" messages/s");
+        let lines: Vec<_> = text.lines().filter(is_interval).collect();
+        assert!(lines.len() == 3, "{text}");
+        assert!(lines.iter().all(|line| line.contains(messages)), "{text}");
+    }
+}
+
 #[test]
 fn rate_is_never_exceeded() {
     let (address, _) = start(|_, stream| answer_while(&stream, || true));

@@ -198,7 +198,9 @@ impl<'a> Driver<'a> {
             }
             let flow = &mut connection.flow;
             flow.schedule = self.plan.options.rate.map(|rate| Schedule {
-                start,
+                // In the middle of its interval, so that each line of figures has the same number of messages. The first is
+                // not much later for that.
+                start: start + Duration::from_secs_f64((0.5 / rate).min(0.5)),
                 rate,
                 first: self.index + index * threads,
                 step: count * threads,

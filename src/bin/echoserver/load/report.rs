@@ -83,9 +83,13 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
         0 => "0 failed".to_owned(),
         _ => format!("{failed} failed of {attempts} attempts"),
     };
+    let after_end = match measured.after_end {
+        0 => String::new(),
+        count => format!(", and {} after the end", Count(count)),
+    };
     let mut lines = vec![
         format!("throughput    {messages} messages/s, {megabytes:.2} MB/s each way"),
-        format!("duration      {seconds:.2} s, {in_all} messages"),
+        format!("duration      {seconds:.2} s, {in_all} messages{after_end}"),
         format!("connections   {answered}{failed}"),
     ];
     if !total.never_answered.is_empty() {
