@@ -268,16 +268,15 @@ fn bytes_after_the_last_answer_are_an_error() {
 #[test]
 fn each_interval_has_the_messages_of_its_rate() {
     let (address, _) = start(|_, stream| answer_while(&stream, || true));
-    for (rate, messages) in [
-        ("--rate=1", " 1.00 messages/s"),
-        ("--rate=2", " 2.00 messages/s"),
-    ] {
-        let output = run(program().args(["load", &address, "--interval=1", "-d=3", rate]));
-        let text = String::from_utf8(output.stdout).unwrap();
-        let is_interval = |line: &&str| line.starts_with(' ') && line.contains(" messages/s");
-        let lines: Vec<_> = text.lines().filter(is_interval).collect();
-        assert!(lines.len() == 3, "{text}");
-        assert!(lines.iter().all(|line| line.contains(messages)), "{text}");
+    for (rate, messages) in [("--rate=1", 1), ("--rate=2", 2)] {
+        let arguments = ["load", &address, "--json", "--interval=1", "-d=3", rate];
+        let output = run(program().args(arguments));
+        let mut lines = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n');
+        let last = lines.next().expect("a line");
+        let report: Value = serde_json::from_slice(last).expect("an object");
+        let series = report["series"].as_array().expect("a list").iter();
+        let counts: Vec<_> = series.map(|it| number(it, "messages")).collect();
+        assert_eq!(counts, [messages; 3], "{report}");
     }
 }
 

@@ -73,16 +73,6 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     let messages = rate(measured.per_second(total.messages));
     let megabytes = measured.per_second(total.bytes) / 1e6;
     let in_all = Count(total.messages);
-    let [all, attempts] = [plan.connections as u64, total.attempts].map(Count);
-    let [opened, answered, failed] = [total.opened, total.answered, total.failed].map(Count);
-    let answered = match plan.options.connect {
-        true => format!("{opened} opened, "),
-        false => format!("{answered} of {all} answered, "),
-    };
-    let failed = match total.failed {
-        0 => "0 failed".to_owned(),
-        _ => format!("{failed} failed of {attempts} attempts"),
-    };
     let after_end = match measured.after_end {
         0 => String::new(),
         count => format!(", and {} after the end", Count(count)),
@@ -90,7 +80,7 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     let mut lines = vec![
         format!("throughput    {messages} messages/s, {megabytes:.2} MB/s each way"),
         format!("duration      {seconds:.2} s, {in_all} messages{after_end}"),
-        format!("connections   {answered}{failed}"),
+        format!("connections   {}", connections(plan, total)),
     ];
     if !total.never_answered.is_empty() {
         let addresses = total.never_answered.join(", ");
@@ -129,6 +119,21 @@ pub(crate) fn text(plan: &Plan, measured: &Measured) -> String {
     lines.extend(own_fault(plan, measured).map(|fault| format!("own fault     {fault}")));
     lines.extend(failure(plan, measured).map(|failure| format!("FAILED        {failure}")));
     lines.join("\n") + "\n"
+}
+
+/// How many connections were opened or answered, and have failed.
+fn connections(plan: &Plan, total: &Tally) -> String {
+    let [all, attempts] = [plan.connections as u64, total.attempts].map(Count);
+    let [opened, answered, failed] = [total.opened, total.answered, total.failed].map(Count);
+    let answered = match plan.options.connect {
+        true => format!("{opened} opened, "),
+        false => format!("{answered} of {all} answered, "),
+    };
+    let failed = match total.failed {
+        0 => "0 failed".to_owned(),
+        _ => format!("{failed} failed of {attempts} attempts"),
+    };
+    answered + &failed
 }
 
 /// Returns why the load itself may be the limit. At a rate it polls, so that its CPU time tells nothing.
