@@ -113,7 +113,12 @@ fn in_namespace(settings: &[(&str, &str)], body: impl FnOnce() + Send) {
 
 #[test]
 fn case_without_ports_is_not_run() {
-    in_namespace(&[("ip_local_port_range", "40000 40099")], || {
+    // Linux would use the port of a closed connection again after a second.
+    let settings = [
+        ("ip_local_port_range", "40000 40099"),
+        ("tcp_tw_reuse", "0"),
+    ];
+    in_namespace(&settings, || {
         let address = servers::start(Fault::None);
         let error = "no local port is free: closed connections hold them for a minute";
         let ended = check(
