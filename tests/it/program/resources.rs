@@ -11,8 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 
 use crate::harness::{
-    Client, Process, command, expect_all, ping_all, possible_connections, program, random_bytes,
-    send_all, total, wait_until,
+    Client, Process, command, expect_all, installed, ping_all, possible_connections, program,
+    random_bytes, send_all, total, wait_until,
 };
 
 /// System calls by name.
@@ -255,4 +255,18 @@ fn one_worker_serves_thousands_of_connections() {
     assert_eq!(total(&log, "accepted"), count as u64, "{log}");
     assert_eq!(total(&log, "open"), 0, "{log}");
     println!("{log}");
+}
+
+/// A debugger of memory hides what the kernel maps, and with it what a program must not read.
+#[test]
+fn debug_build_runs_under_valgrind() {
+    if !installed(&["valgrind"]) {
+        return;
+    }
+    let mut valgrind = command("valgrind");
+    valgrind.args(["-q", "--tool=none"]);
+    valgrind.arg(program().get_program());
+    let server = Process::start(valgrind.args(["--listen=127.0.0.1:0", "-w1"]));
+    Client::connect(server.address()).check_echo(b"slowly");
+    server.terminate();
 }
