@@ -144,6 +144,10 @@ fn stall_that_fails_a_connection_is_in_the_percentiles() {
     let times = crate::recorded_times(&report);
     let answered = number(&report, "messages") + number(&report, "after_end");
     assert_eq!(times, answered + counts[2], "{report}");
+    // An interval has the times of those that came back in it.
+    let mut series = report["series"].as_array().expect("a list").iter();
+    let is_right = series.all(|it| it["p99_ns"].is_null() == (number(it, "messages") == 0));
+    assert!(is_right, "{report}");
 }
 
 #[test]

@@ -403,15 +403,20 @@ impl<'a> Driver<'a> {
         connection.has_failed = true;
         connection.idle_sweeps = 0;
         let lost = connection.flow.restart();
+        let ages = lost
+            .iter()
+            .map(|start| now.saturating_duration_since(*start));
+        let (late, young): (Vec<_>, Vec<_>) = ages.partition(|age| *age >= self.plan.grace);
+        // With what comes after the end: it has not come back in an interval.
+        let mut after_end = self.tallies[1].lock().expect("no thread panics");
+        for age in late {
+            after_end.add_unanswered(age);
+        }
+        drop(after_end);
         let mut tally = self.tally();
         tally.failed += 1;
+        tally.lost += young.len() as u64;
         count(&mut tally.errors, error, 1);
-        for start in &lost {
-            match now.saturating_duration_since(*start) {
-                age if age >= self.plan.grace => tally.add_unanswered(age),
-                _ => tally.lost += 1,
-            }
-        }
         drop(tally);
         if self.plan.options.messages.is_some() {
             self.remaining -= lost.len() as u64;
