@@ -313,8 +313,8 @@ fn stopped_service_manager_blocks_neither_start_nor_drain() {
         let (status, log) = server.wait();
         assert_eq!(status.code(), Some(130), "{log}");
         let warnings = log.matches("the service manager reads no notifications");
-        // Once each time: the third time only if there are pings.
-        assert!((2..=3).contains(&warnings.count()), "{log}");
+        // Once each time: the third time only if there are pings, which can also fill the queue again while it is read.
+        assert!((2..=5).contains(&warnings.count()), "{log}");
         while receive_now(&manager) {}
     }
 }
